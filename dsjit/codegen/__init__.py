@@ -1,0 +1,1 @@
+"""From Kernels and library calls to a Program that runs."""

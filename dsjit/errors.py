@@ -1,0 +1,46 @@
+"""The exception tree.
+
+Every error that dsjit raises on purpose derives from `DsjitError`, says what happened, at which line
+of the user's code, and what to do about it. Errors that the user's own code raises under eager PyTorch
+pass through untouched: they are never wrapped.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BackendError",
+    "CaptureError",
+    "DsjitError",
+    "DsjitWarning",
+    "OptionError",
+    "UnsupportedCallableError",
+    "VerificationError",
+]
+
+
+class DsjitError(Exception):
+    """Base of every error raised by dsjit itself."""
+
+
+class OptionError(DsjitError, ValueError):
+    """An option or environment variable has a wrong name, type or value."""
+
+
+class UnsupportedCallableError(DsjitError, TypeError):
+    """`dsjit.jit` was given something that it cannot compile (a class, an int, a built-in type)."""
+
+
+class CaptureError(DsjitError, RuntimeError):
+    """The call cannot be captured as one static graph, and `fullgraph=True` forbids running it eagerly."""
+
+
+class BackendError(DsjitError, RuntimeError):
+    """Code generation failed: LLVM rejected a module, a symbol is missing, a target is not supported."""
+
+
+class VerificationError(DsjitError, AssertionError):
+    """An IR breaks one of its own rules: a bug in dsjit, found by its checker rather than by a wrong answer."""
+
+
+class DsjitWarning(UserWarning):
+    """Tells, once per cause, that a call runs eagerly, and why."""

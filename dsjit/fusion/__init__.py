@@ -1,0 +1,1 @@
+"""Graph to fused groups to Kernels."""

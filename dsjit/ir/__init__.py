@@ -1,0 +1,1 @@
+"""The two intermediate representations: `Graph` (tensors) and `Kernel` (loops over scalars)."""

@@ -1,0 +1,1 @@
+"""What dsjit knows of each ATen op: one declarative table."""

@@ -1,0 +1,1 @@
+"""Graph to Graph: pure functions, one a file, listed in order in `pipeline`."""

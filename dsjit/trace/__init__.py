@@ -1,0 +1,1 @@
+"""Runs the user's Python once, and records what it did."""
