@@ -20,11 +20,16 @@ class Operand:
 
 @dataclass(slots=True)
 class FunctionBuilder:
-    """Collects the lines of one function. `declarations` are the module-level declares that its calls need."""
+    """Collects the lines of one function.
+
+    declarations: the module-level declares that its calls need, by symbol.
+    block: the label of the basic block that is being written, for the phis of its successors.
+    """
 
     lines: list[str] = field(default_factory=list)
     declarations: dict[str, str] = field(default_factory=dict)
     counter: int = 0
+    block: str = "entry"
 
     def fresh(self, hint: str = "v") -> str:
         self.counter += 1
@@ -34,7 +39,27 @@ class FunctionBuilder:
         self.lines.append("  " + line)
 
     def label(self, name: str) -> None:
+        """Starts the basic block `name`."""
         self.lines.append(f"{name}:")
+        self.block = name
+
+    def fresh_label(self, hint: str) -> str:
+        self.counter += 1
+        return f"{hint}{self.counter}"
+
+    def jump(self, label: str) -> None:
+        self.emit(f"br label %{label}")
+
+    def branch(self, condition: Operand, then: str, otherwise: str) -> None:
+        self.emit(f"br {condition}, label %{then}, label %{otherwise}")
+
+    def reserve(self) -> int:
+        """A line to be written later, with `fill`."""
+        self.lines.append("")
+        return len(self.lines) - 1
+
+    def fill(self, line: int, text: str) -> None:
+        self.lines[line] = "  " + text
 
     def assign(self, type_: str, expression: str, hint: str = "v") -> Operand:
         """`%vN = expression`, an Operand of `type_`."""
@@ -49,6 +74,12 @@ class FunctionBuilder:
     def compare(self, instruction: str, a: Operand, b: Operand) -> Operand:
         """`fcmp olt`, `icmp slt`, ...: the result is `i1`, or a vector of it."""
         return self.assign(with_element(a.type, "i1"), f"{instruction} {a.type} {a.text}, {b.text}")
+
+    def offset(self, pointer: Operand, element: str, index: Operand) -> Operand:
+        """The address `index` elements after `pointer`; a vector of addresses for a vector index."""
+        if index.text == "0":
+            return pointer
+        return self.assign(with_element(index.type, "ptr"), f"getelementptr {element}, {pointer}, {index}", "a")
 
     def select(self, condition: Operand, a: Operand, b: Operand) -> Operand:
         return self.assign(a.type, f"select {condition}, {a}, {b}")
@@ -69,7 +100,8 @@ class FunctionBuilder:
         return self.call(type_, f"llvm.{name}.{mangle(args[0].type)}", args)
 
     def declare(self, result: str, symbol: str, params: list[str], attributes: str = "") -> None:
-        self.declarations[symbol] = f"declare {result} @{symbol}({', '.join(params)}) {attributes}".rstrip()
+        if symbol not in self.declarations:
+            self.declarations[symbol] = f"declare {result} @{symbol}({', '.join(params)}) {attributes}".rstrip()
 
 
 def lanes(type_: str) -> int:

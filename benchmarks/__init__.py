@@ -1,0 +1,1 @@
+"""Measures dsjit against eager PyTorch and torch.compile: `python -m benchmarks`."""

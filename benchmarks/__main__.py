@@ -1,0 +1,147 @@
+"""The command line: `python -m benchmarks` runs, `python -m benchmarks render FILE` writes docs/benchmarks.md."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from benchmarks.contenders import CONTENDERS, Contender, cpp_compiler
+from benchmarks.machine import Machine, describe
+from benchmarks.report import broken_promises, markdown, print_report
+from benchmarks.results import Report, WorkloadResult, load, save
+from benchmarks.session import Plan, measure_overheads, measure_workload
+from benchmarks.worker import WorkerError
+from benchmarks.workloads.catalog import WORKLOADS
+
+__all__ = ["main"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+ROUNDS, QUICK_ROUNDS = 15, 3
+DOCUMENT = Path(__file__).parent.parent / "docs" / "benchmarks.md"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command. Returns the exit status: 1 if dsjit's outputs differ or calls ran eagerly, else 0."""
+    if arguments[:1] == ["render"]:
+        return _render(_render_parser().parse_args(arguments[1:]))
+    return _run(_run_parser().parse_args(arguments), arguments)
+
+
+def _run_parser() -> argparse.ArgumentParser:
+    names = [workload.name for workload in WORKLOADS]
+    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds instead of {ROUNDS}")
+    parser.add_argument("--no-torch-compile", action="store_true", help="eager and dsjit only")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the timed calls (default float32)")
+    parser.add_argument("--no-checks", action="store_true", help="do not compare outputs at every shape")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch's threads")
+    parser.add_argument("--budget", type=float, default=900.0, help="most seconds a compile may take (default 900)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
+    parser.add_argument(
+        "--reuse", type=Path, metavar="FILE", help="take torch.compile's cold figures from this earlier --json FILE"
+    )
+    parser.add_argument(
+        "--cache", type=Path, metavar="DIR", help="keep torch.compile's files here, which makes --reuse quick"
+    )
+    return parser
+
+
+def _render_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m benchmarks render", description="Write a run's tables as Markdown.")
+    parser.add_argument("report", type=Path, metavar="FILE", help="what --json wrote")
+    parser.add_argument("--output", type=Path, default=DOCUMENT, help=f"default {DOCUMENT.name} in docs/")
+    return parser
+
+
+def _render(options: argparse.Namespace) -> int:
+    options.output.write_text(markdown(load(options.report)))
+    return 0
+
+
+def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+    console = Console()
+    workloads = [workload for workload in WORKLOADS if workload.name in options.only]
+    machine = describe(options.threads)
+    with (
+        tempfile.TemporaryDirectory(prefix="benchmarks-") as scratch,
+        Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        ) as progress,
+    ):
+        plan = Plan(
+            contenders=_contenders(options, console),
+            dtype=DTYPES[options.dtype],
+            check_dtypes=() if options.no_checks else tuple(DTYPES.values()),
+            rounds=QUICK_ROUNDS if options.quick else ROUNDS,
+            budget=options.budget,
+            threads=options.threads,
+            cache=options.cache or Path(scratch),
+            reused=_reused(options.reuse, machine, console),
+        )
+        overall = progress.add_task("workloads", total=len(workloads) + 1)
+        report = Report(machine, shlex.join(["python", "-m", "benchmarks", *arguments]), _now(), [])
+        for workload in workloads:
+            report.workloads.append(measure_workload(workload, plan, progress))
+            progress.advance(overall)
+            if options.json:
+                save(report, options.json)
+        try:
+            report.overheads.extend(measure_overheads(plan, progress))
+        except WorkerError as error:
+            report.errors.append(str(error))
+        progress.advance(overall)
+    if options.json:
+        save(report, options.json)
+    print_report(report, console)
+    for line in broken_promises(report.workloads):
+        console.print(f"broken promise: {line}", style="bold red")
+    return int(any(map(_wrong, report.workloads)))
+
+
+def _wrong(result: WorkloadResult) -> bool:
+    return result.equal is False or result.compiled is False or result.check_error is not None
+
+
+def _contenders(options: argparse.Namespace, console: Console) -> tuple[Contender, ...]:
+    if not options.no_torch_compile and cpp_compiler() is not None:
+        return CONTENDERS
+    if not options.no_torch_compile:
+        console.print("no C++ compiler found: torch.compile is left out", style="yellow")
+    return tuple(contender for contender in CONTENDERS if not contender.keeps_files)
+
+
+def _reused(path: Path | None, machine: Machine, console: Console) -> Report | None:
+    if path is None:
+        return None
+    report = load(path)
+    if (report.machine.processor, report.machine.packages, report.machine.threads) == (
+        machine.processor,
+        machine.packages,
+        machine.threads,
+    ):
+        return report
+    console.print(f"{path} was measured on another machine or other versions: nothing is reused", style="yellow")
+    return None
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

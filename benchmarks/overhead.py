@@ -1,0 +1,78 @@
+"""What a warm call costs beside the kernels: dispatch and guards."""
+
+from __future__ import annotations
+
+import importlib
+import timeit
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from benchmarks.contenders import DSJIT
+from benchmarks.worker import State
+from benchmarks.workloads import language, residual
+from benchmarks.workloads.workload import Arguments, Program, cast
+
+__all__ = ["CALL_LIMIT", "GUARD_LIMIT", "Overhead", "call_overheads"]
+
+CALL_LIMIT: Final = 10e-6
+"""Seconds that a warm call of a function of four tensors may take beyond eager's."""
+
+GUARD_LIMIT: Final = 60e-6
+"""Seconds that the guards of a whole model may take."""
+
+GUARDED: Final[tuple[tuple[str, Callable[[], Program], Callable[[int], Arguments]], ...]] = (
+    ("BERT-base, 12 layers", language.bert(12), language.token_ids),
+    ("BERT-base, 4 layers", language.bert(4), language.token_ids),
+    ("ResNet-50", residual.resnet50, residual.images),
+)
+
+REPEATS, CALLS = 30, 500
+
+
+@dataclass(frozen=True, slots=True)
+class Overhead:
+    """What dsjit adds to a warm call, in seconds: `measured` is the least of many, `limit` is what is promised."""
+
+    name: str
+    measured: float
+    limit: float
+    note: str
+
+
+def four_tensors(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
+    """Three pointwise ops."""
+    return a * b + c * d
+
+
+def call_overheads(state: State) -> list[Overhead]:
+    """The overheads of this process's contender, which is dsjit."""
+    tensors = [torch.ones(4) for _ in range(4)]
+    compiled = DSJIT.compile(four_tensors)
+    eager, jitted = interleaved([lambda: four_tensors(*tensors), lambda: compiled(*tensors)])
+    note = f"{jitted * 1e6:.1f} µs a call, {eager * 1e6:.1f} µs in eager, tensors of 4 floats, three ops"
+    overheads = [Overhead("warm call of a function of 4 tensors, over eager", jitted - eager, CALL_LIMIT, note)]
+    for title, model, inputs in GUARDED:
+        module = cast(model(), torch.float32)
+        overheads.append(_guards(title, DSJIT.compile(module), inputs(0)))
+    return overheads
+
+
+def _guards(title: str, compiled: Program, arguments: Arguments) -> Overhead:
+    """What it takes to find out that a model's compiled program answers a call."""
+    compiled(*arguments)
+    compiled(*arguments)
+    [variant] = importlib.import_module("dsjit.api.entry").jitted_of(compiled).variants
+    [check] = interleaved([lambda: variant.guard.check(arguments, {})])
+    return Overhead(f"guards of {title}", check, GUARD_LIMIT, f"{len(variant.guard.describe())} conditions")
+
+
+def interleaved(functions: list[Callable[[], Any]]) -> list[float]:
+    """The least seconds of a call of each function, in turns."""
+    for function in functions:
+        function()
+    rounds = [[timeit.timeit(function, number=CALLS) / CALLS for function in functions] for _ in range(REPEATS)]
+    return [min(column) for column in zip(*rounds, strict=True)]

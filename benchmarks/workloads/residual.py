@@ -1,0 +1,97 @@
+"""ResNet-50, written from its paper: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", 2015."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from benchmarks.workloads.workload import Arguments, seeded
+
+__all__ = ["IMAGE_SHAPES", "ResNet50", "images", "resnet50"]
+
+IMAGE_SHAPES = ((2, 224), (1, 160), (3, 96))
+"""(batch, height and width in pixels)"""
+
+EXPANSION = 4
+STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))
+"""(inner channels, blocks) of conv2_x to conv5_x: table 1 of the paper, column "50-layer"."""
+
+
+def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False), nn.BatchNorm2d(outputs)
+    )
+
+
+class Bottleneck(nn.Module):
+    """The block of figure 5 (right): 1x1 reduces, 3x3, 1x1 restores, plus the shortcut.
+
+    The stride of a downsampling block is on the 3x3 convolution (the arrangement known as version 1.5), where the
+    paper has it on the first 1x1. A shortcut that changes shape is a strided 1x1 projection (option B).
+    """
+
+    def __init__(self, inputs: int, inner: int, stride: int) -> None:
+        super().__init__()
+        outputs = inner * EXPANSION
+        self.reduce = _convolution(inputs, inner, 1)
+        self.spatial = _convolution(inner, inner, 3, stride)
+        self.restore = _convolution(inner, outputs, 1)
+        self.relu = nn.ReLU(inplace=True)
+        self.shortcut = nn.Identity() if inputs == outputs and stride == 1 else _convolution(inputs, outputs, 1, stride)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.relu(self.reduce(x))
+        y = self.relu(self.spatial(y))
+        y = self.relu(self.restore(y) + self.shortcut(x))
+        return y
+
+
+class ResNet50(nn.Module):
+    """(n, 3, h, w) images to (n, classes) logits."""
+
+    def __init__(self, classes: int = 1000) -> None:
+        super().__init__()
+        self.stem = _convolution(3, 64, 7, stride=2)
+        self.relu = nn.ReLU(inplace=True)
+        self.pool = nn.MaxPool2d(3, stride=2, padding=1)
+        widths = (64, *(inner * EXPANSION for inner, _ in STAGES))
+        self.stages = nn.Sequential(
+            *(
+                nn.Sequential(
+                    *(
+                        Bottleneck(inputs if block == 0 else outputs, inner, 2 if block == 0 and stage > 0 else 1)
+                        for block in range(blocks)
+                    )
+                )
+                for stage, ((inner, blocks), (inputs, outputs)) in enumerate(zip(STAGES, pairwise(widths), strict=True))
+            )
+        )
+        self.classifier = nn.Linear(widths[-1], classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.pool(self.relu(self.stem(images)))
+        x = self.stages(x)
+        logits: Tensor = self.classifier(x.mean(dim=(2, 3)))
+        return logits
+
+
+def resnet50() -> ResNet50:
+    """He initialisation, and batch norms whose statistics and affine are not the identity."""
+    model = ResNet50()
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            nn.init.uniform_(module.weight, 0.5, 1.0)
+            nn.init.normal_(module.bias, std=0.1)
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    return model
+
+
+def images(shape_index: int) -> Arguments:
+    batch, pixels = IMAGE_SHAPES[shape_index]
+    return (seeded(batch, 3, pixels, pixels),)

@@ -1,0 +1,41 @@
+"""dsjit: a just-in-time compiler for eager PyTorch.
+
+    import dsjit
+
+    @dsjit.jit
+    def f(x, y):
+        return (x.sigmoid() * y).softmax(-1)
+
+    dsjit.explain(f)(x, y)      # what was fused, and why the rest was not
+    dsjit.stats()               # what ran compiled
+"""
+
+from dsjit.api.entry import disable, jit, reset_stats, stats
+from dsjit.api.explain import Explanation, explain
+from dsjit.errors import (
+    BackendError,
+    CaptureError,
+    DsjitError,
+    DsjitWarning,
+    OptionError,
+    UnsupportedCallableError,
+    VerificationError,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendError",
+    "CaptureError",
+    "DsjitError",
+    "DsjitWarning",
+    "Explanation",
+    "OptionError",
+    "UnsupportedCallableError",
+    "VerificationError",
+    "disable",
+    "explain",
+    "jit",
+    "reset_stats",
+    "stats",
+]

@@ -1,0 +1,130 @@
+"""From a recorded Graph to a Program: the whole compiler, top to bottom."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from dsjit.codegen.assemble import assemble, choose_steps
+from dsjit.codegen.gemm import MatmulPlan
+from dsjit.codegen.llvm.engine import CompiledKernel, KernelCache
+from dsjit.codegen.placement import Step
+from dsjit.codegen.program import Program
+from dsjit.config import Environment
+from dsjit.dump import Dump
+from dsjit.fusion.group import Group
+from dsjit.fusion.limits import Limits
+from dsjit.fusion.lower import FusedKernel, lower_group
+from dsjit.fusion.planner import FusionPlan, plan_fusion
+from dsjit.ir.graph import Graph, Node
+from dsjit.ir.print_graph import print_graph
+from dsjit.ir.print_kernel import print_kernel
+from dsjit.ir.verify_kernel import verify_kernel
+from dsjit.passes.pipeline import run_passes
+
+__all__ = ["Compilation", "StageTimer", "compile_graph"]
+
+CPU = torch.device("cpu")
+
+
+@dataclass(slots=True)
+class StageTimer:
+    """Seconds spent in each stage of a compile, in order."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+@dataclass(frozen=True, slots=True)
+class Compilation:
+    """Everything that compiling one Graph produced.
+
+    captured, optimized: the Graph before and after the passes. steps: in the order in which they run.
+    generated, reused: kernels compiled now, and found in the cache.
+    """
+
+    captured: Graph
+    optimized: Graph
+    plan: FusionPlan
+    steps: tuple[Step, ...]
+    kernels: Mapping[FusedKernel, CompiledKernel]
+    matmuls: Mapping[Node, MatmulPlan]
+    program: Program
+    generated: int
+    reused: int
+    timer: StageTimer
+
+
+def compile_graph(
+    graph: Graph, environment: Environment, cache: KernelCache, timer: StageTimer, dump: Dump | None
+) -> Compilation:
+    """Optimise, fuse, lower, emit and assemble `graph`.
+
+    Raises VerificationError (under DSJIT_CHECK=1) and BackendError.
+    """
+
+    def on_stage(name: str, stage: Graph) -> None:
+        if dump is not None:
+            dump.write_stage(name, stage)
+
+    on_stage("trace", graph)
+    with timer.stage("passes"):
+        optimized = run_passes(graph, check=environment.check, on_stage=on_stage)
+    with timer.stage("fusion"):
+        plan = plan_fusion(optimized, Limits(), CPU)
+    with timer.stage("lowering"):
+        units = [lower_group(u, plan.info, plan.views) if isinstance(u, Group) else u for u in plan.units]
+        steps, matmuls = choose_steps(units, plan.views)
+    fused = [unit for unit in units if isinstance(unit, FusedKernel)]
+    if environment.check:
+        for kernel in fused:
+            verify_kernel(kernel.kernel)
+    if dump is not None:
+        for kernel in fused:
+            dump.write_kernel(print_kernel(kernel.kernel))
+    with timer.stage("codegen"):
+        result = cache.compile_kernels([kernel.kernel for kernel in fused])
+        compiled = dict(zip(fused, result.kernels, strict=True))
+    if dump is not None and result.ir_text:
+        dump.write("module.ll", result.ir_text)
+    with timer.stage("assembly"):
+        program = assemble(optimized, steps, matmuls, plan.views, compiled)
+    if dump is not None:
+        dump.write("program.py", program.source)
+    compilation = Compilation(
+        graph, optimized, plan, tuple(steps), compiled, matmuls, program, result.generated, result.reused, timer
+    )
+    _print_stages(compilation, environment.debug, result.ir_text)
+    return compilation
+
+
+def _print_stages(compilation: Compilation, level: int, ir_text: str) -> None:
+    """What DSJIT_DEBUG asks for, on standard error."""
+    if level < 1:
+        return
+    seconds = ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in compilation.timer.seconds.items())
+    lines = [
+        f"[dsjit] {compilation.captured.name}: {len(compilation.captured.nodes)} ops -> "
+        f"{len(compilation.kernels)} kernels and {len(compilation.steps) - len(compilation.kernels)} library calls "
+        f"({seconds})"
+    ]
+    if level >= 2:
+        lines += [print_graph(compilation.captured), print_graph(compilation.optimized)]
+    if level >= 3:
+        lines += [print_kernel(kernel.kernel) for kernel in compilation.kernels]
+        lines += [f"not fused: {reason}" for reason in compilation.plan.reasons]
+    if level >= 4:
+        lines.append(ir_text)
+    print("\n".join(lines), file=sys.stderr)

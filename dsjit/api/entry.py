@@ -1,0 +1,107 @@
+"""`dsjit.jit` and its companions."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from typing import Any, TypeVar, overload
+
+import torch
+
+from dsjit.api.jitted import Jitted
+from dsjit.api.session import Session
+from dsjit.api.stats import Stats
+from dsjit.config import Environment, Options
+from dsjit.errors import UnsupportedCallableError
+
+__all__ = ["disable", "jit", "reset_stats", "session", "stats"]
+
+C = TypeVar("C", bound=Callable[..., Any])
+
+_SESSION: list[Session] = []
+
+
+def session() -> Session:
+    """The process's Session, made at first use from the environment variables. Raises OptionError."""
+    if not _SESSION:
+        _SESSION.append(Session(Environment.from_environ(os.environ)))
+    return _SESSION[0]
+
+
+@overload
+def jit(function: C, /, **options: Any) -> C: ...
+@overload
+def jit(**options: Any) -> Callable[[C], C]: ...
+def jit(function: Any = None, /, **options: Any) -> Any:
+    """Compile a function, method, lambda, callable object or `nn.Module`.
+
+    Use it bare (`@dsjit.jit`), with options (`@dsjit.jit(fullgraph=True)`), or as a call (`f = dsjit.jit(f)`).
+    A module is compiled in place: the same object comes back, its class, `state_dict` keys, hooks and pickling as
+    they were. Anything else gives a callable that behaves as the original.
+
+    The first call with a kind of arguments runs eagerly, for real, under the tracer; later calls run the compiled
+    program as long as everything that the code read is unchanged.
+
+    Options (see `dsjit.config.OPTION_ROWS`): dynamic, fullgraph, numerics, backend, disable, recompile_limit.
+    Raises OptionError for an unknown option or a bad value, UnsupportedCallableError for what cannot be compiled.
+    """
+    chosen = Options.from_keywords(options)
+    if function is None:
+        return lambda f: _wrap(f, chosen)
+    return _wrap(function, chosen)
+
+
+def _wrap(function: Any, options: Options) -> Any:
+    if isinstance(function, torch.nn.Module):
+        target = function._call_impl
+        function._compiled_call_impl = Jitted(target, options, session(), type(function).__name__)
+        return function
+    if isinstance(function, Jitted):
+        return Jitted(function.__wrapped__, options, session(), function._name)
+    if isinstance(function, staticmethod | classmethod):
+        return type(function)(_wrap(function.__func__, options))
+    if isinstance(function, type):
+        raise UnsupportedCallableError(
+            f"dsjit.jit was given the class {function.__qualname__}: jit its method (forward), or an instance of it"
+        )
+    if not callable(function):
+        raise UnsupportedCallableError(
+            f"dsjit.jit was given a {type(function).__name__}, which is not callable: pass a function or an nn.Module"
+        )
+    code = inspect.unwrap(function) if inspect.isfunction(function) else function
+    if inspect.iscoroutinefunction(code) or inspect.isgeneratorfunction(code) or inspect.isasyncgenfunction(code):
+        raise UnsupportedCallableError(
+            f"{_name_of(function)} is a generator or coroutine function: jit the functions that it calls instead"
+        )
+    return Jitted(function, options, session(), _name_of(function))
+
+
+def _name_of(function: Any) -> str:
+    return str(getattr(function, "__qualname__", None) or getattr(function, "__name__", None) or type(function).__name__)
+
+
+def disable(function: Any) -> Any:
+    """The original of a jitted function; a jitted module is put back to eager in place and returned."""
+    if isinstance(function, torch.nn.Module):
+        function._compiled_call_impl = None
+        return function
+    return function.__wrapped__ if isinstance(function, Jitted) else function
+
+
+def jitted_of(function: Any) -> Jitted | None:
+    """The Jitted behind a jitted function, method or module; None for anything else."""
+    if isinstance(function, torch.nn.Module):
+        function = function._compiled_call_impl
+    function = getattr(function, "__func__", function)
+    return function if isinstance(function, Jitted) else None
+
+
+def stats() -> Stats:
+    """Counters since the last `reset_stats()`, overall and per jitted object."""
+    return session().registry.snapshot()
+
+
+def reset_stats() -> None:
+    """Set every counter to 0; compiled programs stay."""
+    session().registry.reset()

@@ -1,0 +1,242 @@
+"""`dsjit.explain`: what was captured, what was fused and why the rest was not, in words and as data."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from dsjit.api.compile import Compilation
+from dsjit.api.entry import jit, jitted_of
+from dsjit.fusion.lower import FusedKernel
+from dsjit.fusion.views import is_view
+from dsjit.ir.graph import Graph, Node, Source, Value
+from dsjit.ir.kernel import Index, Kernel, Load, Store
+from dsjit.ir.print_graph import print_graph
+from dsjit.ir.print_kernel import print_kernel
+
+__all__ = ["Explanation", "KernelReport", "LibraryReport", "explain"]
+
+
+@dataclass(frozen=True, slots=True)
+class KernelReport:
+    """One generated kernel. bytes_read and bytes_written count each element of memory once, however often it is
+    touched: what must cross the memory bus when nothing was cached before."""
+
+    name: str
+    ops: tuple[str, ...]
+    sources: tuple[Source, ...]
+    bytes_read: int
+    bytes_written: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class LibraryReport:
+    """One library call; `native` when it is a matrix product that runs without going through Python."""
+
+    op: str
+    source: Source
+    bytes_read: int
+    bytes_written: int
+    native: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """What the compiler made of one call.
+
+    eager_reasons: why the call runs eagerly; then everything else is empty.
+    bytes_before, bytes_after: memory traffic of the captured ops run one by one, and of the program.
+    reasons: why a producer was not fused with a consumer.
+    compile_seconds: by stage. guards: what must hold for the program to be used again, one line each.
+    """
+
+    name: str
+    eager_reasons: tuple[str, ...]
+    ops_captured: int
+    kernels: tuple[KernelReport, ...] = ()
+    library_calls: tuple[LibraryReport, ...] = ()
+    bytes_before: int = 0
+    bytes_after: int = 0
+    arena_bytes: int = 0
+    intermediate_bytes: int = 0
+    reasons: tuple[str, ...] = ()
+    guards: tuple[str, ...] = ()
+    compile_seconds: Mapping[str, float] | None = None
+    captured: str = ""
+    optimized: str = ""
+    program: str = ""
+
+    def __str__(self) -> str:
+        stream = io.StringIO()
+        console = Console(file=stream, width=120, force_terminal=False)
+        self.print(console)
+        return stream.getvalue()
+
+    def print(self, console: Console) -> None:
+        """Print to a rich Console."""
+        if self.eager_reasons:
+            console.print(f"{self.name} runs eagerly:")
+            for reason in self.eager_reasons:
+                console.print(f"  {escape(reason)}")
+            return
+        seconds = self.compile_seconds or {}
+        spent = ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in seconds.items())
+        console.print(f"{self.name}: {self.ops_captured} ops captured in {sum(seconds.values()) * 1e3:.1f} ms ({spent})")
+        console.print(
+            f"memory traffic {_size(self.bytes_before)} -> {_size(self.bytes_after)}; intermediate buffers "
+            f"{_size(self.intermediate_bytes)} in an arena of {_size(self.arena_bytes)}"
+        )
+        console.print(self._kernel_table())
+        console.print(self._library_table())
+        if self.reasons:
+            console.print("not fused:")
+            for reason in self.reasons:
+                console.print(f"  {escape(reason)}")
+        console.print(f"{len(self.guards)} guards")
+
+    def _kernel_table(self) -> Table:
+        table = Table(title=f"{len(self.kernels)} generated kernels", title_justify="left")
+        for heading in ("kernel", "ops", "lines", "reads", "writes"):
+            table.add_column(heading, overflow="fold")
+        for kernel in self.kernels:
+            lines = ", ".join(dict.fromkeys(str(source) for source in kernel.sources))
+            table.add_row(
+                kernel.name, str(len(kernel.ops)), escape(lines), _size(kernel.bytes_read), _size(kernel.bytes_written)
+            )
+        return table
+
+    def _library_table(self) -> Table:
+        table = Table(title=f"{len(self.library_calls)} library calls", title_justify="left")
+        for heading in ("op", "line", "native", "reads", "writes"):
+            table.add_column(heading, overflow="fold")
+        for call in self.library_calls:
+            table.add_row(
+                call.op, escape(str(call.source)), "yes" if call.native else "", _size(call.bytes_read),
+                _size(call.bytes_written),
+            )  # fmt: skip
+        return table
+
+
+def explain(function: Callable[..., Any]) -> Callable[..., Explanation]:
+    """`dsjit.explain(f)(*args, **kwargs)`: call `f` (jitting it first if it is not) and tell what was made of the call.
+
+    The call is real: its effects happen, and its program is kept for later calls of a jitted `f`.
+    """
+
+    def explained(*args: Any, **kwargs: Any) -> Explanation:
+        jitted = jitted_of(function)
+        callee: Callable[..., Any] = function
+        if jitted is None:
+            jitted = callee = jit(getattr(function, "_call_impl", function))
+        assert jitted is not None
+        callee(*args, **kwargs)
+        bound = (function.__self__, *args) if jitted_of(function) and hasattr(function, "__self__") else args
+        for variant in jitted.variants:
+            if variant.guard.check(bound, kwargs) is not None:
+                guards = tuple(str(line) for line in variant.guard.describe())
+                return _report(repr(jitted), variant.compilation, guards)
+        reasons = tuple(f"{p.reason} (at {p.source})" for verdict in jitted.verdicts for p in verdict.problems)
+        return Explanation(repr(jitted), reasons or ("no program fits this call",), 0)
+
+    return explained
+
+
+def _report(name: str, compilation: Compilation, guards: tuple[str, ...]) -> Explanation:
+    kernels: list[KernelReport] = []
+    calls: list[LibraryReport] = []
+    for step in compilation.steps:
+        if isinstance(step.work, FusedKernel):
+            kernels.append(kernel_report(step.work))
+        else:
+            node = step.work.node
+            read, written = node_traffic(node)
+            calls.append(LibraryReport(str(node.op), node.source, read, written, node in compilation.matmuls))
+    after = sum(k.bytes_read + k.bytes_written for k in kernels) + sum(c.bytes_read + c.bytes_written for c in calls)
+    program = compilation.program
+    return Explanation(
+        name=name,
+        eager_reasons=(),
+        ops_captured=len(compilation.captured.nodes),
+        kernels=tuple(kernels),
+        library_calls=tuple(calls),
+        bytes_before=_graph_traffic(compilation.captured),
+        bytes_after=after,
+        arena_bytes=program.arena_bytes,
+        intermediate_bytes=program.intermediate_bytes,
+        reasons=tuple(str(reason) for reason in compilation.plan.reasons),
+        guards=guards,
+        compile_seconds=dict(compilation.timer.seconds),
+        captured=print_graph(compilation.captured),
+        optimized=print_graph(compilation.optimized),
+        program=program.source,
+    )
+
+
+def kernel_report(fused: FusedKernel) -> KernelReport:
+    """Ops, lines and memory traffic of one fused kernel."""
+    read, written = kernel_traffic(fused.kernel, fused.values)
+    return KernelReport(
+        fused.kernel.name,
+        tuple(str(node.op) for node in fused.nodes),
+        tuple(node.source for node in fused.nodes),
+        read,
+        written,
+        print_kernel(fused.kernel),
+    )
+
+
+def kernel_traffic(kernel: Kernel, values: tuple[Value, ...]) -> tuple[int, int]:
+    """(bytes read, bytes written), each element once. `values` are what the params stand for."""
+    sizes = {axis.name: axis.size for axis in kernel.outer}
+    for block in kernel.blocks:
+        sizes.update((axis.name, axis.size) for axis in block.axes)
+    read: dict[str, dict[Index, int]] = {}
+    written: dict[str, int] = {}
+    for block in kernel.blocks:
+        for stmt in block.body:
+            if isinstance(stmt, Load):
+                read.setdefault(stmt.param, {})[stmt.index] = _points(stmt.index, sizes)
+            elif isinstance(stmt, Store):
+                written[stmt.param] = _points(stmt.index, sizes)
+    total_read = total_written = 0
+    for param, value in zip(kernel.params, values, strict=True):
+        if param.name in written:
+            total_written += written[param.name] * param.dtype.itemsize
+        elif param.name in read:
+            # Several windows on one buffer overlap at most to the whole of it.
+            points = min(sum(read[param.name].values()), max(value.type.numel, 1))
+            total_read += points * param.dtype.itemsize
+    return total_read, total_written
+
+
+def _points(index: Index, sizes: Mapping[str, int]) -> int:
+    count = 1
+    for axis, _ in index.terms:
+        count *= sizes[axis]
+    return count
+
+
+def node_traffic(node: Node) -> tuple[int, int]:
+    """(bytes read, bytes written) of one op run on its own: its operands and its results, each once."""
+    read = sum(value.type.nbytes for value in dict.fromkeys(node.inputs()))
+    return read, sum(value.type.nbytes for value in node.outputs)
+
+
+def _graph_traffic(graph: Graph) -> int:
+    return sum(sum(node_traffic(node)) for node in graph.nodes if not is_view(node))
+
+
+def _size(count: int) -> str:
+    if count < 1024:
+        return f"{count} B"
+    for exponent, unit in ((3, "GiB"), (2, "MiB"), (1, "KiB")):
+        if count >= 1024**exponent:
+            return f"{count / 1024**exponent:.1f} {unit}"
+    raise AssertionError("sizes are not negative")

@@ -1,0 +1,217 @@
+"""The object that `dsjit.jit` returns, and the path of a call through it."""
+
+from __future__ import annotations
+
+import functools
+import threading
+import types
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dsjit.api.compile import Compilation, StageTimer, compile_graph
+from dsjit.api.session import Session
+from dsjit.api.stats import Counters
+from dsjit.config import Options
+from dsjit.dump import open_dump
+from dsjit.errors import BackendError, CaptureError, DsjitWarning
+from dsjit.passes.reference import run_reference
+from dsjit.trace.capture import Capture, Returned, capture
+from dsjit.trace.guards import Guard
+from dsjit.trace.outputs import Hole, ResultBuilder
+from dsjit.trace.recorder import Untraceable
+
+__all__ = ["EagerVerdict", "Jitted", "Variant"]
+
+
+@dataclass(slots=True, eq=False)
+class Variant:
+    """A compiled Program and the conditions under which it answers a call."""
+
+    guard: Guard
+    program: Callable[[Any], list[torch.Tensor] | None]
+    finish: Callable[[Any, Any, Any], Any]
+    compilation: Compilation
+
+
+@dataclass(slots=True, eq=False)
+class EagerVerdict:
+    """Calls that are known to run eagerly, and why. Without a guard the verdict holds for every call."""
+
+    guard: Guard | None
+    problems: tuple[Untraceable, ...]
+
+
+class Jitted:
+    """A compiled callable: call it as the original. `__wrapped__` is the original.
+
+    target: what is called and traced. name: how messages and counters call it.
+    """
+
+    def __init__(self, target: Callable[..., Any], options: Options, session: Session, name: str) -> None:
+        functools.update_wrapper(self, target, updated=())
+        self._target = target
+        self._options = options
+        self._session = session
+        self._name = name
+        self._variants: list[Variant] = []
+        self._verdicts: list[EagerVerdict] = []
+        self._lock = threading.RLock()
+        self._warned: set[str] = set()
+        self.counters: Counters = session.registry.register(name)
+
+    def __repr__(self) -> str:
+        return f"<dsjit.jit of {self._name}: {len(self._variants)} programs>"
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else types.MethodType(self, instance)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rejit, (self._target, self._options))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        for variant in self._variants:
+            inputs = variant.guard.check(args, kwargs)
+            if inputs is not None:
+                outputs = variant.program(inputs)
+                if outputs is not None:
+                    counters = self.counters
+                    counters.calls_compiled += 1
+                    counters.cache_hits += 1
+                    return variant.finish(inputs, outputs, (args, kwargs))
+        return self._miss(args, kwargs)
+
+    # -- the slow path -------------------------------------------------------------------------------------------
+
+    def _miss(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        session = self._session
+        if session.is_tracing():
+            # Inside another trace: the ops belong to the outer Graph.
+            return self._target(*args, **kwargs)
+        if self._options.disable or session.environment.disable:
+            return self._eagerly("compilation is disabled", args, kwargs)
+        for verdict in self._verdicts:
+            if verdict.guard is None or verdict.guard.check(args, kwargs) is not None:
+                return self._refuse(verdict.problems, args, kwargs)
+        limit = self._options.recompile_limit
+        if len(self._variants) + len(self._verdicts) >= limit:
+            return self._over_limit(args, kwargs)
+        with self._lock:
+            return self._trace(args, kwargs)
+
+    def _eagerly(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.counters.calls_eager += 1
+        self.counters.eager_reasons[reason] += 1
+        return self._target(*args, **kwargs)
+
+    def _refuse(self, problems: tuple[Untraceable, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._options.fullgraph:
+            raise CaptureError(self._describe(problems))
+        return self._eagerly(problems[0].reason, args, kwargs)
+
+    def _describe(self, problems: tuple[Untraceable, ...]) -> str:
+        first = problems[0]
+        return f"{self._name} cannot be captured as one graph: {first.reason} (at {first.source})"
+
+    def _over_limit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        changed = self._variants[-1].guard.why_not(args, kwargs) if self._variants else None
+        reason = f"the limit of {self._options.recompile_limit} programs is reached (option recompile_limit)"
+        detail = f"; against the newest program: {changed}" if changed else ""
+        self._warn(f"{self._name} runs eagerly from now on when no program fits: {reason}{detail}", "limit")
+        return self._eagerly(reason, args, kwargs)
+
+    def _warn(self, text: str, key: str) -> None:
+        if key not in self._warned:
+            self._warned.add(key)
+            warnings.warn(text, DsjitWarning, stacklevel=5)
+
+    def _trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        timer = StageTimer()
+        self.counters.traces += 1
+        with timer.stage("trace"), self._session.tracing():
+            captured = capture(self._target, args, kwargs, self._name)
+        if captured.graph is None:
+            self._note_problems(captured)
+            return captured.result
+        self.counters.calls_traced += 1
+        try:
+            self._compile(captured, timer)
+        except BackendError as error:
+            self._verdicts.append(
+                EagerVerdict(captured.guard, (Untraceable(f"code generation failed: {error}", captured.graph.nodes[0].source),))
+            )
+            if self._options.fullgraph:
+                raise
+            self._warn(f"{self._name} runs eagerly: code generation failed: {error}", "backend")
+        return captured.result
+
+    def _note_problems(self, captured: Capture) -> None:
+        self.counters.calls_eager += 1
+        self.counters.eager_reasons[captured.problems[0].reason] += 1
+        self._verdicts.append(EagerVerdict(captured.guard, captured.problems))
+        text = self._describe(captured.problems)
+        if self._options.fullgraph:
+            raise CaptureError(text)
+        self._warn(f"{text}; it runs eagerly", text)
+
+    def _compile(self, captured: Capture, timer: StageTimer) -> None:
+        assert captured.graph is not None and captured.guard is not None and captured.builder is not None
+        session = self._session
+        dump = open_dump(session.environment.dump, self._name) if session.environment.dump else None
+        self.counters.compiles += 1
+        compilation = compile_graph(captured.graph, session.environment, session.kernels, timer, dump)
+        self.counters.kernels_generated += compilation.generated
+        self.counters.kernels_reused += compilation.reused
+        in_kernels = sum(len(kernel.nodes) for kernel in compilation.kernels)
+        self.counters.ops_in_kernels += in_kernels
+        self.counters.ops_in_library += len(compilation.steps) - len(compilation.kernels)
+        program: Callable[[Any], list[torch.Tensor] | None] = compilation.program
+        if self._options.backend == "eager":
+            graph = compilation.captured
+            program = functools.partial(_run_eagerly, graph)
+        finish = _finisher(captured.builder, captured.returned)
+        self._variants.insert(0, Variant(captured.guard, program, finish, compilation))
+
+    # -- for explain and tests -----------------------------------------------------------------------------------
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """The compiled programs, newest first."""
+        return tuple(self._variants)
+
+    @property
+    def verdicts(self) -> tuple[EagerVerdict, ...]:
+        """What is known to run eagerly."""
+        return tuple(self._verdicts)
+
+    def clear(self) -> None:
+        """Forget every program: the next call traces anew."""
+        self._variants = []
+        self._verdicts = []
+        self._warned = set()
+
+
+def _run_eagerly(graph: Any, inputs: Any) -> list[torch.Tensor] | None:
+    return list(run_reference(graph, inputs))
+
+
+def _rejit(target: Callable[..., Any], options: Options) -> Any:
+    raise TypeError("a jitted function cannot be unpickled: pickle the original function and jit it again")
+
+
+def _finisher(builder: ResultBuilder, returned: tuple[Returned, ...]) -> Callable[[Any, Any, Any], Any]:
+    """From input and output tensors to the function's result."""
+    direct = all(r.view is None and not r.from_input for r in returned) and [r.number for r in returned] == list(
+        range(len(returned))
+    )
+    if direct and isinstance(builder.template, Hole):
+        return lambda inputs, outputs, call: outputs[0]
+
+    def finish(inputs: Any, outputs: Any, call: Any) -> Any:
+        tensors = outputs if direct else [r.fetch(inputs, outputs) for r in returned]
+        return builder.build(tensors, builder.existing)
+
+    return finish

@@ -1,0 +1,36 @@
+"""What all jitted objects of a process share: kernels, counters, environment, and who is tracing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from dsjit.api.stats import Registry
+from dsjit.codegen.llvm.engine import KernelCache
+from dsjit.config import Environment
+
+__all__ = ["Session"]
+
+
+@dataclass(slots=True)
+class Session:
+    """Shared state, handed to each jitted object when it is made."""
+
+    environment: Environment
+    kernels: KernelCache = field(default_factory=KernelCache)
+    registry: Registry = field(default_factory=Registry)
+    local: threading.local = field(default_factory=threading.local)
+
+    def is_tracing(self) -> bool:
+        """Whether this thread is inside a trace."""
+        return getattr(self.local, "depth", 0) > 0
+
+    @contextmanager
+    def tracing(self) -> Iterator[None]:
+        self.local.depth = getattr(self.local, "depth", 0) + 1
+        try:
+            yield
+        finally:
+            self.local.depth -= 1

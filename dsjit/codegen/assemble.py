@@ -1,0 +1,406 @@
+"""Prints the steps of a Graph as one flat Python function, and binds it to a Program.
+
+Consecutive kernels and matrix products become one native sequence, a single call. Library calls stand between them
+as plain Python calls on tensors: the caller's, tensors in the arena, or tensors that earlier calls returned.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from dsjit.codegen.gemm import MatmulPlan, plan_matmul
+from dsjit.codegen.llvm.engine import CompiledKernel
+from dsjit.codegen.llvm.executor import GemmCall, KernelCall, build_sequence, gemm_available
+from dsjit.codegen.placement import Home, Place, Placement, Step, place_values
+from dsjit.codegen.program import ArenaTensor, Program
+from dsjit.fusion.affine import Affine, NotAffine, linearize
+from dsjit.fusion.lower import FusedKernel
+from dsjit.fusion.planner import LibraryUnit
+from dsjit.fusion.views import Views
+from dsjit.ir.graph import Arg, Graph, Node, Value
+from dsjit.ops.library import fast_callable, out_variant
+from dsjit.ops.strided import strided_view
+
+__all__ = ["assemble", "choose_steps"]
+
+Matmuls = Mapping[Node, MatmulPlan]
+
+
+def choose_steps(units: Sequence[FusedKernel | LibraryUnit], views: Views) -> tuple[list[Step], dict[Node, MatmulPlan]]:
+    """The steps of a Program, and which library nodes run as native matrix products."""
+    matmuls: dict[Node, MatmulPlan] = {}
+    steps: list[Step] = []
+    for unit in units:
+        planned = False
+        if isinstance(unit, LibraryUnit) and not unit.view and not unit.node.mutates:
+            plan = plan_matmul(unit.node, views) if gemm_available() else None
+            if plan is not None:
+                matmuls[unit.node] = plan
+            planned = plan is not None or _takes_out(unit.node)
+        steps.append(Step(unit, planned))
+    return steps, matmuls
+
+
+def _takes_out(node: Node) -> bool:
+    if len(node.outputs) != 1 or node.effect or node.output.type.numel == 0:
+        return False
+    return out_variant(node.op) is not None and _is_dense(node.output)
+
+
+def _is_dense(value: Value) -> bool:
+    """Whether the elements fill a stretch of memory without holes or overlaps."""
+    dims = sorted((s, n) for n, s in zip(value.type.shape, value.type.strides, strict=True) if n != 1)
+    expected = 1
+    for stride, size in dims:
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def assemble(
+    graph: Graph,
+    steps: Sequence[Step],
+    matmuls: Matmuls,
+    views: Views,
+    kernels: Mapping[FusedKernel, CompiledKernel],
+) -> Program:
+    """The Program that runs `steps` in order and returns the Graph's outputs."""
+    return _Assembler(graph, steps, matmuls, views, kernels).assemble()
+
+
+@dataclass(slots=True)
+class _Assembler:
+    graph: Graph
+    steps: Sequence[Step]
+    matmuls: Matmuls
+    views: Views
+    kernels: Mapping[FusedKernel, CompiledKernel]
+    aliases: dict[Value, Value] = field(default_factory=dict)
+    placement: Placement = field(init=False)
+    lines: list[str] = field(default_factory=list)
+    names: dict[str, Any] = field(default_factory=dict)
+    slots: dict[Place, int] = field(default_factory=dict)
+    changing: list[Place] = field(default_factory=list)
+    bound: dict[Any, str] = field(default_factory=dict)
+    pending: list[KernelCall | GemmCall] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    arena_tensors: dict[ArenaTensor, int] = field(default_factory=dict)
+    variables: dict[Value, str] = field(default_factory=dict)
+    constants: list[torch.Tensor] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for step in self.steps:
+            if isinstance(step.work, LibraryUnit) and not step.planned:
+                node = step.work.node
+                if step.work.view or _aliases(node):
+                    for value in node.outputs:
+                        self.aliases[value] = node.args[0]
+        self.constants = list(self.graph.constants.values())
+        self.placement = place_values(self.graph, self.steps, self.views, self.aliases)
+        for step in self.steps:
+            for value in self._native_values(step):
+                place = self.placement.places[value]
+                if place.home in (Home.INPUT, Home.OUTPUT) and place not in self.slots:
+                    self.slots[place] = len(self.slots)
+                    self.changing.append(place)
+
+    def _native_values(self, step: Step) -> tuple[Value, ...]:
+        if isinstance(step.work, FusedKernel):
+            return step.work.values
+        plan = self.matmuls.get(step.work.node)
+        return () if plan is None else (plan.a.base, plan.b.base, plan.c.base)
+
+    def assemble(self) -> Program:
+        dying = self._deaths()
+        for number, step in enumerate(self.steps):
+            if isinstance(step.work, FusedKernel):
+                self._kernel(step.work)
+            elif step.work.node in self.matmuls:
+                self._matmul(self.matmuls[step.work.node])
+            else:
+                self._flush()
+                self._library(step.work.node, step.planned)
+            self.dropped += dying.get(number, ())
+            if not self.pending:
+                self._drop()
+        self._flush()
+        self._finish()
+        header, prologue = self._prologue()
+        body = [*prologue, *self.lines]
+        source = "\n".join([header, *("    " + line for line in body)]) + "\n"
+        namespace = dict(self.names)
+        exec(compile(source, "<dsjit program>", "exec"), namespace)
+        return Program(
+            run=namespace["run"],
+            source=source,
+            slots=len(self.slots),
+            fixed=tuple((s, p.number) for p, s in self.slots.items() if p.home is Home.ARENA),
+            constants=tuple((s, self.constants[p.number]) for p, s in self.slots.items() if p.home is Home.CONSTANT),
+            arena_tensors=tuple(self.arena_tensors),
+            arena_bytes=self.placement.plan.nbytes,
+            intermediate_bytes=self.placement.plan.total,
+        )
+
+    def _prologue(self) -> tuple[str, list[str]]:
+        lines: list[str] = []
+        if self.graph.inputs:
+            names = ", ".join(f"a{i}" for i in range(len(self.graph.inputs)))
+            lines.append(f"{names}, = inputs")
+        lines.append("b = frame.tensors")
+        for number, value in enumerate(self.placement.outputs):
+            lines.append(f"o{number} = {self._allocation(value)}")
+        # One call writes all the addresses that change between runs.
+        if self.changing:
+            letters = {Home.INPUT: "a", Home.OUTPUT: "o"}
+            tensors = ", ".join(f"{letters[place.home]}{place.number}" for place in self.changing)
+            self.names["put"] = struct.Struct(f"{len(self.changing)}q").pack_into
+            self.names["data_ptr"] = torch.Tensor.data_ptr
+            lines.append(f"put(frame.buffer, 0, *map(data_ptr, ({tensors},)))")
+        if self.slots:
+            lines.append("address = frame.address")
+            if any(place.home is Home.LIBRARY for place in self.slots):
+                lines.append("table = frame.table")
+        return "def run(inputs, frame, threads):", lines
+
+    def _allocation(self, value: Value) -> str:
+        type_ = value.type
+        strides = self._bind("s", type_.strides)
+        shape = self._bind("s", type_.shape)
+        self.names["empty_strided"] = torch.empty_strided
+        return f"empty_strided({shape}, {strides}, dtype={self._bind('d', type_.dtype)})"
+
+    # -- native steps --------------------------------------------------------------------------------------------
+
+    def _slot(self, value: Value) -> int:
+        place = self.placement.places[value]
+        slot = self.slots.get(place)
+        if slot is None:
+            slot = self.slots[place] = len(self.slots)
+            if place.home is Home.LIBRARY:
+                # Its address becomes known when the library call returns: ask for it just before the sequence runs.
+                self.lines.append(f"table[{slot}] = {self.variables[value]}.data_ptr()")
+        return slot
+
+    def _kernel(self, fused: FusedKernel) -> None:
+        for value in fused.writes:
+            place = self.placement.places[value]
+            if place.home is Home.LIBRARY:
+                holder = next(v for v in fused.reads if self.placement.places[v] == place)
+                self.variables[value] = self.variables[holder]
+        slots = tuple(self._slot(value) for value in fused.values)
+        self.pending.append(KernelCall(self.kernels[fused], slots))
+
+    def _matmul(self, plan: MatmulPlan) -> None:
+        a, b, c = (self._slot(matrix.base) for matrix in (plan.a, plan.b, plan.c))
+        self.pending.append(GemmCall.row_major(plan, (a, b, c)))
+
+    def _flush(self) -> None:
+        if self.pending:
+            run = self._bind("q", build_sequence(tuple(self.pending)).run)
+            self.lines.append(f"{run}(address, threads)")
+            self.pending = []
+            self._drop()
+
+    def _drop(self) -> None:
+        """Let go of library tensors that nobody wants any more, so that their memory is free for the next one."""
+        if self.dropped:
+            self.lines.append(f"del {', '.join(self.dropped)}")
+            self.dropped = []
+
+    # -- library calls -------------------------------------------------------------------------------------------
+
+    def _library(self, node: Node, planned: bool) -> None:
+        args = [self._argument(arg) for arg in node.args]
+        for position in node.mutates:
+            args[position] = self._cloned(node.args[position])
+        keywords = [f"{name}={self._argument(arg)}" for name, arg in node.kwargs.items()]
+        if planned:
+            target = self._tensor(node.output)
+            function = self._bind("f", out_variant(node.op))
+            self.lines.append(f"{function}({', '.join([*args, *keywords, f'out={target}'])})")
+            return
+        function = self._bind("f", fast_callable(node.op) if isinstance(node.op, torch._ops.OpOverload) else node.op)
+        call = f"{function}({', '.join([*args, *keywords])})"
+        returned = node.outputs[: len(node.outputs) - len(node.mutates)]
+        targets = []
+        for value in node.outputs:
+            self.variables[value] = f"t{value.id}"
+        targets = [self.variables[value] for value in returned]
+        if not targets:
+            self.lines.append(call)
+        elif len(targets) == 1 and not _returns_many(node):
+            self.lines.append(f"{targets[0]} = {call}")
+        else:
+            self.lines.append(f"{', '.join(targets)}, = {call}")
+        for position, value in zip(node.mutates, node.outputs[len(returned) :], strict=True):
+            self.lines.append(f"{self.variables[value]} = {args[position]}")
+        if _is_dynamic(node):
+            for value in returned:
+                shape = self._bind("s", value.type.shape)
+                self.lines.append(f"if {self.variables[value]}.shape != {shape}: return None")
+
+    def _cloned(self, arg: Arg) -> str:
+        name = f"m{len(self.lines)}"
+        self.names["clone"] = torch.clone
+        self.lines.append(f"{name} = clone({self._argument(arg)})")
+        return name
+
+    def _argument(self, arg: Arg) -> str:
+        if isinstance(arg, Value):
+            return self._tensor(arg)
+        if isinstance(arg, tuple):
+            return "(" + "".join(self._argument(item) + ", " for item in arg) + ")"
+        if arg is None or type(arg) in (bool, int, str):
+            return repr(arg)
+        return self._bind("k", arg)
+
+    def _tensor(self, value: Value) -> str:
+        """An expression for the tensor that holds `value`, views applied."""
+        node = self.views.transparent(value)
+        if node is None:
+            return self._base_tensor(value)
+        try:
+            base, index = self.views.follow(value, (Affine(),) * len(value.type.shape), {})
+        except NotAffine:
+            return self._view_call(node, value)
+        place = self.placement.places[base]
+        offset = linearize(index, base.type.strides).offset if base.type.numel else 0
+        if place.home is Home.ARENA:
+            spec = ArenaTensor(
+                place.number + offset * base.type.dtype.itemsize, value.type.dtype, value.type.shape, value.type.strides
+            )
+            return self._arena_tensor(spec)
+        tensor = self._base_tensor(base)
+        if value.type == base.type and offset == 0:
+            return tensor
+        if offset == 0 and len(value.type.shape) == 2 and len(base.type.shape) == 2:
+            if value.type.strides == base.type.strides[::-1] and value.type.shape == base.type.shape[::-1]:
+                return f"{tensor}.t()"
+        self.names["strided_view"] = strided_view
+        shape, strides = self._bind("s", value.type.shape), self._bind("s", value.type.strides)
+        return f"strided_view({tensor}, {shape}, {strides}, {offset})"
+
+    def _view_call(self, node: Node, value: Value) -> str:
+        function = self._bind("f", node.op)
+        args = [self._argument(arg) for arg in node.args]
+        args += [f"{name}={self._argument(arg)}" for name, arg in node.kwargs.items()]
+        call = f"{function}({', '.join(args)})"
+        return call if len(node.outputs) == 1 else f"{call}[{node.outputs.index(value)}]"
+
+    def _base_tensor(self, value: Value) -> str:
+        place = self.placement.places[value]
+        if place.home is Home.INPUT:
+            return f"a{place.number}"
+        if place.home is Home.OUTPUT:
+            return f"o{place.number}"
+        if place.home is Home.CONSTANT:
+            return self._bind("c", self.constants[place.number])
+        if place.home is Home.LIBRARY:
+            return self.variables[value]
+        type_ = value.type
+        return self._arena_tensor(ArenaTensor(place.number, type_.dtype, type_.shape, type_.strides))
+
+    def _arena_tensor(self, spec: ArenaTensor) -> str:
+        number = self.arena_tensors.setdefault(spec, len(self.arena_tensors))
+        return f"b[{number}]"
+
+    def _deaths(self) -> dict[int, list[str]]:
+        """After which step each library tensor is dropped, so that its memory is free for the next one."""
+        table: dict[int, list[str]] = {}
+        for value, step in self.placement.last_use.items():
+            if step < len(self.steps):
+                table.setdefault(step, []).append(f"t{value.id}")
+        return table
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def _finish(self) -> None:
+        for check in self.graph.checks:
+            self.names["same_bits"] = _same_bits
+            expected = self._bind("e", check.expected)
+            self.lines.append(f"if not same_bits({self._tensor(check.value)}, {expected}): return None")
+        held: set[str] = set()
+        results: list[str] = []
+        for value in self.graph.outputs:
+            base = self._owner(value)
+            home = self.placement.places[base].home
+            name = self._tensor(value)
+            root = self._base_tensor(base)
+            if home in (Home.INPUT, Home.CONSTANT, Home.ARENA) or root in held:
+                if home is Home.INPUT and value in self.aliases:
+                    results.append(name)
+                    continue
+                self.names["fresh_copy"] = _fresh_copy
+                strides = self._bind("s", value.type.strides)
+                copy = f"r{len(self.lines)}"
+                self.lines.append(f"{copy} = fresh_copy({name}, {strides})")
+                results.append(copy)
+            else:
+                held.add(root)
+                results.append(name)
+        targets = {write.target for write in self.graph.writes}
+        copies: list[str] = []
+        for write in self.graph.writes:
+            source, target = self._tensor(write.value), self._tensor(write.target)
+            if source == target:
+                continue
+            if self._owner(write.value) in targets:
+                # What is written was another target's old content: take it before any target changes.
+                saved = f"w{len(self.lines)}"
+                self.names["clone"] = torch.clone
+                self.lines.append(f"{saved} = clone({source})")
+                source = saved
+            copies.append(f"{target}.copy_({source})")
+        self.lines += copies
+        self.lines.append(f"return [{', '.join(results)}]")
+
+    def _owner(self, value: Value) -> Value:
+        value = self.views.base(value)
+        while value in self.aliases:
+            value = self.views.base(self.aliases[value])
+        return value
+
+    def _bind(self, prefix: str, value: Any) -> str:
+        """A name for `value` in the printed function; equal sizes and dtypes share one."""
+        key = (prefix, value if isinstance(value, tuple | torch.dtype) else id(value))
+        name = self.bound.get(key)
+        if name is None:
+            name = self.bound[key] = f"{prefix}{len(self.bound)}"
+            self.names[name] = value
+        return name
+
+
+def _aliases(node: Node) -> bool:
+    schema = getattr(node.op, "_schema", None)
+    if schema is None:
+        return node.op is strided_view
+    return any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
+
+
+def _returns_many(node: Node) -> bool:
+    schema = getattr(node.op, "_schema", None)
+    if schema is None:
+        return False
+    return len(schema.returns) > 1 or "[]" in str(schema.returns[0].type)
+
+
+def _is_dynamic(node: Node) -> bool:
+    return torch.Tag.dynamic_output_shape in getattr(node.op, "tags", ())
+
+
+def _same_bits(tensor: torch.Tensor, expected: torch.Tensor) -> bool:
+    if tensor.dtype.is_floating_point or tensor.dtype.is_complex:
+        return torch.equal(tensor.contiguous().view(torch.uint8), expected.contiguous().view(torch.uint8))
+    return torch.equal(tensor, expected)
+
+
+def _fresh_copy(tensor: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
+    result = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device)
+    return result.copy_(tensor)
+

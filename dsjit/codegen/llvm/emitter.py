@@ -1,0 +1,220 @@
+"""Kernels to one module of textual LLVM IR.
+
+Each kernel becomes `define void @NAME(ptr %args, i64 %begin, i64 %end)`: `%args` points to the addresses of its
+params, in order; [%begin, %end) is the range of work items to do (`schedule.work_items` tells how many there are).
+Work items are independent, so any split of the range over threads is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from dsjit.codegen.llvm.block_loops import BlockLoops
+from dsjit.codegen.llvm.builder import FunctionBuilder, Operand
+from dsjit.codegen.llvm.loops import add, counted_loop, i64, minimum, multiply
+from dsjit.codegen.llvm.memory import Mask
+from dsjit.codegen.llvm.reductions import combine, finish, result
+from dsjit.codegen.llvm.schedule import Schedule, statement_index
+from dsjit.codegen.llvm.statements import Front, StatementEmitter
+from dsjit.codegen.llvm.target import Target
+from dsjit.codegen.llvm.types import lane_numbers
+from dsjit.ir.kernel import Apply, Axis, Block, Cast, IndexValue, InRange, Kernel, Load, Reduce, Stmt, Store
+
+__all__ = ["emit_module"]
+
+
+def emit_module(kernels: Sequence[Kernel], target: Target) -> str:
+    """The module with a function of each kernel's name. The names must differ and be plain identifiers."""
+    declarations: dict[str, str] = {}
+    functions: list[str] = []
+    for kernel in kernels:
+        builder = FunctionBuilder(declarations=declarations)
+        _FunctionEmitter(kernel, target, builder).emit()
+        functions.append(
+            f"define void @{kernel.name}(ptr %args, i64 %begin, i64 %end) nounwind {{\n"
+            + "\n".join(builder.lines)
+            + "\n}\n"
+        )
+    header = f'target triple = "{target.triple}"\n'
+    return "\n".join([header, *declarations.values(), "", *functions])
+
+
+class _FunctionEmitter:
+    def __init__(self, kernel: Kernel, target: Target, builder: FunctionBuilder) -> None:
+        self.kernel = kernel
+        self.target = target
+        self.b = builder
+        self.schedule = Schedule.of(kernel, target)
+        self.lanes = target.lanes
+        dtypes, varying = _facts(self.schedule)
+        self.s = StatementEmitter(
+            builder,
+            target,
+            params={},
+            param_dtypes={param.name: param.dtype for param in kernel.params},
+            extents={axis.name: axis.size for axis in self.schedule.outer},
+            varying=varying,
+            dtypes=dtypes,
+        )
+
+    # Work items
+
+    def emit(self) -> None:
+        self.b.label("entry")
+        for position, param in enumerate(self.kernel.params):
+            slot = self.b.offset(Operand("ptr", "%args"), "ptr", i64(position))
+            self.s.params[param.name] = self.b.assign("ptr", f"load ptr, {slot}, align 8", "p")
+        sizes = self.item_axes()
+        begin, end = Operand("i64", "%begin"), Operand("i64", "%end")
+        if len(sizes) < 2:
+            counted_loop(self.b, begin, end, 1, [], lambda item, _: self.item([item], []))
+        else:
+            start, after = self.b.fresh_label("start"), self.b.fresh_label("done")
+            self.b.branch(self.b.compare("icmp slt", begin, end), start, after)
+            self.b.label(start)
+            initial = self.split(begin, sizes)
+            counted_loop(
+                self.b, begin, end, 1, initial, lambda item, at: self.item(at, sizes), may_be_empty=False
+            )
+            self.b.jump(after)
+            self.b.label(after)
+        self.b.emit("ret void")
+
+    def item_axes(self) -> list[int]:
+        """Extents of the axes whose product is the range of work items, outermost first."""
+        sizes = [axis.size for axis in self.schedule.outer]
+        if self.schedule.lanes == "outer":
+            sizes[-1] = -(-sizes[-1] // (self.schedule.copies * self.lanes))
+        if self.schedule.chunk is not None:
+            sizes.append(-(-self.schedule.blocks[-1].axes[-1].size // self.schedule.chunk))
+        return sizes
+
+    def split(self, item: Operand, sizes: Sequence[int]) -> list[Operand]:
+        """The coordinates of a work item."""
+        coordinates: list[Operand] = []
+        for size in reversed(sizes[1:]):
+            coordinates.append(self.b.binary("urem", item, i64(max(size, 1))))
+            item = self.b.binary("udiv", item, i64(max(size, 1)))
+        return [item, *reversed(coordinates)]
+
+    def item(self, coordinates: list[Operand], sizes: Sequence[int]) -> list[Operand]:
+        """Does one work item; returns the coordinates of the next one, those of more than one axis."""
+        with self.s.scope():
+            for axis, coordinate in zip(self.schedule.outer, coordinates, strict=False):
+                self.s.positions[axis.name] = coordinate
+            chunk = coordinates[-1] if self.schedule.chunk is not None else None
+            if self.schedule.lanes == "outer":
+                self.start_lanes(self.schedule.outer[-1], coordinates[-1])
+            for block in self.schedule.blocks:
+                self.block(block, chunk)
+        following: list[Operand] = []
+        carry: Operand | None = None
+        for coordinate, size in zip(reversed(coordinates), reversed(sizes), strict=False):
+            step = i64(1) if carry is None else carry
+            advanced = self.b.binary("add", coordinate, step)
+            wrapped = self.b.compare("icmp eq", advanced, i64(size))
+            carry = self.b.convert("zext", wrapped, "i64")
+            following.append(self.b.select(wrapped, i64(0), advanced))
+        return following[::-1]
+
+    def start_lanes(self, axis: Axis, group: Operand) -> None:
+        """Lanes run along the last outer axis, over one group of vectors."""
+        copies = self.schedule.copies
+        first = multiply(self.b, group, copies * self.lanes)
+        masks: list[Mask | None] = [None] * copies
+        if axis.size % (copies * self.lanes):
+            left = self.b.binary("sub", i64(axis.size), first)
+            for copy in range(copies):
+                here = minimum(self.b, add(self.b, left, i64(-copy * self.lanes)), i64(self.lanes))
+                count = self.s.widen(self.b.convert("trunc", here, "i32"))
+                masks[copy] = Mask(self.b.compare("icmp slt", lane_numbers(self.lanes, 1, "i32"), count))
+        self.s.positions[axis.name] = first
+        self.s.front = Front(axis.name, tuple(masks), joined=False)
+
+    # Blocks
+
+    def block(self, block: Block, chunk: Operand | None) -> None:
+        if not block.axes:
+            for statement in block.body:
+                if isinstance(statement, Reduce):
+                    self.reduce_one(statement)
+                else:
+                    self.s.emit(statement)
+            return
+        reduces = [statement for statement in block.body if isinstance(statement, Reduce)]
+        with self.s.scope():
+            accumulators = BlockLoops(self.s, self.schedule, block, reduces, chunk).emit()
+            results = {reduce.result: self.reduced(reduce, accumulators[reduce.result]) for reduce in reduces}
+        self.s.values.update(results)
+
+    def reduce_one(self, reduce: Reduce) -> None:
+        """A reduction over no axes: of one element, at the index's offset."""
+        if reduce.index is None:
+            self.s.values[reduce.result] = self.s.values[reduce.arg]
+        else:
+            self.s.values[reduce.result] = (i64(reduce.index.offset),)
+
+    def reduced(self, reduce: Reduce, accumulators: list[list[Operand]]) -> tuple[Operand, ...]:
+        """The results from the accumulators of all copies."""
+        dtype = self.s.dtypes[reduce.arg]
+        if self.schedule.lanes == "outer":
+            return tuple(result(self.b, reduce, accumulator) for accumulator in accumulators)
+        joined = accumulators
+        while len(joined) > 1:
+            pairs = [combine(self.b, reduce, dtype, x, y) for x, y in zip(joined[::2], joined[1::2], strict=False)]
+            joined = pairs + joined[len(pairs) * 2 :]
+        return (finish(self.b, reduce, dtype, joined[0]),)
+
+
+def _facts(schedule: Schedule) -> tuple[dict[str, torch.dtype], frozenset[str]]:
+    """The dtype of every result, and which results differ from lane to lane."""
+    dtypes: dict[str, torch.dtype] = {}
+    varying: set[str] = set()
+    for block in schedule.blocks:
+        lane_axis = _lane_axis(schedule, block)
+        for statement in block.body:
+            if isinstance(statement, Store):
+                continue
+            name = statement.result
+            dtypes[name] = _result_dtype(statement)
+            if isinstance(statement, Reduce) and block.axes:
+                varies = schedule.lanes == "outer"
+            else:
+                index = statement_index(statement)
+                varies = index is not None and lane_axis is not None and index.coefficient(lane_axis) != 0
+                varies = varies or any(arg in varying for arg in _arguments(statement))
+            if varies:
+                varying.add(name)
+    return dtypes, frozenset(varying)
+
+
+def _lane_axis(schedule: Schedule, block: Block) -> str | None:
+    if schedule.lanes == "outer":
+        return schedule.outer[-1].name
+    return block.axes[-1].name if schedule.lanes == "inner" and block.axes else None
+
+
+def _result_dtype(statement: Stmt) -> torch.dtype:
+    match statement:
+        case IndexValue():
+            return torch.int64
+        case InRange():
+            return torch.bool
+        case Store():
+            raise TypeError("a store has no result")
+        case _:
+            return statement.dtype
+
+
+def _arguments(statement: Stmt) -> tuple[str, ...]:
+    match statement:
+        case Apply():
+            return statement.args
+        case Cast() | Reduce() | Store():
+            return (statement.arg,)
+        case Load():
+            return () if statement.mask is None else (statement.mask,)
+        case _:
+            return ()

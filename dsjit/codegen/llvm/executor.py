@@ -1,0 +1,209 @@
+"""Sequences of native steps (kernels, matrix products, copies), each run with one call from Python."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, TypeAlias
+
+import torch
+
+from dsjit.codegen.gemm import Matrix, MatmulPlan
+from dsjit.codegen.llvm.driver import Driver, driver, has_threads
+from dsjit.codegen.llvm.engine import CompiledKernel
+from dsjit.codegen.llvm.symbols import native_symbol
+from dsjit.errors import BackendError
+
+__all__ = ["CopyCall", "GemmCall", "KernelCall", "BufferRef", "StepSequence", "build_sequence", "gemm_available"]
+
+_PARALLEL_NS: Final = 15_000
+"""Work below which waking another thread does not pay: a launch costs 1.6 us, a worker that sleeps some 5 us more."""
+
+_SHARE_NS: Final = 8_000
+"""Work that each thread should have at least."""
+
+_BLAS: Final[dict[torch.dtype, str]] = {torch.float32: "sgemm_", torch.float64: "dgemm_"}
+
+
+@dataclass(frozen=True, slots=True)
+class KernelCall:
+    """Runs a kernel on the buffers in `slots` of the table, one a param, each `offsets` bytes further (default 0)."""
+
+    kernel: CompiledKernel
+    slots: tuple[int, ...]
+    offsets: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BufferRef:
+    """A batch of matrices: the first lies `offset` bytes after the address in `slot`, each next `stride` bytes on."""
+
+    slot: int
+    offset: int = 0
+    stride: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class GemmCall:
+    """`c = alpha * op(a) @ op(b) + beta * c`, as BLAS has it: matrices are column-major, and `op` transposes when asked.
+
+    m, n, k: c is m by n, op(a) is m by k. lda, ldb, ldc: elements from one column to the next.
+    batch: that many products, of matrices that lie `BufferRef.stride` apart.
+    """
+
+    dtype: torch.dtype
+    transa: bool
+    transb: bool
+    m: int
+    n: int
+    k: int
+    lda: int
+    ldb: int
+    ldc: int
+    a: BufferRef
+    b: BufferRef
+    c: BufferRef
+    alpha: float = 1.0
+    beta: float = 0.0
+    batch: int = 1
+
+    @staticmethod
+    def row_major(plan: MatmulPlan, slots: tuple[int, int, int]) -> GemmCall:
+        """The call for a product of row-major matrices. slots: of a, b and c.
+
+        A row-major matrix is the transpose of a column-major one, and c' = b' @ a'.
+        """
+        size = plan.dtype.itemsize
+        transpose_b, ldb = _layout(plan.b, plan.k, plan.n)
+        transpose_a, lda = _layout(plan.a, plan.m, plan.k)
+        left, right, result = (
+            BufferRef(slot, matrix.offset * size, matrix.batch * size)
+            for slot, matrix in zip((slots[1], slots[0], slots[2]), (plan.b, plan.a, plan.c), strict=True)
+        )
+        return GemmCall(
+            plan.dtype, transpose_b, transpose_a, plan.n, plan.m, plan.k, ldb, lda, max(plan.c.row, plan.n),
+            left, right, result, batch=plan.batch,
+        )  # fmt: skip
+
+
+def _layout(matrix: Matrix, rows: int, columns: int) -> tuple[bool, int]:
+    """Of a row-major rows by columns matrix seen as its column-major transpose: whether BLAS must transpose it back,
+    and its leading dimension."""
+    if (matrix.column == 1 or columns == 1) and (matrix.row >= columns or rows == 1):
+        return False, max(matrix.row, columns)
+    return True, max(matrix.column, rows)
+
+
+@dataclass(frozen=True, slots=True)
+class CopyCall:
+    """Copies `nbytes` bytes between buffers that do not overlap."""
+
+    nbytes: int
+    target: BufferRef
+    source: BufferRef
+
+
+Call: TypeAlias = KernelCall | GemmCall | CopyCall
+
+
+@dataclass(frozen=True, slots=True)
+class StepSequence:
+    """Encoded steps.
+
+    run: `run(table_address, threads)`: the table is an array of int64, the addresses of buffers by slot; threads is
+        how many to use at most. Returns when all is done; lets other Python threads run meanwhile.
+    run_timed: `run_timed(table_address, threads, timestamps_address)`: also writes `len + 1` int64 there, ns on the
+        clock of `time.monotonic_ns()`, before the first step and after each.
+    """
+
+    calls: tuple[Call, ...]
+    run: Callable[[int, int], None]
+    run_timed: Callable[[int, int, int], None]
+
+    def __len__(self) -> int:
+        return len(self.calls)
+
+
+def gemm_available(dtype: torch.dtype = torch.float32) -> bool:
+    """Whether torch exports a Fortran BLAS that `GemmCall` can use for `dtype`."""
+    return dtype in _BLAS and native_symbol(_BLAS[dtype]) is not None
+
+
+def build_sequence(calls: Sequence[Call]) -> StepSequence:
+    """Encodes `calls` for the native driver. Raises BackendError when a GemmCall has no BLAS to call."""
+    native = driver()
+    words: list[int] = []
+    for call in calls:
+        step = _encode(call, native)
+        words += [step[0], len(step) + 1, *step[1:]]
+    steps = _owning_array(words, tuple(calls))
+    run = partial(native.run, steps, len(calls))
+
+    def run_timed(table: int, threads: int, timestamps: int) -> None:
+        native.run_timed(steps, len(calls), table, threads, timestamps)
+
+    return StepSequence(tuple(calls), run, run_timed)
+
+
+def _owning_array(words: Sequence[int], owned: object) -> Any:
+    """A native array that keeps `owned` alive: a bound `run` holds nothing but the array."""
+    steps = (ctypes.c_int64 * max(len(words), 1))(*words)
+    steps.owned = owned
+    return steps
+
+
+def _encode(call: Call, native: Driver) -> list[int]:
+    """The words of a step, but for its length."""
+    match call:
+        case KernelCall():
+            offsets = call.offsets or (0,) * len(call.slots)
+            pairs = [word for pair in zip(call.slots, offsets, strict=True) for word in pair]
+            kernel = call.kernel
+            useful = _useful_threads(kernel.work_items, kernel.item_cost)
+            return [native.kernel_step, kernel.address, kernel.work_items, useful, len(call.slots), *pairs]
+        case GemmCall():
+            return _encode_gemm(call, native)
+        case CopyCall():
+            target, source = call.target, call.source
+            return [native.copy_step, call.nbytes, target.slot, target.offset, source.slot, source.offset]
+
+
+def _encode_gemm(call: GemmCall, native: Driver) -> list[int]:
+    function = native_symbol(_BLAS[call.dtype]) if call.dtype in _BLAS else None
+    if function is None:
+        raise BackendError(f"torch exports no BLAS product of {call.dtype} matrices")
+    transposes = [ord("T") if transpose else ord("N") for transpose in (call.transa, call.transb)]
+    numbers = [_bits(call.alpha, call.dtype), _bits(call.beta, call.dtype)]
+    operands = [word for o in (call.a, call.b, call.c) for word in (o.slot, o.offset, o.stride)]
+    sizes = [call.m, call.n, call.k, call.lda, call.ldb, call.ldc]
+    return [native.gemm_step, function, call.batch, _gemm_threads(call), *transposes, *sizes, *numbers, *operands]
+
+
+def _bits(value: float, dtype: torch.dtype) -> int:
+    formats = ("<d", "<q") if dtype is torch.float64 else ("<f", "<i")
+    bits: int = struct.unpack(formats[1], struct.pack(formats[0], value))[0]
+    return bits
+
+
+def _useful_threads(items: int, item_ns: float) -> int:
+    """How many threads the work is worth."""
+    total = items * item_ns
+    if total < _PARALLEL_NS or not has_threads():
+        return 1
+    return max(1, min(items, int(total // _SHARE_NS)))
+
+
+_GEMM_CALL_NS: Final = 300.0
+_GEMM_FLOPS_PER_NS: Final = 80.0
+_LARGE_GEMM_NS: Final = 200_000.0
+
+
+def _gemm_threads(call: GemmCall) -> int:
+    """How many threads share the batch; 1 leaves threading to BLAS, which is better for few or large products."""
+    each = _GEMM_CALL_NS + 2.0 * call.m * call.n * call.k / _GEMM_FLOPS_PER_NS
+    if call.batch < 4 or each > _LARGE_GEMM_NS:
+        return 1
+    return _useful_threads(call.batch, each)

@@ -1,0 +1,243 @@
+"""How the loops of a Kernel are cut into work items and lanes: decided once, from sizes, before any text is printed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal, TypeAlias
+
+from dsjit.codegen.llvm.target import Target
+from dsjit.ir.dtypes import is_floating
+from dsjit.ir.kernel import Apply, Axis, Block, Index, IndexValue, InRange, Kernel, Load, Reduce, Stmt, Store
+
+__all__ = ["Schedule", "statement_index", "work_cost", "work_items"]
+
+LanesAlong: TypeAlias = Literal["inner", "outer", "none"]
+
+_CHUNK_VECTORS: Final = 64
+"""Vectors per work item of a map: some 4 KiB of each float32 operand, a few hundred ns of work."""
+
+_HEAVY_OPS: Final[frozenset[str]] = frozenset(
+    "exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh sigmoid erf "
+    "erfc lgamma pow hypot nextafter".split()
+)
+_MIDDLING_OPS: Final[frozenset[str]] = frozenset({"div", "sqrt", "trunc_div", "floor_div", "trunc_rem", "floor_rem"})
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """The loop nest that is emitted.
+
+    outer: the axes whose points are work items, outermost first. With lanes along "outer" the last of them is cut
+        into groups of `copies` vectors, and a work item is one such group.
+    blocks: the Kernel's blocks, their axes merged where memory is contiguous.
+    lanes: along which axis lanes run: the last axis of each block ("inner"), the last outer axis ("outer"), or
+        nowhere ("none": every value is a scalar).
+    chunk: elements of the last block axis that one work item covers; None when it covers them all.
+    copies: with lanes along "outer", vectors side by side in one work item.
+    """
+
+    outer: tuple[Axis, ...]
+    blocks: tuple[Block, ...]
+    lanes: LanesAlong
+    chunk: int | None = None
+    copies: int = 1
+
+    @staticmethod
+    def of(kernel: Kernel, target: Target) -> Schedule:
+        if kernel.vector_axis is None:
+            return Schedule((), kernel.blocks, "none")
+        along_outer = any(axis.name == kernel.vector_axis for axis in kernel.outer)
+        outer, blocks = _drop_unit_axes(kernel.outer, kernel.blocks)
+        if along_outer and not any(block.axes for block in blocks) and not _has_reductions(blocks):
+            # Lanes along the last outer axis of a body without loops: the same as a loop over that axis.
+            merged = Block(outer[-1:], tuple(statement for block in blocks for statement in block.body))
+            outer, blocks, along_outer = outer[:-1], (merged,), False
+        outer, blocks = _merge_axes(outer, blocks)
+        if along_outer:
+            vectors = -(-outer[-1].size // target.lanes)
+            return Schedule(outer, blocks, "outer", copies=_copies_along_outer(outer, blocks, vectors))
+        if not _is_map(blocks):
+            return Schedule(outer, blocks, "inner")
+        loop = blocks[-1]
+        outer, loop = outer + loop.axes[:-1], Block(loop.axes[-1:], loop.body)
+        outer, blocks = _merge_axes_of_map(outer, (*blocks[:-1], loop))
+        chunk = min(_CHUNK_VECTORS * target.lanes, blocks[-1].axes[-1].size)
+        return Schedule(outer, blocks, "inner", chunk=max(chunk, 1))
+
+    def work_items(self, lanes: int) -> int:
+        """Independent pieces of work; 0 when an axis that must be covered is empty."""
+        sizes = [axis.size for axis in self.outer]
+        if self.lanes == "outer":
+            sizes[-1] = -(-sizes[-1] // (self.copies * lanes))
+        if self.chunk is not None:
+            sizes.append(-(-self.blocks[-1].axes[-1].size // self.chunk))
+        count = 1
+        for size in sizes:
+            count *= size
+        return count
+
+    def item_cost(self, lanes: int) -> int:
+        """A rough estimate of the nanoseconds that one work item takes, at least 1."""
+        total = 0.0
+        for block in self.blocks:
+            points = 1
+            for axis in block.axes[:-1]:
+                points *= axis.size
+            if block.axes:
+                extent = block.axes[-1].size if self.chunk is None else min(self.chunk, block.axes[-1].size)
+                points *= -(-extent // lanes) if self.lanes == "inner" else extent
+            total += points * sum(_cost(statement) for statement in block.body)
+        return max(1, round(total * self.copies))
+
+
+def work_items(kernel: Kernel, target: Target) -> int:
+    """The number of parallel work items: the function of `kernel` covers any range [begin, end) of them."""
+    return Schedule.of(kernel, target).work_items(target.lanes)
+
+
+def work_cost(kernel: Kernel, target: Target) -> int:
+    """A rough estimate of the nanoseconds that one work item takes, at least 1."""
+    return Schedule.of(kernel, target).item_cost(target.lanes)
+
+
+def _cost(statement: Stmt) -> float:
+    """ns per vector: memory at some 20 GB/s, 3 ns (about ten instructions) for a polynomial."""
+    if isinstance(statement, Load | Store):
+        return 2.0
+    if isinstance(statement, Apply):
+        return 5.0 if statement.op in _HEAVY_OPS else 2.0 if statement.op in _MIDDLING_OPS else 0.3
+    return 0.3
+
+
+def body_weight(body: Sequence[Stmt]) -> int:
+    """Instructions of one vector iteration, roughly."""
+    weight = 0
+    for statement in body:
+        if isinstance(statement, Apply):
+            weight += 20 if statement.op in _HEAVY_OPS else 3 if statement.op in _MIDDLING_OPS else 1
+        else:
+            weight += 1
+    return weight
+
+
+def _copies_along_outer(outer: Sequence[Axis], blocks: Sequence[Block], vectors: int) -> int:
+    """Vectors side by side: up to four, which makes for whole cache lines, pages used well, and independent chains of
+    additions; fewer when the bodies are heavy (registers), or when too few work items would be left for the threads."""
+    items = vectors
+    for axis in outer[:-1]:
+        items *= axis.size
+    heaviest = max((body_weight(block.body) for block in blocks), default=0)
+    copies = 4 if heaviest <= 16 else 2 if heaviest <= 40 else 1
+    while copies > 1 and (copies > vectors or items // copies < 8):
+        copies //= 2
+    return copies
+
+
+def _has_reductions(blocks: Sequence[Block]) -> bool:
+    return any(isinstance(statement, Reduce) for block in blocks for statement in block.body)
+
+
+def _is_map(blocks: Sequence[Block]) -> bool:
+    """One loop, at the end, and nothing before it that must not run once per chunk."""
+    if not blocks or not blocks[-1].axes or _has_reductions(blocks):
+        return False
+    return not any(block.axes or any(isinstance(s, Store) for s in block.body) for block in blocks[:-1])
+
+
+# Axes
+
+
+def statement_index(statement: Stmt) -> Index | None:
+    if isinstance(statement, Load | Store | IndexValue | InRange | Reduce):
+        return statement.index
+    return None
+
+
+def _indices(blocks: Sequence[Block]) -> Iterator[Index]:
+    for block in blocks:
+        for statement in block.body:
+            index = statement_index(statement)
+            if index is not None:
+                yield index
+
+
+def _map_indices(block: Block, function: Callable[[Index], Index]) -> Block:
+    body: list[Stmt] = []
+    for statement in block.body:
+        index = statement_index(statement)
+        if index is not None:
+            new = function(index)
+            if new is not index:
+                statement = replace(statement, index=new)  # type: ignore[arg-type]
+        body.append(statement)
+    return Block(block.axes, tuple(body))
+
+
+def _drop_unit_axes(outer: tuple[Axis, ...], blocks: tuple[Block, ...]) -> tuple[tuple[Axis, ...], tuple[Block, ...]]:
+    """Without the axes of size 1, whose value is always 0; a nest that has no others keeps one of them."""
+    nests = (outer, *(block.axes for block in blocks))
+    if not any(axis.size == 1 for axes in nests if len(axes) > 1 for axis in axes):
+        return outer, blocks
+    outer, gone = _without_unit(outer)
+    dropped: list[Block] = []
+    for block in blocks:
+        axes, gone_here = _without_unit(block.axes)
+        names = gone | gone_here
+
+        def forget(index: Index, names: frozenset[str] = names) -> Index:
+            if not any(name in names for name, _ in index.terms):
+                return index
+            return Index(index.offset, tuple(term for term in index.terms if term[0] not in names))
+
+        dropped.append(_map_indices(Block(axes, block.body), forget))
+    return outer, tuple(dropped)
+
+
+def _without_unit(axes: tuple[Axis, ...]) -> tuple[tuple[Axis, ...], frozenset[str]]:
+    kept = tuple(axis for axis in axes if axis.size != 1) or axes[-1:]
+    return kept, frozenset(axis.name for axis in axes) - {axis.name for axis in kept}
+
+
+def _merge_axes(outer: tuple[Axis, ...], blocks: tuple[Block, ...]) -> tuple[tuple[Axis, ...], tuple[Block, ...]]:
+    """Neighbouring axes that every index steps through as through one are made one: (4096, 1024) becomes 4194304."""
+    outer, blocks = _merge_within(outer, blocks)
+    merged: list[Block] = []
+    for block in blocks:
+        axes, (changed,) = _merge_within(block.axes, (block,))
+        merged.append(Block(axes, changed.body))
+    return outer, tuple(merged)
+
+
+def _merge_axes_of_map(
+    outer: tuple[Axis, ...], blocks: tuple[Block, ...]
+) -> tuple[tuple[Axis, ...], tuple[Block, ...]]:
+    """As `_merge_axes`, and the innermost outer axes into the loop, as a map runs in any order."""
+    axes, blocks = _merge_within(outer + blocks[-1].axes, blocks)
+    return axes[:-1], (*blocks[:-1], Block(axes[-1:], blocks[-1].body))
+
+
+def _merge_within(
+    axes: tuple[Axis, ...], blocks: tuple[Block, ...]
+) -> tuple[tuple[Axis, ...], tuple[Block, ...]]:
+    position = len(axes) - 1
+    while position > 0:
+        upper, lower = axes[position - 1], axes[position]
+        if lower.size > 0 and all(
+            index.coefficient(upper.name) == index.coefficient(lower.name) * lower.size for index in _indices(blocks)
+        ):
+
+            def forget(index: Index, name: str = upper.name) -> Index:
+                if not index.coefficient(name):
+                    return index
+                return Index(index.offset, tuple(term for term in index.terms if term[0] != name))
+
+            blocks = tuple(_map_indices(block, forget) for block in blocks)
+            axes = (*axes[: position - 1], Axis(lower.name, upper.size * lower.size), *axes[position + 1 :])
+        position -= 1
+    return axes, blocks
+
+
+def sums_floats(statement: Stmt) -> bool:
+    """Whether the statement is a reduction whose rounding error depends on the order of additions."""
+    return isinstance(statement, Reduce) and statement.kind == "sum" and is_floating(statement.dtype)

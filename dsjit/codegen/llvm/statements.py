@@ -1,0 +1,302 @@
+"""Statements of a Kernel, in LLVM IR, at one place of the loop nest: for one scalar or for several vectors at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from dsjit.codegen.llvm.builder import FunctionBuilder, Operand
+from dsjit.codegen.llvm.casts import cast_value, number
+from dsjit.codegen.llvm.loops import add, i64, multiply, static
+from dsjit.codegen.llvm.math import MATH
+from dsjit.codegen.llvm.memory import Mask, load_lanes, load_scalar, store_lanes, store_scalar
+from dsjit.codegen.llvm.reductions import accumulate
+from dsjit.codegen.llvm.spellings import SPELLINGS
+from dsjit.codegen.llvm.target import Target
+from dsjit.codegen.llvm.types import MEMORY_TYPES, constant, lane_numbers, splat, vector
+from dsjit.ir.kernel import Apply, Cast, Constant, Index, IndexValue, InRange, Load, Reduce, Stmt, Store
+
+__all__ = ["Front", "StatementEmitter", "fits_in_i32"]
+
+Accumulators = dict[str, list[list[Operand]]]
+"""By result name of a Reduce: an accumulator for each copy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """The vectors that are being computed side by side ("copies").
+
+    axis: the axis along which their lanes run, and along which the copies follow each other.
+    masks: for each copy, its active lanes; None when all are.
+    joined: whether reductions join the lanes (inactive ones must then not count).
+    """
+
+    axis: str
+    masks: tuple[Mask | None, ...]
+    joined: bool
+
+
+@dataclass(slots=True)
+class StatementEmitter:
+    """Prints statements, and keeps what is known at the place that is being printed.
+
+    params, param_dtypes: by name, the address and dtype of a buffer.
+    extents: by axis, its size.
+    varying: the results that differ from lane to lane. dtypes: of every result.
+    positions: by axis in scope, outermost first, its value (i64); of the lanes' axis, that in the first copy's first lane.
+    values: by name, one Operand that serves every copy, or one a copy. Scalars serve all lanes.
+    splats, pointers, offsets: what has been computed already, by scalar, address and affine form.
+    """
+
+    b: FunctionBuilder
+    target: Target
+    params: dict[str, Operand]
+    param_dtypes: dict[str, torch.dtype]
+    extents: dict[str, int]
+    varying: frozenset[str]
+    dtypes: dict[str, torch.dtype]
+    front: Front | None = None
+    positions: dict[str, Operand] = field(default_factory=dict)
+    values: dict[str, tuple[Operand, ...]] = field(default_factory=dict)
+    splats: dict[str, Operand] = field(default_factory=dict)
+    pointers: dict[tuple[object, ...], Operand] = field(default_factory=dict)
+    offsets: dict[tuple[int, tuple[tuple[str, int], ...]], Operand] = field(default_factory=dict)
+    accumulators: Accumulators = field(default_factory=dict)
+
+    @contextmanager
+    def scope(self) -> Iterator[None]:
+        """What is computed inside a loop or a branch is forgotten at its end."""
+        saved = (self.front, self.positions, self.values, self.splats, self.pointers, self.offsets, self.accumulators)
+        self.positions, self.values, self.splats = dict(self.positions), dict(self.values), dict(self.splats)
+        self.pointers, self.offsets = dict(self.pointers), dict(self.offsets)
+        yield
+        (self.front, self.positions, self.values, self.splats, self.pointers, self.offsets, self.accumulators) = saved
+
+    # Values
+
+    def scalar(self, name: str) -> Operand:
+        return self.values[name][0]
+
+    def lanes_of(self, name: str, copy: int) -> Operand:
+        """The value as a vector, for one copy."""
+        operands = self.values[name]
+        return self.widen(operands[copy if len(operands) > 1 else 0])
+
+    def widen(self, a: Operand) -> Operand:
+        """A vector with `a` in each lane; `a` itself when it is a vector."""
+        if a.type.startswith("<"):
+            return a
+        count = self.target.lanes
+        if not a.text.startswith("%"):
+            return splat(count, a)
+        known = self.splats.get(a.text)
+        if known is None:
+            whole = vector(count, a.type)
+            first = self.b.assign(whole, f"insertelement {whole} poison, {a}, i32 0")
+            known = self.b.assign(whole, f"shufflevector {first}, {whole} poison, <{count} x i32> zeroinitializer")
+            self.splats[a.text] = known
+        return known
+
+    # Addresses and affine forms
+
+    def _terms(self, index: Index) -> tuple[tuple[str, int], ...]:
+        """The terms whose axes are in scope, outermost first."""
+        if len(index.terms) < 2:
+            return index.terms if not index.terms or index.terms[0][0] in self.positions else ()
+        coefficients = dict(index.terms)
+        return tuple((axis, coefficients[axis]) for axis in self.positions if axis in coefficients)
+
+    def affine(self, index: Index) -> Operand:
+        """The index, as i64; in the first copy's first lane."""
+        return self._affine(index.offset, self._terms(index))
+
+    def _affine(self, offset: int, terms: tuple[tuple[str, int], ...]) -> Operand:
+        if not terms:
+            return i64(offset)
+        known = self.offsets.get((offset, terms))
+        if known is None:
+            axis, coefficient = terms[-1]
+            known = add(
+                self.b, multiply(self.b, self.positions[axis], coefficient), self._affine(offset, terms[:-1])
+            )
+            self.offsets[offset, terms] = known
+        return known
+
+    def pointer(self, param: str, dtype: torch.dtype, index: Index) -> Operand:
+        """The address of the element; of the first copy's first lane."""
+        return self._pointer(param, MEMORY_TYPES[dtype], index.offset, self._terms(index))
+
+    def _pointer(self, param: str, type_: str, offset: int, terms: tuple[tuple[str, int], ...]) -> Operand:
+        key = (param, offset, terms)
+        known = self.pointers.get(key)
+        if known is None:
+            if terms:
+                axis, coefficient = terms[-1]
+                outer = self._pointer(param, type_, offset, terms[:-1])
+                known = self.b.offset(outer, type_, multiply(self.b, self.positions[axis], coefficient))
+            else:
+                known = self.b.offset(self.params[param], type_, i64(offset))
+            self.pointers[key] = known
+        return known
+
+    def prepare(self, statements: Sequence[Stmt]) -> None:
+        """Computes, as far as the axes in scope allow, the addresses that deeper loops will need."""
+        for statement in statements:
+            if isinstance(statement, Load | Store):
+                self.pointer(statement.param, self.param_dtypes[statement.param], statement.index)
+
+    def _lane_pointers(self, param: str, dtype: torch.dtype, index: Index) -> Iterator[tuple[int, Operand]]:
+        """For each copy, the address of its first lane's element."""
+        assert self.front is not None
+        first = self.pointer(param, dtype, index)
+        stride = self.target.lanes * index.coefficient(self.front.axis)
+        for copy in range(len(self.front.masks)):
+            yield copy, self.b.offset(first, MEMORY_TYPES[dtype], i64(copy * stride))
+
+    # Statements
+
+    def emit(self, statement: Stmt) -> None:
+        match statement:
+            case Apply():
+                self._apply(statement)
+            case Load():
+                self._load(statement)
+            case Store():
+                self._store(statement)
+            case Constant():
+                self.values[statement.result] = (constant(statement.value, statement.dtype),)
+            case Cast():
+                source = self.dtypes[statement.arg]
+                self.values[statement.result] = tuple(
+                    cast_value(self.b, self.target, a, source, statement.dtype) for a in self.values[statement.arg]
+                )
+            case IndexValue():
+                self._index_value(statement)
+            case InRange():
+                self._in_range(statement)
+            case Reduce():
+                self._reduce(statement)
+
+    def _spell(self, op: str, dtype: torch.dtype, args: list[Operand]) -> Operand:
+        spelling = SPELLINGS.get(op)
+        return spelling(self.b, dtype, args) if spelling is not None else MATH[op](self.b, self.target, args)
+
+    def _apply(self, statement: Apply) -> None:
+        dtype = self.dtypes[statement.args[-1]]
+        if statement.result not in self.varying:
+            args = [self.scalar(name) for name in statement.args]
+            self.values[statement.result] = (self._spell(statement.op, dtype, args),)
+            return
+        assert self.front is not None
+        self.values[statement.result] = tuple(
+            self._spell(statement.op, dtype, [self.lanes_of(name, copy) for name in statement.args])
+            for copy in range(len(self.front.masks))
+        )
+
+    def _load(self, statement: Load) -> None:
+        if statement.result not in self.varying:
+            pointer = self.pointer(statement.param, statement.dtype, statement.index)
+            condition = None if statement.mask is None else self.scalar(statement.mask)
+            loaded = load_scalar(self.b, statement.dtype, pointer, condition, statement.other)
+            self.values[statement.result] = (loaded,)
+            return
+        assert self.front is not None
+        step = statement.index.coefficient(self.front.axis)
+        vectors: list[Operand] = []
+        for copy, pointer in self._lane_pointers(statement.param, statement.dtype, statement.index):
+            mask = self.front.masks[copy]
+            if statement.mask is not None:
+                condition = self.lanes_of(statement.mask, copy)
+                mask = Mask(condition) if mask is None else mask.both(self.b, condition)
+            vectors.append(load_lanes(self.b, self.target, statement.dtype, pointer, step, mask, statement.other))
+        self.values[statement.result] = tuple(vectors)
+
+    def _store(self, statement: Store) -> None:
+        dtype = self.param_dtypes[statement.param]
+        step = 0 if self.front is None else statement.index.coefficient(self.front.axis)
+        if step == 0:
+            self._store_scalar(statement, dtype)
+            return
+        assert self.front is not None
+        for copy, pointer in self._lane_pointers(statement.param, dtype, statement.index):
+            value = self.lanes_of(statement.arg, copy)
+            store_lanes(self.b, self.target, dtype, pointer, step, value, self.front.masks[copy])
+
+    def _store_scalar(self, statement: Store, dtype: torch.dtype) -> None:
+        """One element; of lanes that all store to it the last one, as a loop would leave it."""
+        value = self.values[statement.arg][-1]
+        if value.type.startswith("<"):
+            assert self.front is not None
+            mask = self.front.masks[-1]
+            last = (self.target.lanes if mask is None or mask.active is None else mask.active) - 1
+            value = self.b.assign(value.type.split(" x ")[1][:-1], f"extractelement {value}, i32 {last}")
+        store_scalar(self.b, dtype, self.pointer(statement.param, dtype, statement.index), value)
+
+    def _index_value(self, statement: IndexValue) -> None:
+        if statement.result not in self.varying:
+            self.values[statement.result] = (self.affine(statement.index),)
+            return
+        assert self.front is not None
+        self.values[statement.result] = tuple(
+            self._lane_indices(statement.index, copy, "i64") for copy in range(len(self.front.masks))
+        )
+
+    def _lane_indices(self, index: Index, copy: int, type_: str) -> Operand:
+        """The index in each lane of a copy."""
+        assert self.front is not None
+        coefficient = index.coefficient(self.front.axis)
+        first = add(self.b, self.affine(index), i64(copy * self.target.lanes * coefficient))
+        narrow = first
+        if type_ == "i32":
+            known = static(first)
+            narrow = Operand("i32", str(known)) if known is not None else self.b.convert("trunc", first, "i32")
+        lanes = self.widen(narrow)
+        if coefficient == 0:
+            return lanes
+        return self.b.binary("add", lanes, lane_numbers(self.target.lanes, coefficient, type_))
+
+    def _in_range(self, statement: InRange) -> None:
+        """low <= index < high as one unsigned comparison of index - low."""
+        shifted = Index(statement.index.offset - statement.low, statement.index.terms)
+        width = statement.high - statement.low
+        if width <= 0:
+            self.values[statement.result] = (Operand("i1", "false"),)
+            return
+        if statement.result not in self.varying:
+            index = self.affine(shifted)
+            self.values[statement.result] = (self.b.compare("icmp ult", index, i64(width)),)
+            return
+        assert self.front is not None
+        type_ = "i32" if fits_in_i32(shifted, self.extents) and width < 2**31 else "i64"
+        self.values[statement.result] = tuple(
+            self.b.compare("icmp ult", lanes, number(lanes, str(width)))
+            for lanes in (self._lane_indices(shifted, copy, type_) for copy in range(len(self.front.masks)))
+        )
+
+    def _reduce(self, statement: Reduce) -> None:
+        """Takes the value into the accumulators of every copy."""
+        assert self.front is not None
+        dtype = self.dtypes[statement.arg]
+        accumulators = self.accumulators[statement.result]
+        for copy, accumulator in enumerate(accumulators):
+            value = self.lanes_of(statement.arg, copy)
+            index = None
+            if statement.index is not None:
+                index = self._lane_indices(statement.index, copy, accumulator[1].type.split(" x ")[1][:-1])
+            mask = self.front.masks[copy] if self.front.joined else None
+            accumulators[copy] = accumulate(
+                self.b, statement, dtype, accumulator, value, index, None if mask is None else mask.operand
+            )
+
+
+def fits_in_i32(index: Index, extents: dict[str, int]) -> bool:
+    """Whether the index, wherever it is evaluated, lies strictly inside the range of int32."""
+    low = high = index.offset
+    for axis, coefficient in index.terms:
+        reach = coefficient * max(extents[axis] - 1, 0)
+        low, high = low + min(reach, 0), high + max(reach, 0)
+    return -(2**31) < low and high < 2**31 - 1
+

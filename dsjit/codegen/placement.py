@@ -1,0 +1,190 @@
+"""Decides where every Value of a Graph lives while its Program runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+
+from dsjit.codegen.memory_plan import Lifetime, MemoryPlan, plan_memory
+from dsjit.fusion.lower import FusedKernel
+from dsjit.fusion.planner import LibraryUnit
+from dsjit.fusion.views import Views
+from dsjit.ir.graph import Graph, Value
+from dsjit.ir.kernel import Kernel, Load, Store
+
+__all__ = ["Home", "Place", "Placement", "Step", "place_values"]
+
+
+class Home(Enum):
+    """Who owns the memory of a Value."""
+
+    INPUT = "the caller"
+    CONSTANT = "the program"
+    ARENA = "the arena, shared by liveness"
+    OUTPUT = "a tensor made for each call, which the caller gets"
+    LIBRARY = "a tensor that a library call returned"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """`number` counts inputs, constants, outputs; for the arena it is a byte offset; for a library result it names
+    the Value (by id) whose tensor holds it."""
+
+    home: Home
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One unit of work: a fused kernel, or a library call that writes into planned buffers when `planned` is set."""
+
+    work: FusedKernel | LibraryUnit
+    planned: bool = False
+
+    @property
+    def reads(self) -> tuple[Value, ...]:
+        """The Values (or views of them) that the step reads."""
+        return self.work.reads if isinstance(self.work, FusedKernel) else tuple(self.work.node.inputs())
+
+    @property
+    def writes(self) -> tuple[Value, ...]:
+        return self.work.writes if isinstance(self.work, FusedKernel) else self.work.node.outputs
+
+
+@dataclass(slots=True)
+class Placement:
+    """places: of every Value that is no transparent view. plan: of the arena.
+
+    last_use: for library results, the step after which nobody wants them.
+    """
+
+    places: dict[Value, Place] = field(default_factory=dict)
+    plan: MemoryPlan[Value] = field(default_factory=lambda: MemoryPlan({}, 0, 0))
+    last_use: dict[Value, int] = field(default_factory=dict)
+    outputs: list[Value] = field(default_factory=list)
+
+
+def place_values(graph: Graph, steps: Sequence[Step], views: Views, aliases: Mapping[Value, Value]) -> Placement:
+    """Assign a Place to every Value in memory.
+
+    aliases: results of library calls that are views of another Value's memory.
+    """
+    placement = Placement()
+    places = placement.places
+
+    def owner(value: Value) -> Value:
+        value = views.base(value)
+        while value in aliases:
+            value = views.base(aliases[value])
+        return value
+
+    for number, value in enumerate(graph.inputs):
+        places[value] = Place(Home.INPUT, number)
+    for number, value in enumerate(graph.constants):
+        places[value] = Place(Home.CONSTANT, number)
+    last = _last_uses(graph, steps, owner)
+    returned = {owner(value) for value in graph.outputs}
+    lifetimes: list[Lifetime[Value]] = []
+    end = len(steps)
+    for number, step in enumerate(steps):
+        if isinstance(step.work, LibraryUnit) and not step.planned:
+            for value in step.writes:
+                places[value] = Place(Home.LIBRARY, value.id)
+                placement.last_use[value] = end if owner(value) in returned else last.get(value, number)
+            continue
+        taken: set[Value] = set()
+        for value in step.writes:
+            if value in returned:
+                places[value] = Place(Home.OUTPUT, len(placement.outputs))
+                placement.outputs.append(value)
+                continue
+            source = None
+            if isinstance(step.work, FusedKernel):
+                source = _reusable(step.work, value, number, last, places, taken, returned)
+            if source is not None:
+                taken.add(source)
+                if places[source].home is Home.LIBRARY:
+                    places[value] = places[source]
+                    continue
+            places[value] = Place(Home.ARENA, 0)
+            lifetimes.append(Lifetime(value, _span_bytes(value), number, last.get(value, number), source))
+    _extend_library_uses(placement, last)
+    placement.plan = plan_memory(lifetimes)
+    for life in lifetimes:
+        places[life.key] = Place(Home.ARENA, placement.plan.offsets[life.key])
+    return placement
+
+
+def _last_uses(graph: Graph, steps: Sequence[Step], owner: Callable[[Value], Value]) -> dict[Value, int]:
+    """The last step that reads each Value or a view of it; results are read after the last step."""
+    last: dict[Value, int] = {}
+    for number, step in enumerate(steps):
+        for value in step.reads:
+            last[value] = number
+            last[owner(value)] = number
+    for value in graph.results():
+        last[value] = last[owner(value)] = len(steps)
+    return last
+
+
+def _extend_library_uses(placement: Placement, last: Mapping[Value, int]) -> None:
+    """A library tensor that a later Value took over lives as long as that Value."""
+    holders = {value.id: value for value in placement.last_use}
+    for value, place in placement.places.items():
+        if place.home is Home.LIBRARY and place.number != value.id:
+            holder = holders[place.number]
+            placement.last_use[holder] = max(placement.last_use[holder], last.get(value, 0))
+
+
+def _span_bytes(value: Value) -> int:
+    """Bytes from the first to the last element of a buffer with the Value's strides."""
+    type_ = value.type
+    if type_.numel == 0:
+        return 0
+    reach = sum((size - 1) * stride for size, stride in zip(type_.shape, type_.strides, strict=True))
+    return (reach + 1) * type_.dtype.itemsize
+
+
+def _reusable(
+    fused: FusedKernel,
+    value: Value,
+    number: int,
+    last: Mapping[Value, int],
+    places: Mapping[Value, Place],
+    taken: set[Value],
+    returned: set[Value],
+) -> Value | None:
+    """A Value that dies at this kernel and whose memory `value` can take over, element by element."""
+    for source in fused.reads:
+        place = places.get(source)
+        if place is None or place.home not in (Home.ARENA, Home.LIBRARY) or source in taken or source in returned:
+            continue
+        if last.get(source) != number or source.type.dtype is not value.type.dtype:
+            continue
+        if source.type.shape != value.type.shape or source.type.strides != value.type.strides:
+            continue
+        names = {v: p.name for v, p in zip(fused.values, fused.kernel.params, strict=True)}
+        if can_overwrite(fused.kernel, names[source], names[value]):
+            return source
+    return None
+
+
+def can_overwrite(kernel: Kernel, read: str, written: str) -> bool:
+    """Whether buffer `written` may be the same memory as buffer `read`: each element is read, at the index at which
+    it is stored and earlier in the same body, before it is overwritten, and never again."""
+    stored = None
+    for block in kernel.blocks:
+        for stmt in block.body:
+            if isinstance(stmt, Load) and stmt.param == read:
+                if stored is not None or stmt.mask is not None:
+                    return False
+                index, body = stmt.index, block
+                for other in kernel.blocks:
+                    for s in other.body:
+                        if isinstance(s, Store) and s.param == written and (s.index != index or other is not body):
+                            return False
+            elif isinstance(stmt, Store) and stmt.param == written:
+                stored = stmt
+    return stored is not None
+

@@ -1,0 +1,261 @@
+"""Every option of `dsjit.jit` and every environment variable, in two tables.
+
+Validation, `python -m dsjit env` and the documentation are all derived from `OPTION_ROWS` and `VARIABLE_ROWS`.
+Nothing here reads `os.environ`: callers pass the mapping that they mean.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final, Literal, TypeAlias
+
+from dsjit.errors import OptionError
+
+__all__ = [
+    "DEBUG_LEVELS",
+    "OPTION_ROWS",
+    "VARIABLE_PREFIX",
+    "VARIABLE_ROWS",
+    "Backend",
+    "Environment",
+    "Numerics",
+    "OptionRow",
+    "Options",
+    "VariableRow",
+    "defaults",
+]
+
+Numerics: TypeAlias = Literal["eager", "fast"]
+Backend: TypeAlias = Literal["llvm", "interpreter", "eager"]
+
+VARIABLE_PREFIX: Final = "DSJIT_"
+
+
+@dataclass(frozen=True, slots=True)
+class OptionRow:
+    """One keyword of `dsjit.jit`: what it accepts, in words and as a predicate, and what it means."""
+
+    name: str
+    accepted: str
+    accepts: Callable[[object], bool]
+    meaning: str
+
+
+def _is_bool(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_bool_or_none(value: object) -> bool:
+    return value is None or isinstance(value, bool)
+
+
+def _is_positive_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _one_of(*choices: str) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, str) and value in choices
+
+
+OPTION_ROWS: Final[tuple[OptionRow, ...]] = (
+    OptionRow(
+        "dynamic",
+        "None, True or False",
+        _is_bool_or_none,
+        "None: compile for the exact sizes first, and treat a size that changes as symbolic from the second compile "
+        "on. True: symbolic sizes from the first compile. False: one program per set of sizes.",
+    ),
+    OptionRow(
+        "fullgraph",
+        "True or False",
+        _is_bool,
+        "Raise CaptureError instead of running a call eagerly when it cannot be captured as one static graph.",
+    ),
+    OptionRow(
+        "numerics",
+        '"eager" or "fast"',
+        _one_of("eager", "fast"),
+        '"eager": round where eager rounds, no contraction, no fast-math, eager\'s random stream. '
+        '"fast": allow contraction, reassociation and keeping intermediate values in higher precision.',
+    ),
+    OptionRow(
+        "backend",
+        '"llvm", "interpreter" or "eager"',
+        _one_of("llvm", "interpreter", "eager"),
+        '"llvm": kernels are compiled to machine code. "interpreter": kernels run in the Python interpreter that '
+        'defines them (slow, for checking). "eager": the captured graph runs op by op, without kernels.',
+    ),
+    OptionRow(
+        "disable",
+        "True or False",
+        _is_bool,
+        "Return the callable unchanged in behaviour: every call runs eagerly and nothing is traced.",
+    ),
+    OptionRow(
+        "recompile_limit",
+        "an int of 1 or more",
+        _is_positive_int,
+        "How many programs one jitted object may hold. Beyond it, calls that fit none of them run eagerly, "
+        "with one warning.",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How one callable is compiled: the keywords of `dsjit.jit`, validated. `OPTION_ROWS` documents each.
+
+    Raises `OptionError`, naming the option and what it accepts, if a value is not accepted.
+    """
+
+    dynamic: bool | None = None
+    fullgraph: bool = False
+    numerics: Numerics = "eager"
+    backend: Backend = "llvm"
+    disable: bool = False
+    recompile_limit: int = 8
+
+    def __post_init__(self) -> None:
+        for row in OPTION_ROWS:
+            value = getattr(self, row.name)
+            if not row.accepts(value):
+                raise OptionError(f"dsjit.jit: option {row.name}={value!r} is not accepted; use {row.accepted}")
+
+    @classmethod
+    def from_keywords(cls, keywords: Mapping[str, Any]) -> Options:
+        """The Options that `dsjit.jit(**keywords)` asks for.
+
+        Raises `OptionError` for a name that is no option, with the closest name that is, and for a value that
+        the option does not accept.
+        """
+        names = [row.name for row in OPTION_ROWS]
+        for name in keywords:
+            if name not in names:
+                raise OptionError(f"dsjit.jit: there is no option {name!r}{_suggestion(name, names)}")
+        return cls(**keywords)
+
+
+DEBUG_LEVELS: Final[tuple[str, ...]] = (
+    "nothing",
+    "a line per trace and per compile: what was compiled, how long it took, why a call ran eagerly",
+    "the Graph after capture and after the passes, too",
+    "every Kernel and every reason against a fusion, too",
+    "the LLVM IR of every Kernel, too",
+)
+"""What each level of `DSJIT_DEBUG` prints to standard error."""
+
+
+@dataclass(frozen=True, slots=True)
+class VariableRow:
+    """One environment variable: the `Environment` field it sets, what it accepts, and how its text is parsed.
+
+    `parse` raises `ValueError` for text that is not accepted.
+    """
+
+    name: str
+    field: str
+    accepted: str
+    parse: Callable[[str], int | bool | Path]
+    meaning: str
+
+
+def _parse_switch(text: str) -> bool:
+    if text not in ("0", "1"):
+        raise ValueError(text)
+    return text == "1"
+
+
+def _parse_level(text: str) -> int:
+    level = int(text)
+    if not 0 <= level < len(DEBUG_LEVELS):
+        raise ValueError(text)
+    return level
+
+
+def _parse_directory(text: str) -> Path:
+    directory = Path(text)
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(text)
+    return directory
+
+
+VARIABLE_ROWS: Final[tuple[VariableRow, ...]] = (
+    VariableRow(
+        "DSJIT_DEBUG",
+        "debug",
+        f"0 to {len(DEBUG_LEVELS) - 1}",
+        _parse_level,
+        f"How much to print to standard error. {'; '.join(f'{i}: {text}' for i, text in enumerate(DEBUG_LEVELS))}.",
+    ),
+    VariableRow(
+        "DSJIT_DUMP",
+        "dump",
+        "a directory",
+        _parse_directory,
+        "Write every stage of every compile to numbered files below this directory, which is made if need be.",
+    ),
+    VariableRow(
+        "DSJIT_CHECK",
+        "check",
+        "0 or 1",
+        _parse_switch,
+        "1: run the IR verifiers after every pass and raise VerificationError at the first broken rule.",
+    ),
+    VariableRow(
+        "DSJIT_DISABLE",
+        "disable",
+        "0 or 1",
+        _parse_switch,
+        "1: every jitted object runs eagerly, as if its option disable were True.",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """The `DSJIT_*` environment variables, typed. `VARIABLE_ROWS` documents each; the defaults are those of unset ones.
+
+    `dump` is a directory that may not exist yet.
+    """
+
+    debug: int = 0
+    dump: Path | None = None
+    check: bool = False
+    disable: bool = False
+
+    @classmethod
+    def from_environ(cls, environ: Mapping[str, str]) -> Environment:
+        """Parse the variables of `environ` (usually `os.environ`); an empty value counts as unset.
+
+        Raises `OptionError` for a value that a variable does not accept, and for a name with the prefix `DSJIT_`
+        that is no variable, with the closest name that is.
+        """
+        rows = {row.name: row for row in VARIABLE_ROWS}
+        values: dict[str, Any] = {}
+        for name, text in environ.items():
+            if not name.startswith(VARIABLE_PREFIX):
+                continue
+            row = rows.get(name)
+            if row is None:
+                raise OptionError(f"there is no environment variable {name}{_suggestion(name, rows)}")
+            if not text:
+                continue
+            try:
+                values[row.field] = row.parse(text)
+            except ValueError:
+                raise OptionError(f"environment variable {name}={text!r} is not accepted; use {row.accepted}") from None
+        return cls(**values)
+
+
+def _suggestion(name: str, known: Iterable[str]) -> str:
+    choices = list(known)
+    close = difflib.get_close_matches(name, choices, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(choices)}"
+
+
+def defaults(options: type[Options] | type[Environment]) -> dict[str, object]:
+    """The default of each field of `Options` or `Environment`, by field name."""
+    return {field.name: field.default for field in fields(options)}

@@ -1,0 +1,399 @@
+"""Decides which nodes become one Kernel.
+
+Nodes are visited from the last to the first. When a node is visited, every consumer has its place, so all that is
+wanted of it is known: by which groups, at which indices, and whether something outside a group wants it in memory.
+It then joins one of the groups that want it, or anchors a group of its own, or stays a library call.
+
+Legality, score and reason are apart: `why_not` names what forbids a node to join a group (None when nothing does),
+`_gain` orders the groups that it may join by the bytes it saves, and the reasons are kept for `dsjit.explain`.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from math import prod
+from typing import TypeAlias
+
+import torch
+
+from dsjit.fusion.affine import Affine, IndexMap, NotAffine, digits
+from dsjit.fusion.costs import Costs
+from dsjit.fusion.group import Access, Group, Guard, covers
+from dsjit.fusion.limits import Limits
+from dsjit.fusion.operands import LIBRARY, NodeInfo, NodeKind, describe, operand_access
+from dsjit.fusion.views import Views, is_view
+from dsjit.ir.graph import Graph, Node, Value
+
+__all__ = ["FusionPlan", "LibraryUnit", "Reason", "Unit", "plan_fusion"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why `producer` was not fused into a unit that uses it."""
+
+    producer: Node
+    consumer: Node | None
+    text: str
+
+    def __str__(self) -> str:
+        where = f" (used at {self.consumer.source})" if self.consumer is not None else ""
+        return f"{self.producer.op} at {self.producer.source}{where}: {self.text}"
+
+
+@dataclass(slots=True, eq=False)
+class LibraryUnit:
+    """A node that runs as a library call. `view` marks a re-indexing that has no affine form."""
+
+    node: Node
+    number: int
+    low: int
+    high: int
+    view: bool = False
+
+
+Unit: TypeAlias = Group | LibraryUnit
+
+
+@dataclass(frozen=True, slots=True)
+class FusionPlan:
+    """Units in an order in which they can run, and why producers stayed apart from their consumers."""
+
+    units: tuple[Unit, ...]
+    info: Mapping[Node, NodeInfo]
+    views: Views
+    reasons: tuple[Reason, ...]
+
+
+def plan_fusion(graph: Graph, limits: Limits, device: torch.device) -> FusionPlan:
+    """Partition the nodes of `graph` into groups fused for `device`, and library calls."""
+    return _Planner(graph, limits, device).run()
+
+
+@dataclass(slots=True)
+class _Planner:
+    graph: Graph
+    limits: Limits
+    device: torch.device
+    costs: Costs = field(default_factory=Costs)
+    info: dict[Node, NodeInfo] = field(default_factory=dict)
+    views: Views = field(init=False)
+    units: list[Unit] = field(default_factory=list)
+    reasons: list[Reason] = field(default_factory=list)
+    wanted_by: dict[Value, dict[Unit, None]] = field(default_factory=dict)
+    required: dict[Value, None] = field(default_factory=dict)
+    successors: dict[Unit, dict[Unit, None]] = field(default_factory=dict)
+    last_effect: LibraryUnit | None = None
+
+    def __post_init__(self) -> None:
+        self.views = Views(self.graph.producers())
+
+    def run(self) -> FusionPlan:
+        for value in self.graph.results():
+            self._require(value)
+        for position in range(len(self.graph.nodes) - 1, -1, -1):
+            self._place(self.graph.nodes[position], position)
+        self.units.reverse()
+        return FusionPlan(tuple(_in_order(self.units, self.successors)), self.info, self.views, tuple(self.reasons))
+
+    # -- what is wanted ------------------------------------------------------------------------------------------
+
+    def _require(self, value: Value, by: LibraryUnit | None = None) -> None:
+        """`value` must exist in memory: for a library call, or because the run returns it."""
+        base = self.views.base(value)
+        self.required[base] = None
+        if by is not None:
+            self.wanted_by.setdefault(base, {})[by] = None
+
+    def _want(self, group: Group, node: Node, number: int) -> None:
+        """Record what access `number` of `node`, a member of `group`, reads."""
+        info = self.info[node]
+        for operand in info.operands:
+            while True:
+                wanted = operand_access(group, node, operand, group.members[node][number])
+                try:
+                    base, index = self.views.follow(operand.value, wanted.index, group.sizes)
+                except NotAffine as obstacle:
+                    assert obstacle.split is not None
+                    group.split(obstacle.split)
+                    continue
+                break
+            group.want(base, replace(wanted, index=index))
+            self.wanted_by.setdefault(base, {})[group] = None
+
+    # -- placing one node ----------------------------------------------------------------------------------------
+
+    def _place(self, node: Node, position: int) -> None:
+        if is_view(node) and node not in self.views.opaque:
+            return
+        wanted = any(value in self.wanted_by or value in self.required for value in node.outputs)
+        if not wanted and not node.effect:
+            return
+        info = LIBRARY if is_view(node) else describe(node, self.limits, self.device)
+        if info.kind is NodeKind.LIBRARY:
+            self._place_library(node, position)
+            return
+        self.info[node] = info
+        value = node.output
+        consumers = list(self.wanted_by.get(value, ()))
+        groups = [unit for unit in consumers if isinstance(unit, Group)]
+        if value not in self.required and self._duplicate(node, position, groups):
+            return
+        groups.sort(key=lambda group: self._gain(node, group), reverse=True)
+        for group in groups:
+            text = self.why_not(node, group, consumers)
+            if text is None:
+                self._join(node, group, position)
+                return
+            self.reasons.append(Reason(node, _reader(group, value, self.views), text))
+        self._anchor(node, position)
+
+    def _place_library(self, node: Node, position: int) -> None:
+        unit = LibraryUnit(node, len(self.units), position, position, view=is_view(node))
+        self.units.append(unit)
+        self._link(unit, node.outputs)
+        if node.effect:
+            if self.last_effect is not None:
+                self.successors.setdefault(unit, {})[self.last_effect] = None
+            self.last_effect = unit
+        for value in dict.fromkeys(node.inputs()):
+            self._require(value, unit)
+
+    def _link(self, unit: Unit, values: tuple[Value, ...]) -> None:
+        for value in values:
+            for consumer in self.wanted_by.get(value, ()):
+                if consumer is not unit:
+                    self.successors.setdefault(unit, {})[consumer] = None
+
+    def _duplicate(self, node: Node, position: int, groups: list[Group]) -> bool:
+        """A value that costs nothing to rebuild is rebuilt by everyone who wants it, and never stored."""
+        if len(groups) < 2 or not self.costs.is_free(node, self.info[node]):
+            return False
+        for group in groups:
+            if len(group.members) >= self.limits.members:
+                return False
+        for group in groups:
+            self._absorb(node, group, position)
+        return True
+
+    def _gain(self, node: Node, group: Group) -> int:
+        """Bytes that fusing `node` into `group` saves: the re-read, and the write when nobody else wants it."""
+        value = node.output
+        others = len(self.wanted_by[value]) > 1 or value in self.required
+        return value.type.nbytes * (1 if others else 2) + (1 if group.row else 0)
+
+    def why_not(self, node: Node, group: Group, consumers: list[Unit]) -> str | None:
+        """What forbids `node` to join `group`; None when nothing does."""
+        value = node.output
+        accesses = group.needs[value]
+        stored = value in self.required or len(consumers) > 1
+        if len(group.members) >= self.limits.members:
+            return f"the kernel already has {self.limits.members} ops"
+        if len(group.needs) >= self.limits.buffers:
+            return f"the kernel already reads {self.limits.buffers} buffers"
+        if stored and not any(self._storable(value, access, group) for access in accesses):
+            return "its result is wanted in memory too, and this kernel does not visit each element once"
+        for other in consumers:
+            if other is not group and self._reaches(other, group):
+                return "another consumer of its result must run before this kernel"
+        if self.info[node].kind is NodeKind.REDUCTION:
+            return self._why_not_reduce(node, group, accesses)
+        if len(accesses) > self.limits.duplicates and not self.costs.is_free(node, self.info[node]):
+            return f"it would be computed {len(accesses)} times for each element"
+        return self._why_not_recompute(node, group, accesses)
+
+    def _storable(self, value: Value, access: Access, group: Group) -> bool:
+        if not covers(access, value.type.shape, group.sizes):
+            return False
+        axes = access.axes()
+        return axes == set(group.order) or (bool(group.row) and axes == set(group.outer()))
+
+    def _why_not_recompute(self, node: Node, group: Group, accesses: list[Access]) -> str | None:
+        own = max(node.output.type.numel, 1)
+        for access in accesses:
+            axes = access.axes()
+            if group.row and not axes & group.row:
+                continue  # evaluated once per row, outside the loops
+            if not group.row and group.order and group.order[-1] not in axes:
+                continue  # evaluated once per outer point
+            times = group.extent(group.order) // own
+            if times > 1 and self.costs.of(node, self.info[node]) > self.limits.recompute:
+                return f"broadcasting would compute it {times} times"
+        return None
+
+    def _why_not_reduce(self, node: Node, group: Group, accesses: list[Access]) -> str | None:
+        if len(accesses) != 1 or accesses[0].guards:
+            return "a reduction is wanted at more than one index"
+        access = accesses[0]
+        if not covers(access, node.output.type.shape, group.sizes):
+            return "the reduction is wanted at an index that does not visit its results once"
+        axes = access.axes()
+        if group.row:
+            if axes != set(group.outer()):
+                return "the kernel's rows run over other axes"
+            row = group.row_axes()
+        else:
+            row = [axis for axis in group.order if axis not in axes]
+        extent = prod(self._reduced_shape(node))
+        points = group.extent(axes)
+        if points < self.limits.rows and extent > self.limits.row_elements:
+            return f"only {points} rows of {extent} elements: too few to share among threads"
+        if not row:
+            return None  # the kernel's points become the rows, and the reduction brings the loop over them
+        if group.extent(row) != extent:
+            return "the reduction runs over axes that the kernel does not have"
+        if self._row_index(node, group, access, row) is None:
+            return "the reduced dimensions do not line up with the kernel's rows"
+        return None
+
+    def _row_index(self, node: Node, group: Group, access: Access, row: list[int]) -> IndexMap | None:
+        """The index of the reduced operand when `node` reduces over the axes `row`; None when they do not line up."""
+        shape = self.info[node].operands[0].value.type.shape
+        dims = self.info[node].dims
+        try:
+            parts = iter(self._row_digits(node, group, row))
+        except NotAffine as obstacle:
+            return None if obstacle.split is None else ()
+        kept = iter(access.index)
+        keepdim = len(access.index) == len(shape)
+        index: list[Affine] = []
+        for d in range(len(shape)):
+            if d in dims:
+                index.append(next(parts))
+                if keepdim:
+                    next(kept)
+            else:
+                index.append(next(kept))
+        return tuple(index)
+
+    def _row_digits(self, node: Node, group: Group, row: list[int]) -> IndexMap:
+        """The index of each reduced dimension of `node` over the axes `row`; raises NotAffine."""
+        shape = self._reduced_shape(node)
+        linear = Affine()
+        weight = 1
+        for axis in reversed(row):
+            linear = linear.plus(Affine.axis(axis).times(weight))
+            weight *= group.sizes[axis]
+        return digits(linear, shape, group.sizes) if shape else ()
+
+    def _reduced_shape(self, node: Node) -> tuple[int, ...]:
+        info = self.info[node]
+        shape = info.operands[0].value.type.shape
+        return tuple(shape[d] for d in info.dims)
+
+    def _reaches(self, start: Unit, goal: Group) -> bool:
+        """Whether `goal` (transitively) uses a result of `start`."""
+        stack, seen = [start], {start}
+        while stack:
+            unit = stack.pop()
+            for following in self.successors.get(unit, ()):
+                if following is goal:
+                    return True
+                if following not in seen and following.low <= goal.high:
+                    seen.add(following)
+                    stack.append(following)
+        return False
+
+    # -- joining -------------------------------------------------------------------------------------------------
+
+    def _join(self, node: Node, group: Group, position: int) -> None:
+        value = node.output
+        accesses = group.needs[value]
+        if value in self.required or len(self.wanted_by[value]) > 1:
+            group.stored[value] = next(a for a in accesses if self._storable(value, a, group))
+        if self.info[node].kind is NodeKind.REDUCTION:
+            (access,) = accesses
+            if not group.row:
+                group.row = {axis for axis in group.order if axis not in access.axes()}
+            if group.row:
+                self._set_row_index(node, group)
+            else:
+                group.reduced[node] = self._anchor_rows(node, group, access)
+        self._link(group, (value,))
+        self._absorb(node, group, position)
+
+    def _set_row_index(self, node: Node, group: Group) -> None:
+        while True:
+            (access,) = group.needs[node.output]
+            row = group.row_axes()
+            try:
+                self._row_digits(node, group, row)
+            except NotAffine as obstacle:
+                assert obstacle.split is not None
+                group.split(obstacle.split)
+                continue
+            index = self._row_index(node, group, access, row)
+            assert index is not None
+            group.reduced[node] = index
+            return
+
+    def _absorb(self, node: Node, group: Group, position: int) -> None:
+        value = node.output
+        group.members[node] = group.needs.pop(value)
+        self.wanted_by[value].pop(group)
+        group.low = min(group.low, position)
+        for number in range(len(group.members[node])):
+            self._want(group, node, number)
+
+    def _anchor(self, node: Node, position: int) -> None:
+        group = Group(len(self.units), low=position, high=position)
+        self.units.append(group)
+        value = node.output
+        index = tuple(Affine.axis(group.new_axis(size)) if size != 1 else Affine() for size in value.type.shape)
+        access = Access(index)
+        if self.info[node].kind is NodeKind.REDUCTION:
+            group.reduced[node] = self._anchor_rows(node, group, access)
+        group.needs[value] = [access]
+        group.stored[value] = access
+        self._link(group, (value,))
+        self.wanted_by.setdefault(value, {})[group] = None
+        self._absorb(node, group, position)
+
+    def _anchor_rows(self, node: Node, group: Group, access: Access) -> IndexMap:
+        shape = self.info[node].operands[0].value.type.shape
+        dims = self.info[node].dims
+        keepdim = len(access.index) == len(shape)
+        kept = iter(access.index)
+        index: list[Affine] = []
+        for d, size in enumerate(shape):
+            if d not in dims:
+                index.append(next(kept))
+                continue
+            if keepdim:
+                next(kept)
+            if size == 1:
+                index.append(Affine())
+            else:
+                axis = group.new_axis(size)
+                group.row.add(axis)
+                index.append(Affine.axis(axis))
+        return tuple(index)
+
+
+def _reader(group: Group, value: Value, views: Views) -> Node | None:
+    """A member of `group` that uses `value`, directly or through views, for messages."""
+    for node in group.members:
+        if any(views.base(operand) is value for operand in node.inputs()):
+            return node
+    return None
+
+
+def _in_order(units: list[Unit], successors: Mapping[Unit, Mapping[Unit, None]]) -> list[Unit]:
+    """Topological order, as near to program order as the dependences allow."""
+    pending = dict.fromkeys(units, 0)
+    for following in successors.values():
+        for unit in following:
+            pending[unit] += 1
+    ready = [(unit.high, unit.number, unit) for unit in units if not pending[unit]]
+    heapq.heapify(ready)
+    ordered: list[Unit] = []
+    while ready:
+        _, _, unit = heapq.heappop(ready)
+        ordered.append(unit)
+        for following in successors.get(unit, ()):
+            pending[following] -= 1
+            if not pending[following]:
+                heapq.heappush(ready, (following.high, following.number, following))
+    assert len(ordered) == len(units), "fusion made a cycle"
+    return ordered

@@ -1,0 +1,132 @@
+"""The checker of Graphs: what it accepts, later stages may rely on.
+
+- Every Value is defined once, before its uses, and types are sane (sizes >= 0, one stride per size).
+- Every output, written value and checked value is defined; writes go to inputs, with the input's shape and dtype.
+- Checks and constants have the shape and dtype of their Value.
+- No op writes to an argument, but to those that its node lists in `mutates`.
+- With `run_ops`: shapes and dtypes of results, and strides of views, are what the op computes on meta tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from dsjit.errors import VerificationError
+from dsjit.ir.graph import Arg, Graph, Node, TensorType, Value
+
+__all__ = ["verify_graph"]
+
+
+def verify_graph(graph: Graph, *, run_ops: bool = False) -> None:
+    """Raise VerificationError, naming the node and its source line, when `graph` breaks a rule of the IR.
+
+    run_ops: also run every op on meta tensors (some 20-100 us a node); ops without a meta kernel pass unchecked.
+    """
+    defined: set[Value] = set()
+    ids: set[int] = set()
+
+    def define(values: Iterable[Value], where: object) -> None:
+        for value in values:
+            if value in defined or value.id in ids:
+                raise VerificationError(f"{where}: {value!r} is defined twice")
+            if len(value.type.shape) != len(value.type.strides) or any(size < 0 for size in value.type.shape):
+                raise VerificationError(f"{where}: {value!r} has an impossible type {value.type}")
+            defined.add(value)
+            ids.add(value.id)
+
+    define(graph.inputs, "inputs")
+    define(graph.constants, "constants")
+    for value, tensor in graph.constants.items():
+        _require_same(value.type, tensor, f"constant {value!r}")
+    for node in graph.nodes:
+        where = f"{node.op} at {node.source}"
+        for value in node.inputs():
+            if value not in defined:
+                raise VerificationError(f"{where}: uses {value!r} before it is defined")
+        define(node.outputs, where)
+        _verify_mutation(node, where)
+        if run_ops and not node.mutates:
+            _verify_results(node, where)
+    for value in graph.results():
+        if value not in defined:
+            raise VerificationError(f"result {value!r} is never defined")
+    inputs = set(graph.inputs)
+    for write in graph.writes:
+        if write.target not in inputs:
+            raise VerificationError(f"write at {write.source}: {write.target!r} is not an input")
+        if _kind(write.target.type) != _kind(write.value.type):
+            raise VerificationError(f"write at {write.source}: {write.value!r} does not fit {write.target!r}")
+    for check in graph.checks:
+        _require_same(check.value.type, check.expected, f"check at {check.source}")
+
+
+def _kind(type_: TensorType) -> tuple[tuple[int, ...], torch.dtype]:
+    return type_.shape, type_.dtype
+
+
+def _require_same(type_: TensorType, tensor: torch.Tensor, where: str) -> None:
+    if _kind(type_) != (tuple(tensor.shape), tensor.dtype):
+        raise VerificationError(f"{where}: {tuple(tensor.shape)} of {tensor.dtype} is not {type_}")
+
+
+def _verify_mutation(node: Node, where: str) -> None:
+    if len(node.mutates) > len(node.outputs) or not all(0 <= position < len(node.args) for position in node.mutates):
+        raise VerificationError(f"{where}: mutates={node.mutates} does not fit its arguments and outputs")
+    schema = getattr(node.op, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return
+    for position, argument in enumerate(schema.arguments):
+        writes = argument.alias_info is not None and argument.alias_info.is_write
+        given = position < len(node.args) or argument.name in node.kwargs
+        if writes and given and position not in node.mutates:
+            raise VerificationError(f"{where}: writes to its argument {argument.name!r}")
+
+
+def _verify_results(node: Node, where: str) -> None:
+    schema = getattr(node.op, "_schema", None)
+    kwargs = {name: _meta(arg) for name, arg in node.kwargs.items()}
+    if next(node.inputs(), None) is None:
+        # A factory: without a device it would do its work here, and draw random numbers that eager would not draw.
+        if schema is None or not any(argument.name == "device" for argument in schema.arguments):
+            return
+        kwargs["device"] = torch.device("meta")
+    try:
+        returned = node.op(*[_meta(arg) for arg in node.args], **kwargs)
+    except Exception as error:
+        # Ops whose result depends on data, or that have no meta kernel, cannot be checked this way.
+        if isinstance(error, NotImplementedError) or "meta" in str(error).lower():
+            return
+        raise VerificationError(f"{where}: rejected by torch: {error}") from error
+    results = _flatten(returned)
+    if len(results) != len(node.outputs):
+        raise VerificationError(f"{where}: gives {len(results)} tensors for {len(node.outputs)} outputs")
+    is_view = schema is not None and not schema.is_mutable and any(r.alias_info is not None for r in schema.returns)
+    for value, tensor in zip(node.outputs, results, strict=True):
+        _require_same(value.type, tensor, f"{where}: result {value!r}")
+        if is_view and _strides(tensor.stride(), value.type) != _strides(value.type.strides, value.type):
+            raise VerificationError(f"{where}: {value!r} has strides {value.type.strides}, not {tensor.stride()}")
+
+
+def _strides(strides: tuple[int, ...], type_: TensorType) -> tuple[int, ...]:
+    """The strides that address memory: those of dimensions of size 1 never do, nor any when there are no elements."""
+    return () if type_.numel == 0 else tuple([s for s, size in zip(strides, type_.shape, strict=True) if size != 1])
+
+
+def _meta(arg: Arg) -> Any:
+    if isinstance(arg, Value):
+        type_ = arg.type
+        return torch.empty_strided(type_.shape, type_.strides, dtype=type_.dtype, device="meta")
+    if isinstance(arg, tuple):
+        return [_meta(item) for item in arg]
+    return torch.device("meta") if isinstance(arg, torch.device) else arg
+
+
+def _flatten(returned: Any) -> list[torch.Tensor]:
+    if isinstance(returned, torch.Tensor):
+        return [returned]
+    if isinstance(returned, (tuple, list)):
+        return [tensor for item in returned for tensor in _flatten(item)]
+    return []

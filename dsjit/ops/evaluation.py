@@ -1,0 +1,142 @@
+"""Applies a `Pointwise` row to the operands of a Node: where dtype rules turn into casts and constants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import torch
+
+from dsjit.ir.dtypes import compute_dtype
+from dsjit.ir.graph import Arg, Node, Value
+from dsjit.ops.binding import bind
+from dsjit.ops.inference import number_dtype, promoted_dtype
+from dsjit.ops.row import Pointwise, Scalar, ScalarBuilder
+
+__all__ = ["evaluate"]
+
+Number: TypeAlias = float | int | bool
+
+EXACT_OPS: Final = frozenset(
+    {"neg", "abs", "maximum", "minimum", "fmax", "fmin", "copysign", "floor", "ceil", "trunc", "round", "trunc_rem",
+     "select", "eq", "ne", "lt", "le", "gt", "ge", "signbit", "and", "or", "xor", "not"}
+)  # fmt: skip
+"""Scalar ops whose result, given operands that fit a dtype, fits it too: rounding would change nothing."""
+
+
+def evaluate(rule: Pointwise, node: Node, b: ScalarBuilder, load: Callable[[Value], Scalar]) -> Scalar:
+    """Append to `b` the scalar that `node` computes from one element of each operand; returns it in the dtype of
+    the node's output (which may be bf16 or fp16: rounded, ready to store).
+
+    rule: the row of `node.op`.
+    load: gives the element of an operand, in the operand's own dtype or in its compute dtype. Called once for
+        each distinct operand in `rule.tensors`, never for those in `rule.shape_only`.
+    """
+    bound = bind(node)
+    for name in rule.shape_only:
+        del bound[name]
+    operands = [bound.pop(name) for name in rule.tensors]
+    output = node.output.type.dtype
+    loaded: dict[Value, Scalar] = {}
+    scalars: list[Scalar] = []
+    targets = _operand_dtypes(rule, operands, output)
+    for operand, target in zip(operands, targets, strict=True):
+        if operand is None:
+            scalars.append(None)
+        elif isinstance(operand, Value):
+            if operand not in loaded:
+                loaded[operand] = load(operand)
+            scalars.append(_computable(b, convert(b, loaded[operand], target)))
+        else:
+            scalars.append(b.constant(fitted(operand, target), compute_dtype(target)))
+    steps = _RoundingBuilder(b, output) if output in rule.stepwise else b
+    return convert(b, rule.expression(steps, *scalars, **bound), output)
+
+
+def _operand_dtypes(rule: Pointwise, operands: list[Arg], output: torch.dtype) -> list[torch.dtype]:
+    """The dtype to which each operand is converted, before its compute dtype."""
+    if rule.dtypes == "as_is":
+        targets = [_own_dtype(operand) for operand in operands]
+    elif rule.dtypes == "promoted":
+        promoted = promoted_dtype(a for a, name in zip(operands, rule.tensors, strict=True) if _weighs(rule, name))
+        targets = [promoted] * len(operands)
+    else:
+        targets = [output] * len(operands)
+        if rule.dtypes == "result":
+            targets[1:] = [compute_dtype(output) if _is_single(a) else output for a in operands[1:]]
+    return [target if _weighs(rule, name) else torch.bool for target, name in zip(targets, rule.tensors, strict=True)]
+
+
+def _weighs(rule: Pointwise, name: str) -> bool:
+    return name not in rule.conditions
+
+
+def _is_single(operand: Arg) -> bool:
+    return not isinstance(operand, Value) or operand.type.numel == 1
+
+
+@dataclass(frozen=True, slots=True)
+class _RoundingBuilder:
+    """Rounds every result and constant to `storage` (bf16 or fp16), as `Vectorized<BFloat16>` arithmetic does."""
+
+    inner: ScalarBuilder
+    storage: torch.dtype
+
+    def op(self, name: str, *args: Scalar) -> Scalar:
+        result = self.inner.op(name, *args)
+        return result if name in EXACT_OPS else self._rounded(result)
+
+    def const(self, value: Number, like: Scalar) -> Scalar:
+        return self.constant(value, self.inner.dtype_of(like))
+
+    def constant(self, value: Number, dtype: torch.dtype) -> Scalar:
+        is_float = dtype is compute_dtype(self.storage)
+        return self.inner.constant(fitted(value, self.storage) if is_float else value, dtype)
+
+    def cast(self, a: Scalar, dtype: torch.dtype) -> Scalar:
+        return self.inner.cast(a, dtype)
+
+    def dtype_of(self, a: Scalar) -> torch.dtype:
+        return self.inner.dtype_of(a)
+
+    def _rounded(self, a: Scalar) -> Scalar:
+        compute = self.inner.dtype_of(a)
+        return self.inner.cast(self.inner.cast(a, self.storage), compute)
+
+
+def convert(b: ScalarBuilder, a: Scalar, dtype: torch.dtype) -> Scalar:
+    """`a` in `dtype`. What is not fp32 reaches bf16 and fp16 through fp32, as in ATen (`c10::BFloat16(float)`)."""
+    current = b.dtype_of(a)
+    if current is dtype:
+        return a
+    a = _computable(b, a)
+    compute = compute_dtype(dtype)
+    if b.dtype_of(a) is not compute:
+        a = b.cast(a, compute)
+    return a if compute is dtype else b.cast(a, dtype)
+
+
+def _computable(b: ScalarBuilder, a: Scalar) -> Scalar:
+    current = b.dtype_of(a)
+    compute = compute_dtype(current)
+    return a if compute is current else b.cast(a, compute)
+
+
+def _own_dtype(operand: Arg) -> torch.dtype:
+    return operand.type.dtype if isinstance(operand, Value) else number_dtype(operand)
+
+
+def fitted(number: Number, dtype: torch.dtype) -> Number:
+    """`number` as an element of `dtype` would hold it: integers wrap around, bf16 and fp16 round through fp32."""
+    if dtype is torch.bool:
+        return bool(number)
+    if dtype.is_floating_point:
+        value = float(number)
+        return value if compute_dtype(dtype) is dtype else _rounded(value, dtype)
+    limits = torch.iinfo(dtype)
+    return (int(number) - limits.min) % (1 << limits.bits) + limits.min
+
+
+def _rounded(value: float, dtype: torch.dtype) -> float:
+    return torch.tensor(value, dtype=torch.float32).to(dtype).item()

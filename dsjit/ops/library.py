@@ -1,0 +1,100 @@
+"""How ops without a kernel are called: into a given buffer where ATen can, and through the cheapest entry in Python.
+
+Calling an `OpOverload` matches the arguments against its schema in generic code (4 to 6 us); the functions of
+`torch` that are generated for one op each parse the same arguments in about half of that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any, Final
+
+import torch
+from torch._ops import OpOverload
+
+__all__ = ["fast_callable", "out_variant"]
+
+aten = torch.ops.aten
+nn = torch._C._nn
+
+FAST_ENTRIES: Final[Mapping[OpOverload, Callable[..., Any]]] = {
+    aten.mm.default: torch.mm,
+    aten.bmm.default: torch.bmm,
+    aten.mv.default: torch.mv,
+    aten.dot.default: torch.dot,
+    aten.addmm.default: torch.addmm,
+    aten.baddbmm.default: torch.baddbmm,
+    aten.addmv.default: torch.addmv,
+    aten.cat.default: torch.cat,
+    aten.convolution.default: torch.convolution,
+    aten.embedding.default: torch.embedding,
+    aten.index_select.default: torch.index_select,
+    aten.gather.default: torch.gather,
+    aten.scatter.src: torch.scatter,
+    aten.scatter.value: torch.scatter,
+    aten.scatter_add.default: torch.scatter_add,
+    aten.index_put.default: torch.index_put,
+    aten.topk.default: torch.topk,
+    aten.sort.default: torch.sort,
+    aten.sort.stable: torch.sort,
+    aten.cumsum.default: torch.cumsum,
+    aten.cumprod.default: torch.cumprod,
+    aten.roll.default: torch.roll,
+    aten.flip.default: torch.flip,
+    aten.tril.default: torch.tril,
+    aten.triu.default: torch.triu,
+    aten.constant_pad_nd.default: torch.constant_pad_nd,
+    aten.clone.default: torch.clone,
+    aten._softmax.default: torch._softmax,
+    aten._log_softmax.default: torch._log_softmax,
+    aten.native_layer_norm.default: torch.native_layer_norm,
+    aten.native_group_norm.default: torch.native_group_norm,
+    aten.native_batch_norm.default: torch.native_batch_norm,
+    aten.max_pool2d_with_indices.default: nn.max_pool2d_with_indices,
+    aten.avg_pool2d.default: nn.avg_pool2d,
+    aten._adaptive_avg_pool2d.default: torch._adaptive_avg_pool2d,
+    aten.upsample_nearest2d.default: nn.upsample_nearest2d,
+    aten.upsample_bilinear2d.default: nn.upsample_bilinear2d,
+    aten._scaled_dot_product_flash_attention_for_cpu.default: torch._scaled_dot_product_flash_attention_for_cpu,
+}
+"""The function of `torch` that calls exactly this overload when given the overload's arguments, in schema order."""
+
+
+def fast_callable(op: OpOverload) -> Callable[..., Any]:
+    """A callable with the arguments and results of `op`, and less overhead where `torch` has one; else `op` itself."""
+    return FAST_ENTRIES.get(op, op)
+
+
+@cache
+def out_variant(op: OpOverload) -> Callable[..., Any] | None:
+    """A callable that takes the arguments of `op` and `out=`, one tensor, which it fills without a copy; else None.
+
+    ATen has an `out=` overload for nearly every op. Those that carry the tag `generated` run the functional op and
+    copy its result: they gain nothing and count as absent.
+    """
+    overload = _out_overload(op)
+    if overload is None or torch.Tag.generated in overload.tags or not _runs_on_cpu(overload):
+        return None
+    return FAST_ENTRIES.get(op, overload)
+
+
+def _out_overload(op: OpOverload) -> OpOverload | None:
+    """The overload with the arguments of `op` and one more: the tensor `out`."""
+    if len(op._schema.returns) != 1:
+        return None
+    wanted = [(argument.name, str(argument.type)) for argument in op._schema.arguments]
+    packet = op.overloadpacket
+    for name in packet.overloads():
+        candidate: OpOverload = getattr(packet, name)
+        arguments = candidate._schema.arguments
+        written = [argument.name for argument in arguments if argument.is_out]
+        given = [(argument.name, str(argument.type)) for argument in arguments if not argument.is_out]
+        if written == ["out"] and given == wanted:
+            return candidate
+    return None
+
+
+def _runs_on_cpu(op: OpOverload) -> bool:
+    has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+    return any(has_kernel(op._name, key) for key in ("CPU", "CompositeExplicitAutograd"))

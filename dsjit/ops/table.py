@@ -1,0 +1,52 @@
+"""The op table: what dsjit knows of each ATen overload."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from torch._ops import OpOverload
+
+from dsjit.ir.dtypes import KERNEL_DTYPES
+from dsjit.ir.graph import Node
+from dsjit.ops import reductions, views
+from dsjit.ops.decompositions import DECOMPOSITION_ROWS
+from dsjit.ops.pointwise import POINTWISE_ROWS
+from dsjit.ops.row import Decomposition, OpRow, Pointwise, Reduction, View
+
+__all__ = ["OP_TABLE", "row_of", "rule_of"]
+
+OP_TABLE: Final[Mapping[str, OpRow]] = MappingProxyType(
+    {**POINTWISE_ROWS, **reductions.ROWS, **views.ROWS, **DECOMPOSITION_ROWS}
+)
+"""Rows by overload name (`aten.add.Tensor`)."""
+
+_BY_QUALIFIED_NAME: Final[Mapping[str, OpRow]] = {
+    name.replace(".", "::", 1).removesuffix(".default"): row for name, row in OP_TABLE.items()
+}
+"""Rows by the name that an `OpOverload` carries: `aten::add.Tensor`, `aten::abs`."""
+
+
+def row_of(op: Callable[..., Any]) -> OpRow | None:
+    """The row of an overload; None when it has none or is not an `OpOverload`."""
+    if not isinstance(op, OpOverload):
+        return None
+    return _BY_QUALIFIED_NAME.get(op._name)
+
+
+def rule_of(node: Node) -> Pointwise | Reduction | View | Decomposition | None:
+    """How to lower this call, or None to run it as a library call.
+
+    A rule covers the call when all operands and outputs have dtypes that kernels hold (views: any dtype), nothing is
+    mutated or drawn at random, and the row's own condition holds.
+    """
+    row = row_of(node.op)
+    if row is None or node.mutates or node.effect or (row.when is not None and not row.when(node)):
+        return None
+    if isinstance(row.rule, View):
+        return row.rule
+    for value in (*node.inputs(), *node.outputs):
+        if value.type.dtype not in KERNEL_DTYPES:
+            return None
+    return row.rule

@@ -1,0 +1,78 @@
+"""The passes, in order: this is the way of a Graph from trace to fusion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from dsjit.ir.graph import Graph
+from dsjit.ir.verify_graph import verify_graph
+from dsjit.passes.cse import eliminate_common_subexpressions
+from dsjit.passes.dce import eliminate_dead_code
+from dsjit.passes.decompose import decompose
+from dsjit.passes.drop_copies import drop_copies
+from dsjit.passes.fold_constants import fold_constants
+from dsjit.passes.hoist_matmul import hoist_matmul
+from dsjit.passes.simplify import simplify
+from dsjit.passes.split_reductions import split_reductions
+
+__all__ = ["PASSES", "Pass", "run_passes"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One step of the pipeline. `name` is what dumps and reports call it; a step may come twice."""
+
+    name: str
+    run: Callable[[Graph], Graph]
+
+
+PASSES: Final[tuple[Pass, ...]] = (
+    # What the trace recorded and nobody reads; identities that the user's code and torch's own wrappers left.
+    Pass("dce", eliminate_dead_code),
+    Pass("simplify", simplify),
+    Pass("cse", eliminate_common_subexpressions),
+    # While products still have their biases: afterwards these are ops of their own.
+    Pass("hoist_matmul", hoist_matmul),
+    Pass("decompose", decompose),
+    Pass("fold_constants", fold_constants),
+    # What decompositions and the other rewrites left behind; views must be short for copies to be seen through.
+    Pass("simplify", simplify),
+    Pass("dce", eliminate_dead_code),
+    Pass("drop_copies", drop_copies),
+    Pass("simplify", simplify),
+    Pass("cse", eliminate_common_subexpressions),
+    Pass("dce", eliminate_dead_code),
+    # The shape of loops, last: nothing after it looks for reductions.
+    Pass("split_reductions", split_reductions),
+)
+
+
+def run_passes(
+    graph: Graph,
+    *,
+    check: bool = False,
+    on_stage: Callable[[str, Graph], None] | None = None,
+    passes: tuple[Pass, ...] = PASSES,
+) -> Graph:
+    """`graph` after every pass.
+
+    check: verify the Graph before the first pass and after each (slow: runs every op on meta tensors).
+    on_stage: called with the name of each pass and the Graph after it.
+    Raises VerificationError, naming the pass, when `check` finds a Graph that breaks the rules of the IR.
+    """
+    if check:
+        verify_graph(graph, run_ops=True)
+    for step in passes:
+        result = step.run(graph)
+        if check and result is not graph:
+            try:
+                verify_graph(result, run_ops=True)
+            except Exception as error:
+                error.add_note(f"after pass {step.name}")
+                raise
+        graph = result
+        if on_stage is not None:
+            on_stage(step.name, graph)
+    return graph

@@ -1,0 +1,188 @@
+"""Generates the flat Python that checks the arguments of one call: the first, cheapest part of a guard.
+
+    def check(args, kwargs):
+        if len(args) != 2: return None
+        x1 = args[0]
+        ...
+        if not (global_state() and probe0() is False and ...): return None
+        if not tensors(x1, x2): return None
+        table = tables.get(id(x3))
+        if table is None: return slow(args, kwargs)
+        inputs = verify(table, x1, x2)
+        if type(inputs) is not tuple: return slow(args, kwargs)
+        return inputs if not residual or residual_holds(args, kwargs) else None
+
+Arguments of plain structure (tuples, lists, dictionaries, named tuples, dataclasses) are taken apart here, since
+callers build them anew for each call. Other objects (modules, user objects, functions) live long: they are looked up
+by identity in `tables`, and what was read from them is checked by the native loop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dsjit.trace.facts import ARGS_SLOT, KWARGS_SLOT, Constant, Fact, FunctionOf, Identical, Missing, OfType, SameAs, TensorOf
+from dsjit.trace.paths import Index, Item, Keys, Length
+
+__all__ = ["ArgumentFacts", "argument_check", "split_facts"]
+
+_PLAIN = (tuple, list, dict)
+
+
+@dataclass(frozen=True, slots=True)
+class ArgumentFacts:
+    """How the facts divide.
+
+    plain: checked by the generated code, in order. rest: everything else, in order.
+    structure: slots that the generated code takes apart. tensors: slots of tensors found in it.
+    keys: slots of the objects by which a table is found.
+    """
+
+    plain: tuple[Fact, ...]
+    rest: tuple[Fact, ...]
+    structure: frozenset[int]
+    tensors: tuple[int, ...]
+    keys: tuple[int, ...]
+
+
+def split_facts(facts: Sequence[Fact], roots: tuple[int, ...], fixed: frozenset[int]) -> ArgumentFacts:
+    """Divide the facts of a guard.
+
+    roots: slots of `args` and `kwargs`. fixed: slots whose object the guard itself holds.
+    """
+    demoted: set[int] = set()
+    while True:
+        structure = set(roots)
+        tensors: list[int] = []
+        keys: dict[int, None] = {}
+        plain: list[Fact] = []
+        rest: list[Fact] = []
+        available = set(roots) | fixed
+        again = False
+        for fact in facts:
+            if fact.parent not in structure:
+                rest.append(fact)
+                continue
+            expectation = fact.expectation
+            if isinstance(expectation, SameAs) and expectation.slot not in available:
+                # The other object is only reached through the tables: this object's facts go there as well.
+                demoted.add(fact.parent)
+                again = True
+                break
+            plain.append(fact)
+            if fact.slot < 0:
+                continue
+            available.add(fact.slot)
+            if isinstance(expectation, TensorOf):
+                tensors.append(fact.slot)
+            elif isinstance(expectation, OfType) and _takes_apart(expectation.type) and fact.slot not in demoted:
+                structure.add(fact.slot)
+            else:
+                keys[fact.slot] = None
+        if not again:
+            break
+    for fact in rest:
+        # An argument that a table's row reads from, or compares with, has to be the one that the table was made for.
+        for slot in (fact.parent, fact.expectation.slot if isinstance(fact.expectation, SameAs) else -1):
+            if slot in available and slot not in fixed and slot not in roots:
+                keys[slot] = None
+    return ArgumentFacts(tuple(plain), tuple(rest), frozenset(structure), tuple(tensors), tuple(keys))
+
+
+def _takes_apart(cls: type) -> bool:
+    return issubclass(cls, tuple | list | dict) or (
+        dataclasses.is_dataclass(cls) and cls.__getattribute__ is object.__getattribute__
+    )
+
+
+def argument_check(
+    split: ArgumentFacts,
+    names: dict[int, str],
+    state: str,
+    input_slots: Sequence[int],
+    namespace: dict[str, Any],
+) -> tuple[str, Callable[[tuple[Any, ...], dict[str, Any]], Any]]:
+    """The source of `check(args, kwargs)`, and the function.
+
+    names: of the slots that exist before (`args`, `kwargs`, and what `namespace` holds).
+    state: the expression for torch's global state.
+    input_slots: of the argument tensors to hand to `verify`, in order.
+    namespace: must hold `tensors`, `tables`, `verify`, `slow`, `residual`, `residual_holds` and what `state` needs.
+    """
+    lines = ["def check(args, kwargs):"]
+    names = dict(names)
+    types: dict[int, type] = {ARGS_SLOT: tuple, KWARGS_SLOT: dict}
+    for number, fact in enumerate(split.plain):
+        parent = names[fact.parent]
+        found = f"x{number}"
+        lines.append(f"    {found} = {_read(fact, parent, types.get(fact.parent), number, namespace)}")
+        condition = _mismatch(fact, found, number, names, namespace)
+        if condition:
+            lines.append(f"    if {condition}: return None")
+        if fact.slot >= 0:
+            names[fact.slot] = found
+            if isinstance(fact.expectation, OfType):
+                types[fact.slot] = fact.expectation.type
+    lines.append(f"    if not ({state}): return None")
+    if split.tensors:
+        lines.append(f"    if not tensors({', '.join(names[slot] for slot in split.tensors)}): return None")
+    ids = [f"id({names[slot]})" for slot in split.keys]
+    key = "None" if not ids else ids[0] if len(ids) == 1 else f"({', '.join(ids)})"
+    handed = "".join(f", {names[slot]}" for slot in input_slots)
+    lines += [
+        f"    table = tables.get({key})",
+        "    if table is None: return slow(args, kwargs)",
+        f"    inputs = verify(table{handed})",
+        "    if type(inputs) is not tuple: return slow(args, kwargs)",
+        "    return inputs if not residual or residual_holds(args, kwargs) else None",
+    ]
+    source = "\n".join(lines) + "\n"
+    exec(compile(source, "<dsjit argument check>", "exec"), namespace)
+    function: Callable[[tuple[Any, ...], dict[str, Any]], Any] = namespace["check"]
+    return source, function
+
+
+def _read(fact: Fact, parent: str, kind: type | None, number: int, namespace: dict[str, Any]) -> str:
+    step = fact.step
+    if kind in _PLAIN:
+        if isinstance(step, Index):
+            return f"{parent}[{step.index}]"
+        if isinstance(step, Length):
+            return f"len({parent})"
+        if isinstance(step, Keys):
+            return f"tuple({parent})"
+        if isinstance(step, Item) and type(step.key) is str:
+            return f"{parent}[{step.key!r}]"
+    namespace[f"get{number}"] = step.get
+    return f"get{number}({parent})"
+
+
+def _mismatch(fact: Fact, found: str, number: int, names: dict[int, str], namespace: dict[str, Any]) -> str:
+    """A Python condition that is true when the fact does not hold; empty when nothing is left to check."""
+    expectation = fact.expectation
+    if isinstance(expectation, TensorOf):
+        return ""
+    if isinstance(expectation, SameAs):
+        return f"{found} is not {names[expectation.slot]}"
+    if isinstance(expectation, OfType):
+        namespace[f"type{number}"] = expectation.type
+        return f"type({found}) is not type{number}"
+    if isinstance(expectation, Identical):
+        namespace[f"same{number}"] = expectation.value
+        return f"{found} is not same{number}"
+    if isinstance(expectation, Constant):
+        value = expectation.value
+        if value is None or isinstance(value, bool):
+            return f"{found} is not {value}"
+        if isinstance(fact.step, Length):
+            return f"{found} != {value}"
+        if isinstance(fact.step, Keys) and all(type(key) is str for key in value):
+            return f"{found} != {value!r}"
+        if type(value) is int or type(value) is str:
+            return f"type({found}) is not {type(value).__name__} or {found} != {value!r}"
+    assert isinstance(expectation, Constant | FunctionOf | Missing) or hasattr(expectation, "matches")
+    namespace[f"match{number}"] = expectation.matches
+    return f"not match{number}({found})"

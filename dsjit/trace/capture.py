@@ -1,0 +1,91 @@
+"""One traced call: the user's function runs for real, and becomes a Graph, a guard and a recipe for its result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dsjit.ir.graph import Graph, Value
+from dsjit.ops.strided import strided_view
+from dsjit.trace.guards import Guard
+from dsjit.trace.observe import Observer
+from dsjit.trace.outputs import ResultBuilder, TemplateError, make_template
+from dsjit.trace.recorder import Recorder, Untraceable, stop_reason
+from dsjit.trace.source import SourceFinder
+
+__all__ = ["Capture", "Returned", "capture"]
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """How one tensor of the result is obtained: from input or output number `number`, whole or as a strided view."""
+
+    from_input: bool
+    number: int
+    view: tuple[tuple[int, ...], tuple[int, ...], int] | None
+
+    def fetch(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> torch.Tensor:
+        tensor = (inputs if self.from_input else outputs)[self.number]
+        return tensor if self.view is None else strided_view(tensor, *self.view)
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """What one traced call gave.
+
+    result: what the function returned. problems: why there is no Graph; empty when there is one.
+    guard: when the Graph (or, without a Graph, the verdict) holds again; None when that cannot be told.
+    """
+
+    result: Any
+    problems: tuple[Untraceable, ...]
+    guard: Guard | None
+    graph: Graph | None = None
+    builder: ResultBuilder | None = None
+    returned: tuple[Returned, ...] = ()
+
+
+def capture(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str
+) -> Capture:
+    """Call `function(*args, **kwargs)` once, for real, and record it. Whatever it raises is raised."""
+    observer = Observer(function, args, kwargs)
+    recorder = Recorder(lambda tensor: observer.path_of(tensor) is not None, SourceFinder())
+    with observer, recorder.escapes, recorder:
+        result = function(*args, **kwargs)
+    problems = [*recorder.problems, *(Untraceable(p.reason, p.source) for p in observer.problems)]
+    if not problems:
+        try:
+            return _finish(result, observer, recorder, name)
+        except TemplateError as error:
+            problems.append(Untraceable(str(error), recorder.sources.current()))
+        except Exception as error:
+            reason = stop_reason(error)
+            if reason is None:
+                raise
+            problems.append(Untraceable(reason, recorder.sources.current()))
+    return Capture(result, tuple(problems), observer.build_guard((), frozenset()))
+
+
+def _finish(result: Any, observer: Observer, recorder: Recorder, name: str) -> Capture:
+    builder = make_template(result, lambda obj: observer.path_of_object(obj) is not None)
+    roots = [recorder.locate(tensor) for tensor in builder.tensors]
+    numbers: dict[Value, int] = {}
+    returned: list[Returned] = []
+    inputs = {id(tensor): number for number, (_, tensor) in enumerate(recorder.inputs)}
+    for root in roots:
+        if root.input is not None:
+            returned.append(Returned(True, inputs[id(root.input)], root.view))
+        else:
+            returned.append(Returned(False, numbers.setdefault(root.root, len(numbers)), root.view))
+    graph = recorder.graph(tuple(numbers), name)
+    written = {write.target for write in graph.writes}
+    paths = [observer.path_of(tensor) for _, tensor in recorder.inputs]
+    positions = frozenset(number for number, value in enumerate(graph.inputs) if value in written)
+    assert all(path is not None for path in paths)
+    guard = observer.build_guard([path for path in paths if path is not None], positions)
+    return Capture(result, (), guard, graph, builder, tuple(returned))
+

@@ -1,0 +1,274 @@
+"""Guard: whether a later call would do again what the traced call did, and with which tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch._C._dynamo.guards import TensorGuards
+
+from dsjit.trace.argument_check import argument_check, split_facts
+from dsjit.trace.binding import Binder, Binding
+from dsjit.trace.facts import (
+    ARGS_SLOT,
+    FUNCTION_SLOT,
+    KWARGS_SLOT,
+    Constant,
+    Fact,
+    Missing,
+    SameAs,
+    TensorOf,
+    holds,
+    shorten,
+    walk,
+)
+from dsjit.trace.native_guard import native_loop
+from dsjit.trace.overlap import Overlap
+from dsjit.trace.state import TorchState
+
+__all__ = ["Guard", "GuardLine"]
+
+TABLE_LIMIT: Final = 256
+"""Tables that one guard keeps: one for each combination of long-lived objects among the arguments."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuardLine:
+    """One thing that must hold: where, and what."""
+
+    path: str
+    condition: str
+
+    def __str__(self) -> str:
+        return f"{self.path} {self.condition}"
+
+
+class Guard:
+    """Facts of a trace, made quick to check.
+
+    The facts are relative to the call's arguments, so that one guard serves many equal layers: what is bound to
+    concrete objects is one table for each combination of them. A table's failure is no verdict: the facts are then
+    walked in Python, and when they hold (a constant was assigned anew, a parameter replaced), a new table is made.
+
+    `check(args, kwargs)` returns the Graph's input tensors, in order, or None. It never raises, and runs no code of
+    the user's but `__eq__` and `__hash__` of dictionary keys.
+    """
+
+    check: Callable[[tuple[Any, ...], dict[str, Any]], tuple[torch.Tensor, ...] | None]
+
+    def __init__(
+        self,
+        *,
+        function: Callable[..., Any],
+        facts: tuple[Fact, ...],
+        roots: Mapping[int, Any],
+        slot_count: int,
+        inputs: tuple[int, ...],
+        written: frozenset[int],
+        state: TorchState,
+        native: bool,
+        first: tuple[tuple[Any, ...], dict[str, Any]],
+    ) -> None:
+        self._facts = facts
+        self._roots = {**roots, FUNCTION_SLOT: function}
+        self._slot_count = slot_count
+        self._inputs = inputs
+        self._state = state
+        self._suspect: Fact | None = None
+        self._definers = {fact.slot: fact for fact in facts if fact.slot >= 0}
+        self._split = split_facts(facts, (ARGS_SLOT, KWARGS_SLOT), frozenset(self._roots))
+        self._overlap = Overlap(written) if written else None
+        self._binder: Binder | None = None
+        self._residual: dict[int, Fact] = {}
+        self._tables: dict[Any, bytearray] = {}
+        self._bindings: dict[Any, Binding] = {}
+        self._sighted: dict[Any, None] = {}
+        self._prepare(native, first)
+
+    def __repr__(self) -> str:
+        return f"<Guard: {len(self._facts)} facts, {len(self._inputs)} input tensors>"
+
+    # ---------------------------------------------------------------- making
+
+    def _prepare(self, native: bool, first: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
+        argument_tensors = frozenset(self._split.tensors)
+        arguments = [slot for slot in self._inputs if slot in argument_tensors]
+        self._argument_positions = [n for n, slot in enumerate(self._inputs) if slot in argument_tensors]
+        self._bound_positions = [(n, slot) for n, slot in enumerate(self._inputs) if slot not in argument_tensors]
+        self._metadata = {fact.slot: fact for fact in self._split.rest if isinstance(fact.expectation, TensorOf)}
+        namespace: dict[str, Any] = {
+            "tables": self._tables,
+            "slow": self._slow,
+            "verify": _never,
+            "residual": self._residual,
+            "residual_holds": self._residual_holds,
+        }
+        loop = native_loop() if native else None
+        if loop is not None:
+            self._binder = Binder(self._facts_by_slot(), loop.layout, self._residual)
+            namespace["verify"] = loop.verify
+        slots = self._new_slots(*first)
+        if walk(self._split.plain, slots) is None:
+            self._sighted[self._key(slots)] = None
+        namespace["tensors"] = self._tensor_check(slots)
+        names = {slot: f"root{slot}" for slot in self._roots} | {ARGS_SLOT: "args", KWARGS_SLOT: "kwargs"}
+        namespace.update({names[slot]: obj for slot, obj in self._roots.items()})
+        condition = self._state.condition(namespace)
+        self.source, self._quick = argument_check(self._split, names, condition, arguments, namespace)
+        self.check = self._quick if self._overlap is None else self._check_overlap
+
+    def _facts_by_slot(self) -> dict[int, list[Fact]]:
+        """What the tables hold: the facts outside the plain arguments, by the slot that they read from."""
+        found: dict[int, list[Fact]] = {}
+        for fact in self._split.rest:
+            found.setdefault(fact.parent, []).append(fact)
+            if fact.slot >= 0 and not isinstance(fact.expectation, TensorOf):
+                found.setdefault(fact.slot, [])
+        return found
+
+    def _tensor_check(self, slots: Sequence[Any]) -> Callable[..., bool]:
+        """A check of the argument tensors' metadata, and that no two of them are one object."""
+        expected = [fact.expectation for fact in self._split.plain if isinstance(fact.expectation, TensorOf)]
+        tensors = [slots[slot] for slot in self._split.tensors]
+        if tensors and all(map(_plain_tensor, expected, tensors)):
+            check: Callable[..., bool] = TensorGuards(
+                *tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None
+            ).check
+            return check
+        return lambda *found: len(set(map(id, found))) == len(found) and all(
+            one.matches(tensor) for one, tensor in zip(expected, found, strict=True)
+        )
+
+    def _new_slots(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
+        slots: list[Any] = [None] * self._slot_count
+        for slot, obj in self._roots.items():
+            slots[slot] = obj
+        slots[ARGS_SLOT] = args
+        slots[KWARGS_SLOT] = kwargs
+        return slots
+
+    def _key(self, slots: Sequence[Any]) -> Any:
+        ids = [id(slots[slot]) for slot in self._split.keys]
+        return None if not ids else ids[0] if len(ids) == 1 else tuple(ids)
+
+    # ---------------------------------------------------------------- checking
+
+    def _check_overlap(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, ...] | None:
+        inputs = self._quick(args, kwargs)
+        assert self._overlap is not None
+        return inputs if inputs is not None and self._overlap.found(inputs) is None else None
+
+    def _slow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, ...] | None:
+        """Walk the facts in Python. The generated code has checked the plain arguments and torch's state."""
+        slots = self._new_slots(args, kwargs)
+        if self._suspect is not None and not self._holds_alone(self._suspect, slots):
+            return None
+        if walk(self._split.plain, slots) is not None:
+            return None
+        key = self._key(slots)
+        binding = self._bindings.get(key)
+        if binding is not None and binding.renew_versions():
+            return self._quick(args, kwargs)
+        self._suspect = walk(self._split.rest, slots)
+        if self._suspect is not None:
+            return None
+        if self._binder is not None:
+            self._bind(key, slots)
+        return tuple([slots[slot] for slot in self._inputs])
+
+    def _bind(self, key: Any, slots: Sequence[Any]) -> None:
+        """Make a table, unless these objects are met for the first time (they may never come again)."""
+        assert self._binder is not None
+        if key not in self._sighted:
+            if len(self._sighted) >= TABLE_LIMIT:
+                self._sighted.clear()
+            self._sighted[key] = None
+            return
+        self._tables.pop(key, None)
+        self._bindings.pop(key, None)
+        if len(self._tables) >= TABLE_LIMIT:
+            oldest = next(iter(self._tables))
+            del self._tables[oldest], self._bindings[oldest]
+        binding = self._binder.bind(
+            slots, self._metadata, len(self._inputs), self._argument_positions, self._bound_positions
+        )
+        self._bindings[key] = binding
+        self._tables[key] = binding.table
+
+    def _residual_holds(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether the facts that the native loop leaves out hold."""
+        slots = self._new_slots(args, kwargs)
+        return all(self._holds_alone(fact, slots) for fact in self._residual.values())
+
+    def _holds_alone(self, fact: Fact, slots: list[Any]) -> bool:
+        """Whether one fact holds, walking only to what it speaks of (the one that failed last often fails again)."""
+        if not self._reach(fact.parent, slots):
+            return False
+        if isinstance(fact.expectation, SameAs) and not self._reach(fact.expectation.slot, slots):
+            return False
+        return holds(fact.expectation, fact.step.get(slots[fact.parent]), slots)
+
+    def _reach(self, slot: int, slots: list[Any]) -> bool:
+        """Fill `slot` by walking from its root; False when the way there is not as it was."""
+        definer = self._definers.get(slot)
+        if definer is None:
+            return True
+        if not self._reach(definer.parent, slots):
+            return False
+        value = definer.step.get(slots[definer.parent])
+        slots[slot] = value
+        return isinstance(definer.expectation, SameAs) or holds(definer.expectation, value, slots)
+
+    # ---------------------------------------------------------------- explaining
+
+    def why_not(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+        """The first thing that fails, as `path: was this, now that`; None when the check would pass. Slow."""
+        changed = self._state.why_not()
+        if changed is not None:
+            return changed
+        slots = self._new_slots(args, kwargs)
+        failed = walk(self._split.plain, slots) or walk(self._split.rest, slots)
+        if failed is not None:
+            now = failed.step.get(slots[failed.parent])
+            was = str(failed.expectation).removeprefix("is ")
+            return f"{failed.path}: was {was}, now {_describe(failed, now, slots)}"
+        tensors = [slots[slot] for slot in self._split.tensors]
+        if len(set(map(id, tensors))) != len(tensors):
+            return "two arguments are now the same tensor"
+        if self._overlap is not None:
+            pair = self._overlap.found([slots[slot] for slot in self._inputs])
+            if pair is not None:
+                paths = [self._definers[self._inputs[position]].path for position in pair]
+                return f"{paths[0]}, which is written, shares memory with {paths[1]}"
+        return None
+
+    def describe(self) -> list[GuardLine]:
+        """Everything that must hold, one line for each fact (lengths and keys of containers included)."""
+        lines = [GuardLine(str(fact.path), str(fact.expectation)) for fact in self._facts]
+        if self._overlap is not None:
+            for position in sorted(self._overlap.written):
+                path = str(self._definers[self._inputs[position]].path)
+                lines.append(GuardLine(path, "shares no memory with other inputs, because it is written"))
+        return lines
+
+
+def _never(table: object, *tensors: object) -> int:
+    """Stands in for the native loop where there is none: no table passes."""
+    return 0
+
+
+def _plain_tensor(expected: TensorOf, tensor: object) -> bool:
+    """Whether torch's own tensor guard can check this tensor."""
+    return expected.layout is torch.strided and expected.matches(tensor)
+
+
+def _describe(fact: Fact, now: object, slots: Sequence[Any]) -> str:
+    if isinstance(fact.expectation, TensorOf) and isinstance(now, torch.Tensor):
+        return str(TensorOf.of(now, fact.expectation.requires_grad is not None)).removeprefix("is ")
+    if isinstance(fact.expectation, SameAs):
+        return "another object"
+    if isinstance(fact.expectation, Constant | Missing) or type(now).__name__ != "function":
+        return shorten(now)
+    return f"another {type(now).__qualname__}"

@@ -1,0 +1,186 @@
+"""Observing attribute access: the process-wide register of patched classes.
+
+While at least one `Listener` wants it, a class carries wrappers of `__getattribute__`, `__setattr__` and
+`__delattr__` (and `nn.Module` of `__getattr__`, which looks up parameters, buffers and submodules). A wrapper tells
+the listener of its own thread, if there is one, and otherwise does what the class did before. When the last listener
+leaves, the class is what it was.
+"""
+
+from __future__ import annotations
+
+import threading
+import types
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Protocol, TypeAlias
+
+import torch
+
+from dsjit.errors import CaptureError
+from dsjit.trace.library import is_observable
+from dsjit.trace.paths import ABSENT, static_lookup
+
+__all__ = ["PATCHED_NAMES", "PATCHES", "Listener", "Patch", "patches_for"]
+
+Patch: TypeAlias = tuple[type, str]
+"""A class and the name of the method to wrap in it."""
+
+PATCHED_NAMES: Final = frozenset({"__getattribute__", "__setattr__", "__delattr__", "__getattr__"})
+
+_get_ident: Final = threading.get_ident
+
+
+class Listener(Protocol):
+    """Who is told of reads and writes, on its own thread."""
+
+    def on_read(self, obj: object, name: str, value: object) -> None: ...
+
+    def on_missing(self, obj: object, name: str) -> None: ...
+
+    def on_opaque_read(self, obj: object) -> None: ...
+
+    def on_module_lookup(self, module: torch.nn.Module, name: str) -> None: ...
+
+    def on_write(self, obj: object, name: str) -> None: ...
+
+
+def patches_for(cls: type) -> tuple[Patch, ...]:
+    """Which methods of which classes to wrap so that every access to attributes of `cls`'s instances is seen."""
+    highest = next((base for base in reversed(cls.__mro__) if is_observable(base)), None)
+    if highest is None:
+        return ()
+    found: list[Patch] = []
+    for name in ("__getattribute__", "__setattr__", "__delattr__"):
+        written = (base for base in cls.__mro__ if type(_unwrapped(base, name)) is types.FunctionType)
+        found.append((next(written, highest), name))
+    if issubclass(cls, torch.nn.Module):
+        found.append((torch.nn.Module, "__getattr__"))
+    return tuple(found)
+
+
+def _unwrapped(cls: type, name: str) -> Any:
+    """The class's own entry as it is without wrappers."""
+    entry = cls.__dict__.get(name, ABSENT)
+    own = getattr(entry, "__dsjit_own__", None)
+    return entry if own is None else own[0]
+
+
+class _Register:
+    """Counts the listeners of each patch; installs with the first and removes with the last."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: dict[Patch, int] = {}
+        self.listeners: dict[int, Listener] = {}
+
+    def enter(self, listener: Listener) -> None:
+        """Start telling `listener` about this thread. Raises CaptureError when the thread has one already."""
+        thread = _get_ident()
+        if thread in self.listeners:
+            raise CaptureError("a trace is already running on this thread")
+        self.listeners[thread] = listener
+
+    def leave(self, patches: Iterable[Patch]) -> None:
+        """Stop telling this thread's listener, and give its patches back."""
+        self.listeners.pop(_get_ident(), None)
+        with self._lock:
+            for patch in patches:
+                self._counts[patch] -= 1
+                if not self._counts[patch]:
+                    del self._counts[patch]
+                    cls, name = patch
+                    entry = cls.__dict__[name]
+                    (own,) = entry.__dsjit_own__
+                    if own is ABSENT:
+                        type.__delattr__(cls, name)
+                    else:
+                        type.__setattr__(cls, name, own)
+
+    def acquire(self, patch: Patch) -> None:
+        """Wrap the method, unless another listener had it wrapped before."""
+        cls, name = patch
+        with self._lock:
+            count = self._counts.get(patch, 0)
+            if not count:
+                own = cls.__dict__.get(name, ABSENT)
+                original = static_lookup(cls, name)
+                if hasattr(original, "__dsjit_original__"):  # inherited from a base that is wrapped right now
+                    original = original.__dsjit_original__
+                wrapper: Any = _WRAPPERS[name](self.listeners, original)
+                wrapper.__dsjit_own__ = (own,)
+                wrapper.__dsjit_original__ = original
+                type.__setattr__(cls, name, wrapper)
+            self._counts[patch] = count + 1
+
+
+def _wrap_getattribute(listeners: dict[int, Listener], original: Callable[[Any, str], Any]) -> Callable[..., Any]:
+    if isinstance(original, types.FunctionType):
+
+        def __getattribute__(self: Any, name: str) -> Any:
+            listener = listeners.get(_get_ident())
+            if listener is not None:
+                listener.on_opaque_read(self)
+            return original(self, name)
+
+        return __getattribute__
+
+    def __getattribute__(self: Any, name: str) -> Any:
+        listener = listeners.get(_get_ident())
+        if listener is None:
+            return original(self, name)
+        try:
+            value = original(self, name)
+        except AttributeError:
+            listener.on_missing(self, name)
+            raise
+        listener.on_read(self, name, value)
+        return value
+
+    return __getattribute__
+
+
+def _wrap_setattr(listeners: dict[int, Listener], original: Callable[[Any, str, Any], None]) -> Callable[..., None]:
+    def __setattr__(self: Any, name: str, value: Any) -> None:
+        listener = listeners.get(_get_ident())
+        if listener is not None:
+            listener.on_write(self, name)
+        original(self, name, value)
+
+    return __setattr__
+
+
+def _wrap_delattr(listeners: dict[int, Listener], original: Callable[[Any, str], None]) -> Callable[..., None]:
+    def __delattr__(self: Any, name: str) -> None:
+        listener = listeners.get(_get_ident())
+        if listener is not None:
+            listener.on_write(self, name)
+        original(self, name)
+
+    return __delattr__
+
+
+def _wrap_module_getattr(listeners: dict[int, Listener], original: Callable[[Any, str], Any]) -> Callable[..., Any]:
+    get_attribute = object.__getattribute__
+
+    def __getattr__(self: Any, name: str) -> Any:
+        listener = listeners.get(_get_ident())
+        if listener is None:
+            return original(self, name)
+        listener.on_module_lookup(self, name)
+        entries = get_attribute(self, "__dict__")
+        for table in ("_parameters", "_buffers", "_modules"):
+            if table in entries and name in entries[table]:
+                return entries[table][name]
+        raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+
+    return __getattr__
+
+
+_WRAPPERS: Final[dict[str, Callable[..., Callable[..., Any]]]] = {
+    "__getattribute__": _wrap_getattribute,
+    "__setattr__": _wrap_setattr,
+    "__delattr__": _wrap_delattr,
+    "__getattr__": _wrap_module_getattr,
+}
+
+PATCHES: Final = _Register()
+"""Patching a class is process-wide, so its bookkeeping is too."""

@@ -1,0 +1,95 @@
+"""What an ATen overload's schema says about aliasing and mutation, and its functional twin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+
+__all__ = ["OpTraits", "functional_variant", "traits"]
+
+UNDECLARED_WRITES: dict[str, tuple[int, ...]] = {
+    # These update their running statistics although the schema does not say so
+    # (aten/src/ATen/native/Normalization.cpp); harmless when the flag that enables it is off.
+    "aten::native_batch_norm": (3, 4),
+    "aten::cudnn_batch_norm": (3, 4),
+    "aten::miopen_batch_norm": (3, 4),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class OpTraits:
+    """Facts about one overload.
+
+    writes: positions of the positional arguments that it writes to.
+    writes_kwargs: names of keyword-only arguments that it writes to (`out=`).
+    aliases: some result is a view of an argument (and nothing is written).
+    composite: it is defined by calling other ops, and has no kernel of its own.
+    random: it draws from a random generator.
+    dynamic: the shape of its result depends on the content of its arguments.
+    metadata: it changes the sizes, strides or storage of an argument in place.
+    """
+
+    writes: tuple[int, ...]
+    writes_kwargs: tuple[str, ...]
+    aliases: bool
+    composite: bool
+    random: bool
+    dynamic: bool
+    metadata: bool
+
+
+@cache
+def traits(op: Any) -> OpTraits:
+    """The traits of an `OpOverload`."""
+    schema = op._schema
+    writes: list[int] = []
+    writes_kwargs: list[str] = []
+    for position, argument in enumerate(schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            if argument.kwarg_only:
+                writes_kwargs.append(argument.name)
+            else:
+                writes.append(position)
+    aliases = any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
+    name = op.name()
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    composite = has(name, "CompositeImplicitAutograd") and not has(name, "CPU")
+    return OpTraits(
+        writes=tuple(writes),
+        writes_kwargs=tuple(writes_kwargs),
+        aliases=aliases,
+        composite=composite,
+        random=torch.Tag.nondeterministic_seeded in op.tags,
+        dynamic=torch.Tag.dynamic_output_shape in op.tags,
+        metadata=torch.Tag.inplace_view in op.tags or schema.name in ("aten::resize_", "aten::set_"),
+    )
+
+
+@cache
+def functional_variant(op: Any) -> Any | None:
+    """The overload that computes what `op` (in-place or `out=`) writes, and writes nothing; None without one.
+
+    The functional overload takes the same arguments, less the `out` ones, and returns as many tensors as `op` writes.
+    """
+    schema = op._schema
+    written = [a for a in schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    wanted = [(a.name, str(a.type)) for a in schema.arguments if not (a.kwarg_only and a in written)]
+    base = schema.name.split("::")[1]
+    if base.endswith("_") and not base.endswith("__"):
+        base = base[:-1]
+    elif base.startswith("__i") and base.endswith("__"):
+        base = "__" + base[3:]
+    packet = getattr(getattr(torch.ops, schema.name.split("::")[0]), base, None)
+    if packet is None:
+        return None
+    for name in packet.overloads():
+        candidate = getattr(packet, name)
+        other = candidate._schema
+        if other.is_mutable or len(other.returns) != len(written):
+            continue
+        if [(a.name, str(a.type)) for a in other.arguments] == wanted:
+            return candidate
+    return None

@@ -1,0 +1,57 @@
+"""Finds the line of the user's code that an op belongs to."""
+
+from __future__ import annotations
+
+import os
+import sys
+import sysconfig
+from dataclasses import dataclass, field
+from types import CodeType, FrameType
+
+import torch
+
+from dsjit.ir.graph import UNKNOWN_SOURCE, Source
+
+__all__ = ["SourceFinder"]
+
+
+def _internal_roots() -> tuple[str, ...]:
+    torch_root = os.path.dirname(os.path.abspath(torch.__file__))
+    own_root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    paths = sysconfig.get_paths()
+    roots = [torch_root, own_root]
+    stdlib = paths["stdlib"]
+    # site-packages lies inside the standard library's folder; only files directly of the library are internal.
+    roots += [os.path.join(stdlib, name) for name in ("contextlib.py", "functools.py", "threading.py", "copy.py")]
+    roots.append("<")
+    return tuple(roots)
+
+
+@dataclass(slots=True)
+class SourceFinder:
+    """Walks the Python stack to the innermost frame that is neither torch's nor dsjit's own."""
+
+    internal: tuple[str, ...] = field(default_factory=_internal_roots)
+    known: dict[CodeType, bool] = field(default_factory=dict)
+    sources: dict[tuple[CodeType, int], Source] = field(default_factory=dict)
+
+    def is_user(self, code: CodeType) -> bool:
+        """Whether `code` is the user's: a library that builds on torch counts as theirs."""
+        known = self.known.get(code)
+        if known is None:
+            known = self.known[code] = not code.co_filename.startswith(self.internal)
+        return known
+
+    def current(self, depth: int = 1) -> Source:
+        """The user's line that is running, seen from the caller `depth` frames up."""
+        frame: FrameType | None = sys._getframe(depth)
+        while frame is not None:
+            code = frame.f_code
+            if self.is_user(code):
+                key = (code, frame.f_lineno)
+                source = self.sources.get(key)
+                if source is None:
+                    source = self.sources[key] = Source(code.co_filename, frame.f_lineno, code.co_name)
+                return source
+            frame = frame.f_back
+        return UNKNOWN_SOURCE

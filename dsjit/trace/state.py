@@ -1,0 +1,77 @@
+"""torch's global state: what decides how eager would run a call, and is no argument of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch._C._dynamo.guards import GlobalStateGuard
+
+__all__ = ["TorchState", "foreign_modes"]
+
+_PROBES: Final[tuple[tuple[str, Callable[[], Any]], ...]] = (
+    ("inference mode", torch.is_inference_mode_enabled),
+    ("active TorchDispatchModes", torch._C._len_torch_dispatch_stack),
+    ("active TorchFunctionModes", torch._C._len_torch_function_stack),
+    ("functorch level", torch._C._functorch.maybe_current_level),
+    ("flash attention enabled", torch._C._get_flash_sdp_enabled),
+    ("math attention enabled", torch._C._get_math_sdp_enabled),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TorchState:
+    """The state at one moment.
+
+    guard: `GlobalStateGuard` covers grad mode, autocast, default dtype, deterministic algorithms, thread count,
+        reduced-precision switches, and whether `__torch_function__` is on.
+    values: of `_PROBES`, in order.
+    """
+
+    guard: Any
+    values: tuple[Any, ...]
+    grad_mode: bool
+
+    @classmethod
+    def current(cls) -> TorchState:
+        return cls(GlobalStateGuard(), tuple(probe() for _, probe in _PROBES), torch.is_grad_enabled())
+
+    def check(self) -> bool:
+        """Whether the state is what it was."""
+        return bool(self.guard.check()) and all(
+            probe() == value for (_, probe), value in zip(_PROBES, self.values, strict=True)
+        )
+
+    def why_not(self) -> str | None:
+        """Which part of the state differs, or None."""
+        if not self.guard.check():
+            return f"torch's global state changed: {self.guard.reason() or 'unknown part'}"
+        for (name, probe), value in zip(_PROBES, self.values, strict=True):
+            if probe() != value:
+                return f"{name}: was {value}, now {probe()}"
+        return None
+
+    def condition(self, namespace: dict[str, Any]) -> str:
+        """A Python expression equal to `check()`, over the names it adds to `namespace` (calls without lookups)."""
+        namespace["global_state"] = self.guard.check
+        parts = ["global_state()"]
+        for number, ((_, probe), value) in enumerate(zip(_PROBES, self.values, strict=True)):
+            namespace[f"probe{number}"] = probe
+            if value is None or isinstance(value, bool):
+                parts.append(f"probe{number}() is {value}")
+            else:
+                parts.append(f"probe{number}() == {value!r}")
+        return " and ".join(parts)
+
+
+def foreign_modes() -> str | None:
+    """Why no trace may start in this state: another mode already interprets every call. None when it may."""
+    if torch._C._len_torch_dispatch_stack():
+        return "a TorchDispatchMode is active"
+    if torch._C._len_torch_function_stack():
+        return "a TorchFunctionMode is active (torch.set_default_device counts as one)"
+    if torch._C._functorch.maybe_current_level() is not None:
+        return "a functorch transform is active"
+    return None

@@ -1,0 +1,196 @@
+"""Hand-written Kernels, and running them: by the interpreter, by LLVM."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+
+from dsjit.codegen.interpreter import run_kernel
+from dsjit.codegen.llvm.emitter import emit_module
+from dsjit.codegen.llvm.engine import compile_module
+from dsjit.codegen.llvm.schedule import work_items
+from dsjit.codegen.llvm.target import Target, host_target
+from dsjit.ir.kernel import Apply, Axis, Block, Constant, Index, Kernel, Load, Param, Reduce, Stmt, Store
+from dsjit.ir.verify_kernel import verify_kernel
+
+f32 = torch.float32
+KernelFunction = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
+
+
+def at(offset: int = 0, **terms: int) -> Index:
+    """`at(3, i0=8, i1=1)` is the index 8*i0 + i1 + 3; zero coefficients are dropped."""
+    return Index(offset, tuple((axis, coefficient) for axis, coefficient in terms.items() if coefficient))
+
+
+def axes(*sizes: int, first: int = 0) -> tuple[Axis, ...]:
+    """Axes i0, i1, ... of these sizes."""
+    return tuple(Axis(f"i{first + number}", size) for number, size in enumerate(sizes))
+
+
+def reads(*names: str, dtype: torch.dtype = f32) -> tuple[Param, ...]:
+    return tuple(Param(name, dtype, "read") for name in names)
+
+
+def writes(*names: str, dtype: torch.dtype = f32) -> tuple[Param, ...]:
+    return tuple(Param(name, dtype, "write") for name in names)
+
+
+def pointwise(size: int, body: Sequence[Stmt], params: Sequence[Param]) -> Kernel:
+    """One loop over i0."""
+    return Kernel("pointwise", tuple(params), (), (Block(axes(size), tuple(body)),), "i0")
+
+
+def softmax(rows: int, columns: int) -> Kernel:
+    here = at(i0=columns, i1=1)
+    row = axes(columns, first=1)
+    return Kernel(
+        "softmax",
+        reads("x") + writes("y"),
+        axes(rows),
+        (
+            Block(row, (Load("a", "x", here, f32), Reduce("largest", "max", "a", f32))),
+            Block(
+                row,
+                (
+                    Load("b", "x", here, f32),
+                    Apply("c", "sub", ("b", "largest"), f32),
+                    Apply("d", "exp", ("c",), f32),
+                    Reduce("total", "sum", "d", f32),
+                ),
+            ),
+            Block(
+                row,
+                (
+                    Load("e", "x", here, f32),
+                    Apply("f", "sub", ("e", "largest"), f32),
+                    Apply("g", "exp", ("f",), f32),
+                    Apply("h", "div", ("g", "total"), f32),
+                    Store("y", here, "h"),
+                ),
+            ),
+        ),
+        "i1",
+    )
+
+
+def layer_norm(rows: int, columns: int, eps: float = 1e-5) -> Kernel:
+    """Two-pass mean and variance, weight and bias along the row; also stores the mean."""
+    here = at(i0=columns, i1=1)
+    row = axes(columns, first=1)
+    return Kernel(
+        "layer_norm",
+        reads("x", "weight", "bias") + writes("y", "mean"),
+        axes(rows),
+        (
+            Block(row, (Load("a", "x", here, f32), Reduce("sum", "sum", "a", f32))),
+            Block(
+                (),
+                (
+                    Constant("n", float(columns), f32),
+                    Apply("mu", "div", ("sum", "n"), f32),
+                    Store("mean", at(i0=1), "mu"),
+                ),
+            ),
+            Block(
+                row,
+                (
+                    Load("b", "x", here, f32),
+                    Apply("c", "sub", ("b", "mu"), f32),
+                    Apply("d", "mul", ("c", "c"), f32),
+                    Reduce("squares", "sum", "d", f32),
+                ),
+            ),
+            Block(
+                (),
+                (
+                    Apply("variance", "div", ("squares", "n"), f32),
+                    Constant("eps", eps, f32),
+                    Apply("shifted", "add", ("variance", "eps"), f32),
+                    Apply("root", "sqrt", ("shifted",), f32),
+                    Constant("one", 1.0, f32),
+                    Apply("scale", "div", ("one", "root"), f32),
+                ),
+            ),
+            Block(
+                row,
+                (
+                    Load("e", "x", here, f32),
+                    Apply("f", "sub", ("e", "mu"), f32),
+                    Apply("g", "mul", ("f", "scale"), f32),
+                    Load("w", "weight", at(i1=1), f32),
+                    Apply("h", "mul", ("g", "w"), f32),
+                    Load("v", "bias", at(i1=1), f32),
+                    Apply("r", "add", ("h", "v"), f32),
+                    Store("y", here, "r"),
+                ),
+            ),
+        ),
+        "i1",
+    )
+
+
+def row_reduce(kind: str, rows: int, columns: int, dtype: torch.dtype = f32) -> Kernel:
+    """One reduction of each row of x to an element of y; argmax and argmin store int64."""
+    picks = kind in ("argmax", "argmin")
+    result = torch.int64 if picks else dtype
+    body = (
+        Load("a", "x", at(i0=columns, i1=1), dtype),
+        Reduce("r", kind, "a", result, at(i1=1) if picks else None),  # type: ignore[arg-type]
+    )
+    return Kernel(
+        f"row_{kind}",
+        reads("x", dtype=dtype) + writes("y", dtype=result),
+        axes(rows),
+        (Block(axes(columns, first=1), body), Block((), (Store("y", at(i0=1), "r"),))),
+        "i1",
+    )
+
+
+def column_reduce(kind: str, rows: int, columns: int, dtype: torch.dtype = f32) -> Kernel:
+    """One reduction of each column of a row-major x to an element of y, lanes along the columns."""
+    picks = kind in ("argmax", "argmin")
+    result = torch.int64 if picks else dtype
+    body = (
+        Load("a", "x", at(i0=1, i1=columns), dtype),
+        Reduce("r", kind, "a", result, at(i1=1) if picks else None),  # type: ignore[arg-type]
+    )
+    return Kernel(
+        f"column_{kind}",
+        reads("x", dtype=dtype) + writes("y", dtype=result),
+        axes(columns),
+        (Block(axes(rows, first=1), body), Block((), (Store("y", at(i0=1), "r"),))),
+        "i0",
+    )
+
+
+def run_interpreted(kernel: Kernel, *buffers: torch.Tensor) -> None:
+    """Buffers in the order of the params."""
+    verify_kernel(kernel)
+    run_kernel(kernel, {param.name: buffer.view(-1) for param, buffer in zip(kernel.params, buffers, strict=True)})
+
+
+def run_compiled(
+    kernel: Kernel, *buffers: torch.Tensor, target: Target | None = None, pieces: int = 1
+) -> None:
+    """Buffers in the order of the params. pieces: into how many calls the work items are split."""
+    verify_kernel(kernel)
+    target = target or host_target()
+    module = compile_module(emit_module([kernel], target), target)
+    function = KernelFunction(module.address(kernel.name))
+    args = (ctypes.c_int64 * max(len(buffers), 1))(*(buffer.data_ptr() for buffer in buffers))
+    items = work_items(kernel, target)
+    for piece in range(pieces):
+        function(ctypes.addressof(args), items * piece // pieces, items * (piece + 1) // pieces)
+
+
+def outputs(
+    kernel: Kernel, inputs: Sequence[torch.Tensor], results: Sequence[torch.Tensor], **options: object
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """What the interpreter and what LLVM leave in copies of `results` (and of `inputs`, which must not change)."""
+    expected = [tensor.clone() for tensor in results]
+    actual = [tensor.clone() for tensor in results]
+    run_interpreted(kernel, *inputs, *expected)
+    run_compiled(kernel, *inputs, *actual, **options)  # type: ignore[arg-type]
+    return expected, actual
