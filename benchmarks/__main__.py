@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from benchmarks.contenders import CONTENDERS, Contender, cpp_compiler
 from benchmarks.machine import Machine, describe
-from benchmarks.report import broken_promises, markdown, print_report
+from benchmarks.report import broken_promises, markdown, print_report, summary
 from benchmarks.results import Report, WorkloadResult, load, save
 from benchmarks.session import Plan, measure_overheads, measure_workload
 from benchmarks.worker import WorkerError
@@ -26,18 +26,25 @@ __all__ = ["main"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 ROUNDS, QUICK_ROUNDS = 15, 3
+OVERHEAD = "overhead"
+"""What `--only` calls the cost of a warm call beside its kernels."""
+
+FILE_WIDTH = 180
+"""Columns of the tables when they go to a file."""
 DOCUMENT = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command. Returns the exit status: 1 if dsjit's outputs differ or calls ran eagerly, else 0."""
     if arguments[:1] == ["render"]:
-        return _render(_render_parser().parse_args(arguments[1:]))
+        options = _render_parser().parse_args(arguments[1:])
+        options.output.write_text(markdown(options.report))
+        return 0
     return _run(_run_parser().parse_args(arguments), arguments)
 
 
 def _run_parser() -> argparse.ArgumentParser:
-    names = [workload.name for workload in WORKLOADS]
+    names = [*(workload.name for workload in WORKLOADS), OVERHEAD]
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds instead of {ROUNDS}")
@@ -48,7 +55,10 @@ def _run_parser() -> argparse.ArgumentParser:
     parser.add_argument("--budget", type=float, default=900.0, help="most seconds a compile may take (default 900)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     parser.add_argument(
-        "--reuse", type=Path, metavar="FILE", help="take torch.compile's cold figures from this earlier --json FILE"
+        "--reuse",
+        type=_report_file,
+        metavar="FILE",
+        help="take torch.compile's cold figures from this earlier --json FILE",
     )
     parser.add_argument(
         "--cache", type=Path, metavar="DIR", help="keep torch.compile's files here, which makes --reuse quick"
@@ -58,18 +68,22 @@ def _run_parser() -> argparse.ArgumentParser:
 
 def _render_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("python -m benchmarks render", description="Write a run's tables as Markdown.")
-    parser.add_argument("report", type=Path, metavar="FILE", help="what --json wrote")
+    parser.add_argument("report", type=_report_file, metavar="FILE", help="what --json wrote")
     parser.add_argument("--output", type=Path, default=DOCUMENT, help=f"default {DOCUMENT.name} in docs/")
     return parser
 
 
-def _render(options: argparse.Namespace) -> int:
-    options.output.write_text(markdown(load(options.report)))
-    return 0
+def _report_file(text: str) -> Report:
+    try:
+        return load(Path(text))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise argparse.ArgumentTypeError(f"{text} is not a report that --json wrote ({error!r})") from None
 
 
 def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=FILE_WIDTH)
     workloads = [workload for workload in WORKLOADS if workload.name in options.only]
     machine = describe(options.threads)
     with (
@@ -93,22 +107,24 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
             cache=options.cache or Path(scratch),
             reused=_reused(options.reuse, machine, console),
         )
-        overall = progress.add_task("workloads", total=len(workloads) + 1)
+        overall = progress.add_task("workloads", total=len(options.only))
         report = Report(machine, shlex.join(["python", "-m", "benchmarks", *arguments]), _now(), [])
         for workload in workloads:
-            report.workloads.append(measure_workload(workload, plan, progress))
+            result = measure_workload(workload, plan, progress)
+            report.workloads.append(result)
+            console.print(summary(result), markup=False, highlight=False, soft_wrap=True)
             progress.advance(overall)
             if options.json:
                 save(report, options.json)
-        try:
-            report.overheads.extend(measure_overheads(plan, progress))
-        except WorkerError as error:
-            report.errors.append(str(error))
-        progress.advance(overall)
+        if OVERHEAD in options.only:
+            try:
+                report.overheads.extend(measure_overheads(plan, progress))
+            except WorkerError as error:
+                report.errors.append(str(error))
     if options.json:
         save(report, options.json)
     print_report(report, console)
-    for line in broken_promises(report.workloads):
+    for line in broken_promises(report):
         console.print(f"broken promise: {line}", style="bold red")
     return int(any(map(_wrong, report.workloads)))
 
@@ -125,17 +141,13 @@ def _contenders(options: argparse.Namespace, console: Console) -> tuple[Contende
     return tuple(contender for contender in CONTENDERS if not contender.keeps_files)
 
 
-def _reused(path: Path | None, machine: Machine, console: Console) -> Report | None:
-    if path is None:
+def _reused(report: Report | None, machine: Machine, console: Console) -> Report | None:
+    if report is None:
         return None
-    report = load(path)
-    if (report.machine.processor, report.machine.packages, report.machine.threads) == (
-        machine.processor,
-        machine.packages,
-        machine.threads,
-    ):
+    then = report.machine
+    if (then.processor, then.packages, then.threads) == (machine.processor, machine.packages, machine.threads):
         return report
-    console.print(f"{path} was measured on another machine or other versions: nothing is reused", style="yellow")
+    console.print("the earlier run is of another machine or other versions: nothing is reused", style="yellow")
     return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -12,7 +12,7 @@ from benchmarks import contenders
 from benchmarks.precision import ERROR_ALLOWANCE
 from benchmarks.results import COLD_FRACTION, ContenderResult, Report, WorkloadResult
 
-__all__ = ["Sheet", "markdown", "print_report", "sheets"]
+__all__ = ["Sheet", "broken_promises", "errors", "markdown", "print_report", "sheets", "summary"]
 
 MISSING = "-"
 
@@ -38,7 +38,7 @@ def print_report(report: Report, console: Console) -> None:
     for sheet in sheets(report):
         table = Table(title=sheet.title, caption=sheet.text, title_justify="left", caption_justify="left")
         for index, column in enumerate(sheet.columns):
-            table.add_column(column, justify="left" if index == 0 else "right")
+            table.add_column(column, justify="right" if index else "left", no_wrap=index == 0, overflow="fold")
         for row in sheet.rows:
             table.add_row(*row)
         console.print(table)
@@ -239,10 +239,22 @@ def times(ratio: float) -> str:
     return f"{ratio:.2f}x"
 
 
-def broken_promises(results: Iterable[WorkloadResult]) -> Sequence[str]:
-    """Every promise that a figure of these results breaks, a line each. A missing figure breaks none."""
+def summary(result: WorkloadResult) -> str:
+    """One line on a workload that was measured."""
+    figures = [
+        f"{title} {_text(each.median, milliseconds)} ms"
+        + (f" (cold {each.cold.compile:.2f} s)" if each.cold and name != "eager" else "")
+        for name, title in ((contender.name, contender.title) for contender in contenders.CONTENDERS)
+        if (each := result.contender(name)).rounds
+    ]
+    equal = {True: "equal", False: "DIFFERENT", None: "outputs not compared"}[result.equal]
+    return f"{_label(result)}: {', '.join(figures)}; {equal}"
+
+
+def broken_promises(report: Report) -> list[str]:
+    """Every promise that a figure of this report breaks, a line each. A missing figure breaks none."""
     broken = []
-    for result in results:
+    for result in report.workloads:
         speed, fraction = result.speed("dsjit", over="inductor"), result.cold_fraction("dsjit", of="inductor")
         verdicts = (
             (result.equal, "differs from eager"),
@@ -252,4 +264,5 @@ def broken_promises(results: Iterable[WorkloadResult]) -> Sequence[str]:
             (fraction is None or fraction <= COLD_FRACTION, f"takes {_text(fraction, str)} of its compile time"),
         )
         broken += [f"{result.name} {complaint}" for kept, complaint in verdicts if kept is False]
-    return broken
+    slow = (each for each in report.overheads if each.measured > each.limit)
+    return broken + [f"{each.name}: {microseconds(each.measured)} µs" for each in slow]

@@ -1,7 +1,7 @@
 """Errors of the vector math in units in the last place, beside eager PyTorch's: `python -m benchmarks.ulp`.
 
     python -m benchmarks.ulp                    every float32 function on a sample of 2**22 encodings
-    python -m benchmarks.ulp --op exp --all     exp on all 2**32 encodings (about a minute on one core)
+    python -m benchmarks.ulp --op exp --all     exp on all 2**32 encodings (some ten minutes on one core)
     python -m benchmarks.ulp --speed            nanoseconds per element in L1, inlined beside Sleef
 
 The reference is float64 arithmetic (torch's), whose own error is below 2**-28 of a float32 ulp. The ulp of
@@ -27,9 +27,9 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from dsjit.codegen.llvm.builder import FunctionBuilder, Operand
+from dsjit.codegen.llvm.builder import FunctionBuilder
 from dsjit.codegen.llvm.math import INLINE, MATH, Emitter
-from dsjit.codegen.llvm.math.library import LIBRARY, call_library
+from dsjit.codegen.llvm.math.library import call_library
 from dsjit.codegen.llvm.target import Target, host_target
 
 __all__ = ["REFERENCE", "Elementwise", "compile_elementwise", "elementwise_ir", "object_code", "sample", "ulp_error"]
@@ -114,7 +114,9 @@ class Elementwise:
         return out[:length]
 
 
-def compile_elementwise(emitter: Emitter, target: Target, arity: int, lanes: int, element: str = "float") -> Elementwise:
+def compile_elementwise(
+    emitter: Emitter, target: Target, arity: int, lanes: int, element: str = "float"
+) -> Elementwise:
     """`emitter` compiled for this process, on operands of `lanes` lanes."""
     llvm.load_library_permanently(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
     module = llvm.parse_assembly(elementwise_ir(emitter, target, arity, lanes, element))
@@ -126,7 +128,7 @@ def compile_elementwise(emitter: Emitter, target: Target, arity: int, lanes: int
 
 
 def sample(count: int) -> npt.NDArray[np.float32]:
-    """Floats of all magnitudes: `count` equally spaced encodings, and 64 encodings around every power of two and 1.5."""
+    """Floats of all magnitudes: `count` equally spaced encodings, and 64 around every power of two and half-way."""
     spaced = np.linspace(0, 2**32 - 1, count).astype(np.uint32)
     exponents = np.arange(512, dtype=np.int64) << 23
     offsets = np.arange(-32, 32, dtype=np.int64)
@@ -191,32 +193,28 @@ def _nanoseconds(functions: list[Callable[..., Any]], repeats: int = 2000) -> li
 
 def _speed(names: list[str], console: Console) -> None:
     """Time per element of the inlined code and of Sleef, on 4096 floats which stay in L1."""
-    target = host_target()
     table = Table("op", "inlined ns/element", "Sleef ns/element", "ratio")
-    x = np.random.default_rng(0).uniform(0.1, 5.0, 4096).astype(np.float32)
     for name in names:
-        if name not in LIBRARY:
-            continue
-
-        def sleef(builder: FunctionBuilder, target: Target, args: Any, name: str = name) -> Operand:
-            return call_library(builder, target, name, args)
-
-        runs = [_repeated(emitter, target, x) for emitter in (MATH[name], sleef)]
-        ours, theirs = (time_ / x.size for time_ in _nanoseconds(runs))
-        table.add_row(name, f"{ours:.3f}", f"{theirs:.3f}", f"{theirs / ours:.2f}")
+        ours, theirs = _time_per_element([MATH[name], _library_emitter(name)], 4096)
+        table.add_row(name, f"{ours:.3f}", f"{theirs:.3f}", f"{theirs / ours:.1f}")
     console.print(table)
 
 
-def _repeated(emitter: Emitter, target: Target, x: FloatArray) -> Callable[[], None]:
-    compiled = compile_elementwise(emitter, target, 1, target.lanes)
-    out = np.empty_like(x)
-    source, destination, count = x.ctypes.data, out.ctypes.data, x.size
+def _library_emitter(name: str) -> Emitter:
+    return lambda builder, target, args: call_library(builder, target, name, args)
 
-    def run() -> None:
-        assert out is not None  # Keeps the memory behind `destination`.
-        compiled.function(source, destination, count)
 
-    return run
+def _time_per_element(emitters: list[Emitter], count: int) -> list[float]:
+    """Nanoseconds per element of each emitter on `count` floats in [0.1, 5), the cost of the call itself taken off."""
+    target = host_target()
+    x, out = torch.empty(count).uniform_(0.1, 5.0).numpy(), torch.empty(count).numpy()  # Aligned to 64 bytes.
+
+    def run(compiled: Elementwise, length: int) -> Callable[[], None]:
+        return lambda: compiled.function(x.ctypes.data, out.ctypes.data, length)
+
+    compiled = [compile_elementwise(emitter, target, 1, target.lanes) for emitter in emitters]
+    times = _nanoseconds([run(code, length) for code in compiled for length in (count, target.lanes)])
+    return [(whole - call) / (count - target.lanes) for whole, call in zip(times[::2], times[1::2], strict=True)]
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
@@ -32,7 +32,9 @@ __all__ = ["MISSING_TRANSFORMERS", "TOLERANCE", "Row", "compare", "cpp_compiler"
 Call: TypeAlias = Callable[[], Any]
 
 BATCH: Final = 2
+LEAST_ROUNDS: Final = 3
 ROUNDS: Final = 15
+TIMING_SECONDS: Final = 10.0
 
 TOLERANCE: Final = 2e-5
 """Outputs count as equal if no element is further from eager's than this fraction of the largest element."""
@@ -84,8 +86,12 @@ def run(layers: int, tokens: int, with_torch_compile: bool, console: Console) ->
 
         if with_torch_compile:
             begin("compiling with torch.compile, caches empty (its start-up is not counted)")
-            with _empty_inductor_cache():
-                rows.append(_with_torch_compile(copies[1], ids))
+            try:
+                with _empty_inductor_cache():
+                    rows.append(_with_torch_compile(copies[1], ids))
+            except RuntimeError as error:
+                reason = str(error).strip().splitlines()[0]
+                console.print(f"torch.compile failed and is left out: {reason}", style="yellow", markup=False)
             progress.advance(step)
 
         begin("comparing outputs")
@@ -157,8 +163,9 @@ def _empty_inductor_cache() -> Iterator[None]:
 
 
 def _time(rows: list[Row], advance: Call) -> None:
-    rounds = []
-    for _ in range(ROUNDS):
+    rounds: list[list[float]] = []
+    start = time.perf_counter()
+    while len(rounds) < LEAST_ROUNDS or (len(rounds) < ROUNDS and time.perf_counter() - start < TIMING_SECONDS):
         rounds.append([_seconds(row.call) for row in rows])
         advance()
     for row, seconds in zip(rows, zip(*rounds, strict=True), strict=True):
@@ -182,32 +189,24 @@ def compare(actual: Mapping[str, Any], expected: Mapping[str, Any]) -> float:
 
 
 def _print(rows: list[Row], console: Console, title: str) -> None:
+    base = rows[0].call_seconds
+    speeds = [base / row.call_seconds if base and row.call_seconds else None for row in rows]
+    lines: tuple[tuple[str, Sequence[Any], Callable[[Any], str]], ...] = (
+        ("compile", [row.compile_seconds for row in rows], lambda seconds: f"{seconds:.2f} s"),
+        ("call", [row.call_seconds for row in rows], lambda seconds: f"{seconds * 1e3:.1f} ms"),
+        ("speed over eager", speeds, lambda ratio: f"{ratio:.2f}x"),
+        ("difference from eager", [row.difference for row in rows], lambda distance: f"{distance:.1e}"),
+        ("generated kernels", [row.kernels for row in rows], str),
+        ("library calls", [row.library_calls for row in rows], str),
+        ("memory traffic", [row.bytes_moved for row in rows], lambda count: f"{count / 2**20:.1f} MiB"),
+    )
     table = Table(title=title, title_justify="left")
     table.add_column("")
-    for heading in ("compile, s", "call, ms", "speed", "difference", "kernels", "library calls", "memory traffic"):
-        table.add_column(heading, justify="right")
-    base = rows[0].call_seconds
     for row in rows:
-        speed = base / row.call_seconds if base and row.call_seconds else None
-        table.add_row(
-            row.name,
-            _cell(row.compile_seconds, lambda seconds: f"{seconds:.2f}"),
-            _cell(row.call_seconds, lambda seconds: f"{seconds * 1e3:.1f}"),
-            _cell(speed, lambda ratio: f"{ratio:.2f}x"),
-            _cell(row.difference, lambda distance: f"{distance:.1e}"),
-            _cell(row.kernels, str),
-            _cell(row.library_calls, str),
-            _cell(row.bytes_moved, _mebibytes),
-        )
+        table.add_column(row.name, justify="right")
+    for name, values, spell in lines:
+        table.add_row(name, *("" if value is None else spell(value) for value in values))
     console.print(table)
-
-
-def _cell(value: Any, spell: Callable[[Any], str]) -> str:
-    return "" if value is None else spell(value)
-
-
-def _mebibytes(count: float) -> str:
-    return f"{count / 2**20:.1f} MiB"
 
 
 def cpp_compiler() -> str | None:

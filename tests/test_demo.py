@@ -18,8 +18,22 @@ def test_the_demo_proves_equality_and_tells_what_it_measured(capsys: pytest.Capt
     status = demo.run(layers=1, tokens=16, with_torch_compile=False, console=Console(width=150))
     printed = capsys.readouterr().out
     assert "BERT, 1 layers, 2x16 tokens" in printed
-    for heading in ("compile, s", "call, ms", "speed", "difference", "kernels", "library calls", "memory traffic"):
+    for heading in ("compile", "call", "speed", "difference", "generated kernels", "library calls", "memory traffic"):
         assert heading in printed
+    assert "Outputs equal eager's" in printed
+    assert status == 0
+
+
+def test_a_torch_compile_that_fails_is_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(function: object) -> None:
+        raise RuntimeError("no Python.h\nand more")
+
+    monkeypatch.setattr(torch, "compile", fail)
+    status = demo.run(layers=1, tokens=8, with_torch_compile=True, console=Console(width=150))
+    printed = capsys.readouterr().out
+    assert "torch.compile failed and is left out: no Python.h" in printed
     assert "Outputs equal eager's" in printed
     assert status == 0
 

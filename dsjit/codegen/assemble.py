@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch._ops import OpOverload
 
 from dsjit.codegen.gemm import MatmulPlan, plan_matmul
 from dsjit.codegen.llvm.engine import CompiledKernel
@@ -23,6 +24,7 @@ from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.planner import LibraryUnit
 from dsjit.fusion.views import Views
 from dsjit.ir.graph import Arg, Graph, Node, Value
+from dsjit.ops.generator import generator_state, set_generator_state
 from dsjit.ops.library import fast_callable, out_variant
 from dsjit.ops.strided import strided_view
 
@@ -47,7 +49,7 @@ def choose_steps(units: Sequence[FusedKernel | LibraryUnit], views: Views) -> tu
 
 
 def _takes_out(node: Node) -> bool:
-    if len(node.outputs) != 1 or node.effect or node.output.type.numel == 0:
+    if not isinstance(node.op, OpOverload) or len(node.outputs) != 1 or node.effect or node.output.type.numel == 0:
         return False
     return out_variant(node.op) is not None and _is_dense(node.output)
 
@@ -153,6 +155,8 @@ class _Assembler:
             names = ", ".join(f"a{i}" for i in range(len(self.graph.inputs)))
             lines.append(f"{names}, = inputs")
         lines.append("b = frame.tensors")
+        if "generator_state" in self.names:
+            lines.append("drawn = generator_state()")
         for number, value in enumerate(self.placement.outputs):
             lines.append(f"o{number} = {self._allocation(value)}")
         # One call writes all the addresses that change between runs.
@@ -225,7 +229,7 @@ class _Assembler:
             function = self._bind("f", out_variant(node.op))
             self.lines.append(f"{function}({', '.join([*args, *keywords, f'out={target}'])})")
             return
-        function = self._bind("f", fast_callable(node.op) if isinstance(node.op, torch._ops.OpOverload) else node.op)
+        function = self._bind("f", fast_callable(node.op) if isinstance(node.op, OpOverload) else node.op)
         call = f"{function}({', '.join([*args, *keywords])})"
         returned = node.outputs[: len(node.outputs) - len(node.mutates)]
         targets = []
@@ -240,10 +244,17 @@ class _Assembler:
             self.lines.append(f"{', '.join(targets)}, = {call}")
         for position, value in zip(node.mutates, node.outputs[len(returned) :], strict=True):
             self.lines.append(f"{self.variables[value]} = {args[position]}")
+        for value in returned:
+            if value.type.numel > 1 and value.type.device.type != "meta":
+                # Kernels rely on the strides that the Graph states; a library may lay its result out otherwise.
+                name = self.variables[value]
+                strides = self._bind("s", value.type.strides)
+                self.names["fresh_copy"] = _fresh_copy
+                self.lines.append(f"if {name}.stride() != {strides}: {name} = fresh_copy({name}, {strides})")
         if _is_dynamic(node):
             for value in returned:
                 shape = self._bind("s", value.type.shape)
-                self.lines.append(f"if {self.variables[value]}.shape != {shape}: return None")
+                self.lines.append(f"if {self.variables[value]}.shape != {shape}: return {self._surrender()}")
 
     def _cloned(self, arg: Arg) -> str:
         name = f"m{len(self.lines)}"
@@ -324,7 +335,7 @@ class _Assembler:
         for check in self.graph.checks:
             self.names["same_bits"] = _same_bits
             expected = self._bind("e", check.expected)
-            self.lines.append(f"if not same_bits({self._tensor(check.value)}, {expected}): return None")
+            self.lines.append(f"if not same_bits({self._tensor(check.value)}, {expected}): return {self._surrender()}")
         held: set[str] = set()
         results: list[str] = []
         for value in self.graph.outputs:
@@ -359,6 +370,14 @@ class _Assembler:
             copies.append(f"{target}.copy_({source})")
         self.lines += copies
         self.lines.append(f"return [{', '.join(results)}]")
+
+    def _surrender(self) -> str:
+        """What the function returns when the Graph does not hold: nothing has happened, random numbers included."""
+        if not any(node.effect for node in self.graph.nodes):
+            return "None"
+        self.names["generator_state"] = generator_state
+        self.names["set_generator_state"] = set_generator_state
+        return "set_generator_state(drawn)"
 
     def _owner(self, value: Value) -> Value:
         value = self.views.base(value)
@@ -395,9 +414,9 @@ def _is_dynamic(node: Node) -> bool:
 
 
 def _same_bits(tensor: torch.Tensor, expected: torch.Tensor) -> bool:
-    if tensor.dtype.is_floating_point or tensor.dtype.is_complex:
-        return torch.equal(tensor.contiguous().view(torch.uint8), expected.contiguous().view(torch.uint8))
-    return torch.equal(tensor, expected)
+    if tensor.shape != expected.shape:
+        return False
+    return torch.equal(tensor.contiguous().view(-1).view(torch.uint8), expected.contiguous().view(-1).view(torch.uint8))
 
 
 def _fresh_copy(tensor: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:

@@ -165,6 +165,7 @@ def _python_scalar(value: float | int | bool) -> Scalar:
     return np.int64(value) if isinstance(value, int) else np.float64(value)
 
 
+@np.errstate(all="ignore")
 def cast_scalar(value: Scalar, dtype: torch.dtype) -> Scalar:
     """`value` converted to `dtype` as eager does: through float32 on the way to bfloat16 and float16, and with this
     machine's answer for a float that the integer dtype cannot hold."""
@@ -318,11 +319,11 @@ def _minimum(a: Scalar, b: Scalar) -> Scalar:
 
 
 def _fmax(a: Scalar, b: Scalar) -> Scalar:
-    return a if b != b or a > b else b
+    return b if a != a or a < b else a
 
 
 def _fmin(a: Scalar, b: Scalar) -> Scalar:
-    return a if b != b or a < b else b
+    return b if a != a or a > b else a
 
 
 def _shift_left(a: Scalar, b: Scalar) -> Scalar:
@@ -354,12 +355,8 @@ def _in_float64(function: Callable[[float], float]) -> Callable[[Scalar], Scalar
 
 
 def _lgamma(a: float) -> float:
-    if math.isinf(a) or (a <= 0 and a == math.floor(a)):
-        return math.inf
-    try:
-        return math.lgamma(a)
-    except OverflowError:
-        return math.inf
+    """ATen's: Python's own loses digits near the roots at 1 and 2."""
+    return float(torch.lgamma(torch.tensor(a, dtype=torch.float64)).item())
 
 
 def _sigmoid(a: Scalar) -> Scalar:

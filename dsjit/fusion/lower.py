@@ -154,6 +154,11 @@ class _Lowering:
         """An access, weighted by the number of distinct elements that it touches."""
         return Footprint(address, weight * self.group.extent(axis for axis, _ in address.terms))
 
+    def _loops(self, node: Node) -> bool:
+        """Whether `node` reduces over more than one element; over one it is its operand."""
+        index = self.group.reduced.get(node)
+        return index is not None and any(index[dim].terms for dim in self.info[node].dims)
+
     def _is_positional(self, node: Node) -> bool:
         rule = self.info[node].rule
         return isinstance(rule, Reduction) and rule.kind in ("argmax", "argmin")
@@ -183,7 +188,7 @@ class _Lowering:
         if node is not None:
             inner_access = self._operands(node, access)
             level = max((self._level(v, a) for v, a in inner_access), default=0)
-            if self.info[node].kind is NodeKind.REDUCTION and self.group.row:
+            if self._loops(node):
                 level += 1
         self.levels[key] = level
         return level
@@ -327,13 +332,15 @@ class _Lowering:
         out = node.output.type.dtype
         ((value, wanted),) = self._operands(node, access)
         compute = rule.compute(value.type.dtype, out)
-        inside = level - 1 if self.group.row else level
-        builder = _Statements(self, inside, bool(self.group.row), node.source)
-        element = builder.cast(self._element(value, wanted, inside, bool(self.group.row)), compute)
-        after = _Statements(self, level, looped, node.source)
         positional = self._is_positional(node)
-        if not self.group.row:
-            return after.constant(0, torch.int64) if positional else after.cast(element, out)
+        after = _Statements(self, level, looped, node.source)
+        if not self._loops(node):
+            if positional:
+                return after.constant(0, torch.int64)
+            return after.cast(after.cast(self._element(value, wanted, level, looped), compute), out)
+        inside = level - 1
+        builder = _Statements(self, inside, True, node.source)
+        element = builder.cast(self._element(value, wanted, inside, True), compute)
         result_dtype = torch.int64 if positional else compute
         result = self._fresh("r", result_dtype)
         position = self.schedule.index(self._position(node)) if positional else None

@@ -68,7 +68,14 @@ class FusionPlan:
 
 def plan_fusion(graph: Graph, limits: Limits, device: torch.device) -> FusionPlan:
     """Partition the nodes of `graph` into groups fused for `device`, and library calls."""
-    return _Planner(graph, limits, device).run()
+    opaque: dict[Node, None] = {}
+    while True:
+        planner = _Planner(graph, limits, device, Views(graph.producers(), dict(opaque)))
+        plan = planner.run()
+        if len(planner.views.opaque) == len(opaque):
+            return plan
+        # A view turned out to need memory of its own after others had looked through it: plan again, knowing it.
+        opaque = planner.views.opaque
 
 
 @dataclass(slots=True)
@@ -76,18 +83,15 @@ class _Planner:
     graph: Graph
     limits: Limits
     device: torch.device
+    views: Views
     costs: Costs = field(default_factory=Costs)
     info: dict[Node, NodeInfo] = field(default_factory=dict)
-    views: Views = field(init=False)
     units: list[Unit] = field(default_factory=list)
     reasons: list[Reason] = field(default_factory=list)
     wanted_by: dict[Value, dict[Unit, None]] = field(default_factory=dict)
     required: dict[Value, None] = field(default_factory=dict)
     successors: dict[Unit, dict[Unit, None]] = field(default_factory=dict)
     last_effect: LibraryUnit | None = None
-
-    def __post_init__(self) -> None:
-        self.views = Views(self.graph.producers())
 
     def run(self) -> FusionPlan:
         for value in self.graph.results():
@@ -101,7 +105,7 @@ class _Planner:
 
     def _require(self, value: Value, by: LibraryUnit | None = None) -> None:
         """`value` must exist in memory: for a library call, or because the run returns it."""
-        base = self.views.base(value)
+        base = self.views.require(value)
         self.required[base] = None
         if by is not None:
             self.wanted_by.setdefault(base, {})[by] = None

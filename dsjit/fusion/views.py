@@ -14,6 +14,7 @@ import torch
 
 from dsjit.fusion.affine import Affine, IndexMap, NotAffine, digits
 from dsjit.ir.graph import Node, TensorType, Value
+from dsjit.ops.strided import strided_view
 
 __all__ = ["VIEW_RULES", "Views", "is_view", "pull_index", "strides_of", "view_source"]
 
@@ -226,12 +227,11 @@ def _unfold(node: Node, output: int, index: IndexMap, sizes: Sizes) -> IndexMap:
     return index[:dim] + (index[dim].times(step).plus(index[-1]),) + index[dim + 1 : -1]
 
 
-def _as_strided(node: Node, output: int, index: IndexMap, sizes: Sizes) -> IndexMap:
+def _strided_view(node: Node, output: int, index: IndexMap, sizes: Sizes) -> IndexMap:
     source = _source_type(node)
-    offset = _argument(node, 3, "storage_offset", None)
-    if not source.is_contiguous or offset is None or source.numel == 0:
+    if not source.is_contiguous or source.numel == 0:
         raise NotAffine
-    linear = Affine(offset)
+    linear = Affine(_argument(node, 3, "offset", 0))
     for form, stride in zip(index, node.args[2], strict=True):
         linear = linear.plus(form.times(stride))
     if not source.shape:
@@ -254,7 +254,7 @@ def _rules() -> dict[Any, Rule]:
         aten.unbind.int: _unbind,
         aten.diagonal.default: _diagonal,
         aten.unfold.default: _unfold,
-        aten.as_strided.default: _as_strided,
+        strided_view: _strided_view,
     }
     for op in (aten.view.default, aten._unsafe_view.default, aten._reshape_alias.default, aten.reshape.default):
         rules[op] = _reshape
@@ -266,6 +266,9 @@ def _rules() -> dict[Any, Rule]:
 
 
 VIEW_RULES: Final[Mapping[Any, Rule]] = _rules()
+
+REVERSALS: Final[frozenset[Any]] = frozenset({aten.flip.default})
+"""Ops that only re-index, but for which ATen makes a copy: no strides run backwards."""
 
 
 def strides_of(index: Sequence[Affine], strides: tuple[int, ...], axes: Sequence[int]) -> tuple[int, tuple[int, ...]]:
@@ -299,6 +302,16 @@ class Views:
         """The Value behind a chain of views."""
         while (node := self.transparent(value)) is not None:
             value = view_source(node)
+        return value
+
+    def require(self, value: Value) -> Value:
+        """The base of a Value that somebody reads as a tensor. Re-indexings that are no views of memory, on the way
+        to it, become opaque: sizes and strides cannot express them."""
+        while (node := self.transparent(value)) is not None:
+            if node.op in REVERSALS:
+                self.opaque[node] = None
+            else:
+                value = view_source(node)
         return value
 
     def follow(self, value: Value, index: IndexMap, sizes: Sizes) -> tuple[Value, IndexMap]:

@@ -101,7 +101,7 @@ class Param:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """`result = param[index]`; where `mask` (a bool result) is false the element is not touched, and `other` results."""
+    """`result = param[index]`; where `mask` (a bool result) is false, memory is not touched and `other` results."""
 
     result: str
     param: str

@@ -49,7 +49,7 @@ def _rows() -> list[ScalarOp]:
         row("abs", 1, "number", "|a|; the most negative integer stays itself"),
         row("fma", 3, "float", "a * b + c rounded once"),
         row("sqrt", 1, "float", "square root, correctly rounded; NaN below 0"),
-        row("trunc_div", 2, "integer", "a / b towards zero; b == 0 and overflow give an unspecified number, never a trap"),
+        row("trunc_div", 2, "integer", "a / b towards zero; b == 0 and overflow give some number, never a trap"),
         row("floor_div", 2, "integer", "a / b towards minus infinity; b == 0 and overflow as trunc_div"),
         row("trunc_rem", 2, "number", "C's % and fmod: the sign of a"),
         row("floor_rem", 2, "number", "Python's %: the sign of b (torch.remainder)"),

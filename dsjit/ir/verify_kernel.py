@@ -1,4 +1,4 @@
-"""The checker of the Kernel IR: every rule of `ir.kernel`, each violation reported with the statement that breaks it."""
+"""The checker of the Kernel IR: every rule of `ir.kernel`; a violation is reported with the statement at fault."""
 
 from __future__ import annotations
 

@@ -18,6 +18,8 @@ __all__ = ["evaluate"]
 
 Number: TypeAlias = float | int | bool
 
+REDUCED: Final = (torch.bfloat16, torch.float16)
+
 EXACT_OPS: Final = frozenset(
     {"neg", "abs", "maximum", "minimum", "fmax", "fmin", "copysign", "floor", "ceil", "trunc", "round", "trunc_rem",
      "select", "eq", "ne", "lt", "le", "gt", "ge", "signbit", "and", "or", "xor", "not"}
@@ -45,9 +47,12 @@ def evaluate(rule: Pointwise, node: Node, b: ScalarBuilder, load: Callable[[Valu
         if operand is None:
             scalars.append(None)
         elif isinstance(operand, Value):
-            if operand not in loaded:
-                loaded[operand] = load(operand)
-            scalars.append(_computable(b, convert(b, loaded[operand], target)))
+            scalar = loaded.get(operand)
+            if scalar is None:
+                scalar = loaded[operand] = load(operand)
+            if target is not operand.type.dtype:
+                scalar = convert(b, scalar, target)
+            scalars.append(convert(b, scalar, compute_dtype(target)))
         else:
             scalars.append(b.constant(fitted(operand, target), compute_dtype(target)))
     steps = _RoundingBuilder(b, output) if output in rule.stepwise else b
@@ -59,17 +64,14 @@ def _operand_dtypes(rule: Pointwise, operands: list[Arg], output: torch.dtype) -
     if rule.dtypes == "as_is":
         targets = [_own_dtype(operand) for operand in operands]
     elif rule.dtypes == "promoted":
-        promoted = promoted_dtype(a for a, name in zip(operands, rule.tensors, strict=True) if _weighs(rule, name))
-        targets = [promoted] * len(operands)
+        targets = [promoted_dtype(operands)] * len(operands)
     else:
         targets = [output] * len(operands)
-        if rule.dtypes == "result":
-            targets[1:] = [compute_dtype(output) if _is_single(a) else output for a in operands[1:]]
-    return [target if _weighs(rule, name) else torch.bool for target, name in zip(targets, rule.tensors, strict=True)]
-
-
-def _weighs(rule: Pointwise, name: str) -> bool:
-    return name not in rule.conditions
+        if rule.dtypes == "result" and output in REDUCED:
+            targets[1:] = [torch.float32 if _is_single(operand) else output for operand in operands[1:]]
+    for condition in rule.conditions:
+        targets[rule.tensors.index(condition)] = torch.bool
+    return targets
 
 
 def _is_single(operand: Arg) -> bool:
@@ -91,8 +93,7 @@ class _RoundingBuilder:
         return self.constant(value, self.inner.dtype_of(like))
 
     def constant(self, value: Number, dtype: torch.dtype) -> Scalar:
-        is_float = dtype is compute_dtype(self.storage)
-        return self.inner.constant(fitted(value, self.storage) if is_float else value, dtype)
+        return self.inner.constant(fitted(value, self.storage) if dtype is torch.float32 else value, dtype)
 
     def cast(self, a: Scalar, dtype: torch.dtype) -> Scalar:
         return self.inner.cast(a, dtype)
@@ -101,8 +102,7 @@ class _RoundingBuilder:
         return self.inner.dtype_of(a)
 
     def _rounded(self, a: Scalar) -> Scalar:
-        compute = self.inner.dtype_of(a)
-        return self.inner.cast(self.inner.cast(a, self.storage), compute)
+        return self.inner.cast(self.inner.cast(a, self.storage), torch.float32)
 
 
 def convert(b: ScalarBuilder, a: Scalar, dtype: torch.dtype) -> Scalar:
@@ -110,17 +110,12 @@ def convert(b: ScalarBuilder, a: Scalar, dtype: torch.dtype) -> Scalar:
     current = b.dtype_of(a)
     if current is dtype:
         return a
-    a = _computable(b, a)
-    compute = compute_dtype(dtype)
-    if b.dtype_of(a) is not compute:
-        a = b.cast(a, compute)
-    return a if compute is dtype else b.cast(a, dtype)
-
-
-def _computable(b: ScalarBuilder, a: Scalar) -> Scalar:
-    current = b.dtype_of(a)
-    compute = compute_dtype(current)
-    return a if compute is current else b.cast(a, compute)
+    if dtype in REDUCED or current in REDUCED:
+        if current is not torch.float32:
+            a = b.cast(a, torch.float32)
+        if dtype is torch.float32:
+            return a
+    return b.cast(a, dtype)
 
 
 def _own_dtype(operand: Arg) -> torch.dtype:
@@ -133,7 +128,7 @@ def fitted(number: Number, dtype: torch.dtype) -> Number:
         return bool(number)
     if dtype.is_floating_point:
         value = float(number)
-        return value if compute_dtype(dtype) is dtype else _rounded(value, dtype)
+        return _rounded(value, dtype) if dtype in REDUCED else value
     limits = torch.iinfo(dtype)
     return (int(number) - limits.min) % (1 << limits.bits) + limits.min
 

@@ -19,7 +19,7 @@ __all__ = ["Expr", "Operand", "apply", "formula", "select"]
 Number: TypeAlias = float | int | bool
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class Expr:
     """A scalar of `builder` that can be computed with."""
 

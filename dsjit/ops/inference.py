@@ -8,7 +8,7 @@ its dtype is of a lower category (bool < integer < floating < complex).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 
@@ -102,15 +102,21 @@ def broadcast_shape(shapes: Iterable[tuple[int, ...]]) -> tuple[int, ...]:
 
 def dense_strides(shape: tuple[int, ...], operands: Iterable[TensorType]) -> tuple[int, ...]:
     """Strides of a pointwise result of `shape`: those of the first dense operand of that shape, else row-major."""
+    row_major = _row_major(shape)
     for operand in operands:
         if operand.shape == shape:
-            return operand.strides if _is_dense(operand) else contiguous_strides(shape)
+            return row_major if operand.strides == row_major or not _is_dense(operand) else operand.strides
+    return row_major
+
+
+@lru_cache(maxsize=4096)
+def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     return contiguous_strides(shape)
 
 
 def _is_dense(tensor: TensorType) -> bool:
     """Whether the elements fill a block of memory without holes or overlap."""
-    if tensor.is_contiguous:
+    if tensor.numel == 0:
         return True
     expected = 1
     for stride, size in sorted(zip(tensor.strides, tensor.shape, strict=True)):
@@ -177,4 +183,4 @@ def reduction_type(rule: Reduction, bound: Mapping[str, Arg]) -> TensorType:
     """The type of the output of a reduction, from its bound schema arguments."""
     source: TensorType = bound["self"].type
     shape = reduced_shape(source.shape, rule.dims(bound, len(source.shape)), rule.keepdim(bound))
-    return TensorType(shape, rule.output(bound, source.dtype), contiguous_strides(shape), source.device)
+    return TensorType(shape, rule.output(bound, source.dtype), _row_major(shape), source.device)

@@ -76,7 +76,8 @@ def out_variant(op: OpOverload) -> Callable[..., Any] | None:
     overload = _out_overload(op)
     if overload is None or torch.Tag.generated in overload.tags or not _runs_on_cpu(overload):
         return None
-    return FAST_ENTRIES.get(op, overload)
+    function: Callable[..., Any] = FAST_ENTRIES.get(op, overload)
+    return function
 
 
 def _out_overload(op: OpOverload) -> OpOverload | None:

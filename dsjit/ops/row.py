@@ -43,7 +43,7 @@ DtypeRule: TypeAlias = Literal["rounded", "result", "promoted", "as_is"]
 
 rounded: converted to the output dtype, and from there to its compute dtype.
 result: as `rounded`, but a Python number, or a one-element tensor, that is not the first operand is converted to the
-    compute dtype directly. ATen's `add`, `sub`, `mul`, `div` and a few more read such an operand without rounding it
+    compute dtype directly. ATen's `mul`, `div` and a few more read such an operand without rounding it
     to bf16 or fp16 (`original_scalar_value` in BinaryOpsKernel.cpp).
 promoted: converted to the operands' promoted dtype, and from there to its compute dtype (comparisons: the output
     is bool).

@@ -19,7 +19,6 @@ After:
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -106,12 +105,15 @@ def _keep_original_values(
         else:
             copies.append(Node(aten.clone.default, (renamed.get(new, new),), {}, (old,), node.source))
     if renamed:
-        produced = [
-            replace(substitute(new, renamed), outputs=tuple([renamed.get(value, value) for value in new.outputs]))
-            for new in produced
-        ]
+        produced = [_renamed(new, renamed) for new in produced]
     # A copy reads the Value under the name that it has in the end.
     return produced + [substitute(copy, renamed) for copy in copies]
+
+
+def _renamed(node: Node, names: dict[Value, Value]) -> Node:
+    outputs = tuple([names.get(value, value) for value in node.outputs])
+    read = substitute(node, names)
+    return Node(read.op, read.args, read.kwargs, outputs, read.source, read.mutates, read.effect)
 
 
 def _may_take_over(node: Node, old: Value, new: Value, producer: Node, storages: Storages) -> bool:

@@ -28,10 +28,10 @@ from typing import Any, Final
 
 import torch
 
-from dsjit.ir.graph import Arg, Check, Graph, Node, Value
+from dsjit.ir.graph import Arg, Graph, Node, Value
 from dsjit.ops.table import rule_of
-from dsjit.passes.reference import evaluate_node, same_bits
-from dsjit.passes.rewrite import inputs_of, is_pure
+from dsjit.passes.reference import evaluate_node
+from dsjit.passes.rewrite import inputs_of, is_reproducible
 from dsjit.passes.storage import Storages, shares_memory
 
 __all__ = ["FOLD_LIMIT", "fold_constants"]
@@ -54,18 +54,6 @@ _UNIFORM: Final[dict[Any, Callable[[tuple[Arg, ...]], Arg]]] = {
     aten.zeros_like.default: lambda args: 0,
 }
 """Factories whose elements are all one number (they read no element of a tensor argument): which number."""
-
-_UNDEFINED: Final[frozenset[Any]] = frozenset(
-    {
-        aten.empty.memory_format,
-        aten.empty_like.default,
-        aten.empty_permuted.default,
-        aten.empty_strided.default,
-        aten.new_empty.default,
-        aten.new_empty_strided.default,
-    }
-)
-"""Factories whose content is not defined: folding would freeze what happens to be in memory."""
 
 def fold_constants(graph: Graph, *, limit: int = FOLD_LIMIT) -> Graph:
     """The Graph with the results (of at most `limit` bytes) that depend on no input computed now.
@@ -108,15 +96,14 @@ def fold_constants(graph: Graph, *, limit: int = FOLD_LIMIT) -> Graph:
                 else:
                     uniform[value] = _full(value, scalar, node)
                     nodes.append(uniform[value])
-    checks = tuple([check for check in graph.checks if not _always_holds(check, known)])
-    if not uniform and not constants and len(checks) == len(graph.checks):
+    if not uniform and not constants:
         return graph
     nodes, stored = _settle_uniform(nodes, uniform, known)
     read = {value for node in nodes for value in inputs_of(node)}
-    read.update(graph.outputs, [write.value for write in graph.writes], [check.value for check in checks])
+    read.update(graph.results())
     kept = {value: tensor for value, tensor in (constants | stored).items() if value in read}
     given = {value: tensor for value, tensor in graph.constants.items() if value not in uniform}
-    return replace(graph, nodes=tuple(nodes), checks=checks, constants=given | kept)
+    return replace(graph, nodes=tuple(nodes), constants=given | kept)
 
 
 def _numbers_in_kernels(graph: Graph) -> dict[Value, Node]:
@@ -134,22 +121,12 @@ def _numbers_in_kernels(graph: Graph) -> dict[Value, Node]:
     return found
 
 
-def _always_holds(check: Check, known: Mapping[Value, torch.Tensor | Node]) -> bool:
-    tensor = known.get(check.value)
-    return isinstance(tensor, torch.Tensor) and same_bits(tensor, check.expected)
-
-
-def _is_known(node: Node, known: dict[Value, torch.Tensor | Node], limit: int) -> bool:
+def _is_known(node: Node, known: Mapping[Value, torch.Tensor | Node], limit: int) -> bool:
+    """Whether the results of `node` can be computed now, and are small enough to keep."""
     inputs = inputs_of(node)
-    if not inputs:
-        if node.op in _UNDEFINED:
-            return False
-    elif inputs[0] not in known or not all(value in known for value in inputs):
+    if inputs and not (inputs[0] in known and all(value in known for value in inputs)):
         return False
-    # An op of the user's own may do more than its schema says.
-    if getattr(node.op, "namespace", "") not in ("aten", "prims"):
-        return False
-    return is_pure(node) and bool(node.outputs) and all(value.type.nbytes <= limit for value in node.outputs)
+    return is_reproducible(node) and all(value.type.nbytes <= limit for value in node.outputs)
 
 
 def _evaluate(node: Node, known: dict[Value, torch.Tensor | Node]) -> list[torch.Tensor] | None:

@@ -27,7 +27,7 @@ After:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Any, Final
@@ -40,7 +40,7 @@ from dsjit.ops.row import View
 from dsjit.ops.table import row_of
 from dsjit.ops.views import view_strides
 from dsjit.passes.dce import eliminate_dead_code
-from dsjit.passes.rewrite import ops_where, rebuild, substitute
+from dsjit.passes.rewrite import inputs_of, ops_where, rebuild, substitute
 from dsjit.passes.storage import Storages
 
 __all__ = ["hoist_matmul"]
@@ -49,50 +49,104 @@ aten = torch.ops.aten
 
 
 def hoist_matmul(graph: Graph) -> Graph:
-    """Hoist products with a common right-hand side over slices of a common left-hand side, then their biases."""
-    hoisted = _hoist(graph, _PRODUCTS)
-    return graph if hoisted is graph else eliminate_dead_code(_hoist(hoisted, _BIASES))
+    """Hoist products with a common right-hand side over slices of a common left-hand side, and their biases.
+
+    Linear time.
+    """
+    chosen = _choose(graph)
+    return eliminate_dead_code(_rebuild(graph, chosen)) if chosen else graph
 
 
-@dataclass(frozen=True, slots=True)
-class _RowOp:
-    """A node that maps each row (last dimension) of one operand to a row, all in the same way.
+@dataclass(slots=True, eq=False)
+class _Family:
+    """Nodes that map each row (last dimension) of slices of one tensor to a row, all in the same way.
 
-    rows: position of the operand.
-    shared: what else the result depends on; nodes with equal `shared` treat rows alike.
+    base: the tensor; for biases, the family of the products that they are added to.
+    operand: position of the slice among the arguments of each member.
+    row_count: rows of all slices together.
     """
 
-    rows: int
-    shared: Hashable
-
-
-@dataclass(slots=True)
-class _Family:
-    """The nodes that treat the rows of `base` in one way."""
-
-    base: Value
-    members: list[tuple[Node, _RowOp]] = field(default_factory=list)
+    base: Value | _Family
+    operand: int
+    members: list[Node] = field(default_factory=list)
     row_count: int = 0
 
+    def root(self) -> Value:
+        return self.base.root() if isinstance(self.base, _Family) else self.base
 
-def _product(node: Node, roots: Mapping[Value, Value], producers: Mapping[Value, Node]) -> _RowOp | None:
-    """mm(x, w), linear(x, w, b?), addmm(b, x, w): rows of x; w and b are shared."""
-    position = 1 if node.op is aten.addmm.default else 0
-    others = (*node.args[:position], *node.args[position + 1 :])
+    def pays(self) -> bool:
+        """Whether doing all rows of the base at once is less work than doing those of the slices."""
+        type_ = self.root().type
+        return len(self.members) > 1 and self.row_count * type_.shape[-1] >= type_.numel
+
+
+_PRODUCTS: Final[Mapping[Any, int]] = {aten.mm.default: 0, aten.addmm.default: 1, aten.linear.default: 0}
+"""Ops that treat the rows of one operand alike, and the position of that operand."""
+
+
+def _choose(graph: Graph) -> dict[Node, _Family]:
+    """The nodes to hoist, with their families."""
+    movers = ops_where(graph.nodes, _KEEPS_LAST.__contains__)
+    products = ops_where(graph.nodes, _PRODUCTS.__contains__)
+    if not products:
+        return {}
+    add = aten.add.Tensor
+    roots: dict[Value, Value] = {}
+    families: dict[Hashable, _Family] = {}
+    family_of: dict[Value, _Family] = {}
+    for node in graph.nodes:
+        if id(node.op) in movers and _keeps_rows(node):
+            source: Value = node.args[0]
+            for value in node.outputs:
+                roots[value] = roots.get(source, source)
+            continue
+        if id(node.op) in products:
+            found = _product_family(node, roots, families)
+        elif node.op is add:
+            found = _bias_family(node, roots, families, family_of)
+        else:
+            continue
+        if found is not None:
+            operand: Value = node.args[found.operand]
+            found.members.append(node)
+            found.row_count += operand.type.numel // operand.type.shape[-1]
+            if not isinstance(found.base, _Family):
+                family_of[node.outputs[0]] = found
+    paying = [family for family in families.values() if family.pays()]
+    kept = {id(family) for family in paying if not isinstance(family.base, _Family)}
+    return {
+        node: family
+        for family in paying
+        if not isinstance(family.base, _Family) or id(family.base) in kept
+        for node in family.members
+    }
+
+
+def _product_family(
+    node: Node, roots: Mapping[Value, Value], families: dict[Hashable, _Family]
+) -> _Family | None:
+    """mm(x, w), linear(x, w, b?), addmm(b, x, w): rows of x, everything else is shared."""
+    position = _PRODUCTS[node.op]
+    base = roots.get(node.args[position], node.args[position])
+    if len(base.type.shape) < 2 or base.type.numel == 0:
+        return None
     if node.op is aten.addmm.default and not _is_row(node.args[0], node.outputs[0]):
         return None
-    return _RowOp(position, (id(node.op), others, tuple(node.kwargs.items())))
+    shared = (*node.args[:position], *node.args[position + 1 :], *node.kwargs.items())
+    return families.setdefault((base, id(node.op), shared), _Family(base, position))
 
 
-def _bias(node: Node, roots: Mapping[Value, Value], producers: Mapping[Value, Node]) -> _RowOp | None:
+def _bias_family(
+    node: Node, roots: Mapping[Value, Value], families: dict[Hashable, _Family], family_of: Mapping[Value, _Family]
+) -> _Family | None:
     """add(y, b), where y is rows of a product and b one row."""
     if node.kwargs or len(node.args) != 2:
         return None
     y, b = node.args
-    if type(y) is not Value or y.type.shape != node.outputs[0].type.shape or not _is_row(b, y):
+    product = family_of.get(roots.get(y, y)) if type(y) is Value else None
+    if product is None or y.type.shape != node.outputs[0].type.shape or not _is_row(b, y):
         return None
-    producer = producers.get(roots.get(y, y))
-    return _RowOp(0, (id(node.op), b)) if producer is not None and producer.op in _PRODUCTS else None
+    return families.setdefault((product, b), _Family(product, 0))
 
 
 def _is_row(bias: Arg, rows: Value) -> bool:
@@ -102,77 +156,62 @@ def _is_row(bias: Arg, rows: Value) -> bool:
     return bias.type.numel == bias.type.shape[-1] and len(bias.type.shape) <= len(rows.type.shape)
 
 
-_Matcher = Callable[[Node, Mapping[Value, Value], Mapping[Value, Node]], _RowOp | None]
+def _rebuild(graph: Graph, chosen: Mapping[Node, _Family]) -> Graph:
+    """The Graph with the chosen nodes hoisted.
 
-_PRODUCTS: Final[Mapping[Any, _Matcher]] = {
-    aten.mm.default: _product,
-    aten.addmm.default: _product,
-    aten.linear.default: _product,
-}
-_BIASES: Final[Mapping[Any, _Matcher]] = {aten.add.Tensor: _bias}
-
-
-def _hoist(graph: Graph, matchers: Mapping[Any, _Matcher]) -> Graph:
-    producers: dict[Value, Node] = {}
-    roots: dict[Value, Value] = {}
-    families: dict[Hashable, _Family] = {}
+    Rows of a hoisted result wait (in `waiting`) until a node reads them that does more than to move rows about.
+    """
+    producers = graph.producers()
     movers = ops_where(graph.nodes, _KEEPS_LAST.__contains__)
-    matched = ops_where(graph.nodes, matchers.__contains__)
-    if not matched:
-        return graph
-    for node in graph.nodes:
-        for value in node.outputs:
-            producers[value] = node
-        if id(node.op) in movers and _keeps_rows(node):
-            source: Value = node.args[0]
-            for value in node.outputs:
-                roots[value] = roots.get(source, source)
-            continue
-        found = matchers[node.op](node, roots, producers) if id(node.op) in matched else None
-        if found is None:
-            continue
-        operand: Value = node.args[found.rows]
-        base = roots.get(operand, operand)
-        if len(base.type.shape) < 2 or base.type.numel == 0:
-            continue
-        family = families.setdefault((base, found.shared), _Family(base))
-        family.members.append((node, found))
-        family.row_count += operand.type.numel // operand.type.shape[-1]
-    chosen = {
-        node: (family, found)
-        for family in families.values()
-        if len(family.members) > 1 and family.row_count * family.base.type.shape[-1] >= family.base.type.numel
-        for node, found in family.members
-    }
-    if not chosen:
-        return graph
-    replays: dict[int, _Replay] = {}
     storages = Storages(graph)
-    mapping: dict[Value, Value] = {}
-    nodes: list[Node] = []
     ids = count(graph.next_id())
-    for original in graph.nodes:
-        if original not in chosen:
-            nodes.append(substitute(original, mapping))
-            continue
-        family, found = chosen[original]
-        replay = replays.get(id(family))
-        if replay is None:
-            replay = replays[id(family)] = _Replay(producers, ids)
-            product = replay.multiply(substitute(original, mapping), found, mapping.get(family.base, family.base))
-            replay.values[family.base] = product
-        old = original.outputs[0]
-        new = replay.rows_of(original.args[found.rows])
-        for added in replay.nodes:
-            storages.define(added)
-        if new.type == old.type and storages.may_replace(old, new):
-            storages.replace(old, new)
-            mapping[old] = new
+    mapping: dict[Value, Value] = {}
+    waiting: dict[Value, _Replay] = {}
+    replays: dict[int, _Replay] = {}
+    nodes: list[Node] = []
+
+    def settle(value: Value) -> None:
+        """Define `value`, which waits, or map it to an equal Value."""
+        replay = waiting.pop(value)
+        new = replay.rows_of(value)
+        producer = producers[value]
+        if new.type == value.type and not storages.escapes(value):
+            mapping[value] = new
+        elif producer in chosen:
+            layout = {"memory_format": torch.contiguous_format}
+            nodes.append(Node(aten.clone.default, (new,), layout, (value,), producer.source))
         else:
-            keywords = {"memory_format": torch.contiguous_format}
-            replay.nodes.append(Node(aten.clone.default, (new,), keywords, (old,), original.source))
-        nodes += replay.nodes
-        replay.nodes.clear()
+            read(producer)
+            nodes.append(substitute(producer, mapping))
+
+    def read(node: Node) -> None:
+        for value in inputs_of(node):
+            if value in waiting:
+                settle(value)
+
+    for node in graph.nodes:
+        family = chosen.get(node)
+        if family is not None:
+            replay = replays.get(id(family))
+            if replay is None:
+                product = replays[id(family.base)].product if isinstance(family.base, _Family) else None
+                base = product or mapping.get(family.root(), family.root())
+                shared = [arg for n, arg in enumerate(node.args) if n != family.operand]
+                read(node.with_args(tuple(shared), node.kwargs))
+                replay = replays[id(family)] = _Replay(producers, chosen, ids, nodes)
+                replay.start(substitute(node, mapping), family, base)
+            waiting[node.outputs[0]] = replay
+            if storages.escapes(node.outputs[0]):
+                settle(node.outputs[0])
+        elif id(node.op) in movers and node.args[0] in waiting and _keeps_rows(node):
+            for value in node.outputs:
+                waiting[value] = waiting[node.args[0]]
+        else:
+            read(node)
+            nodes.append(substitute(node, mapping))
+    for value in dict.fromkeys(graph.results()):
+        if value in waiting:
+            settle(value)
     return rebuild(graph, nodes, mapping)
 
 
@@ -229,81 +268,95 @@ def _keeps_rows(node: Node) -> bool:
     return op is not aten.t.default
 
 
-@dataclass(slots=True)
 class _Replay:
-    """Repeats on the product what was done to its left-hand side.
+    """Repeats on a hoisted result what was done to the tensor whose rows it was computed from.
 
-    values: what stands for a Value of the old chain in the new one. nodes: what was appended and not yet taken.
+    product: the result for all rows, in the shape of that tensor but for the last dimension.
     """
 
-    producers: Mapping[Value, Node]
-    ids: Iterator[int]
-    values: dict[Value, Value] = field(default_factory=dict)
-    nodes: list[Node] = field(default_factory=list)
+    def __init__(
+        self,
+        producers: Mapping[Value, Node],
+        families: Mapping[Node, _Family],
+        ids: Iterator[int],
+        nodes: list[Node],
+    ) -> None:
+        self.product: Value | None = None
+        self._producers = producers
+        self._families = families
+        self._ids = ids
+        self._nodes = nodes
+        self._values: dict[Value, Value] = {}
+        self._reshaped: dict[Value, Value] = {}
 
-    def emit(self, op: Any, types: tuple[TensorType, ...], args: tuple[Arg, ...], like: Node, **kwargs: Arg) -> Node:
-        outputs = tuple([Value(next(self.ids), type_) for type_ in types])
-        node = Node(op, args, kwargs, outputs, like.source)
-        self.nodes.append(node)
-        return node
-
-    def multiply(self, member: Node, found: _RowOp, base: Value) -> Value:
-        """Apply the row op of `member` to all rows of `base`: the result has the shape of `base` but for the last."""
+    def start(self, member: Node, family: _Family, base: Value) -> None:
+        """Do what `member` does to its rows to all rows of `base`."""
         shape = base.type.shape
         width = member.outputs[0].type.shape[-1]
         flat = member.op in (aten.mm.default, aten.addmm.default) and len(shape) > 2
-        operand = base
-        if flat:
-            rows = (base.type.numel // shape[-1], shape[-1])
-            strides = view_strides(base.type, rows)
-            if strides is None:
-                operand = self._dense(base, member).output
-                strides = contiguous_strides(rows)
-            seen = _typed(base, rows, strides)
-            operand = self.emit(aten.view.default, (seen,), (operand, rows), member).output
-        result_shape = (*operand.type.shape[:-1], width)
-        result = _typed(member.outputs[0], result_shape)
-        args = (*member.args[: found.rows], operand, *member.args[found.rows + 1 :])
-        product = self.emit(member.op, (result,), args, member, **member.kwargs).output
-        if flat:
-            target = (*shape[:-1], width)
-            viewed = _typed(product, target)
-            product = self.emit(aten.view.default, (viewed,), (product, target), member).output
-        return product
+        operand = self._view(base, (base.type.numel // shape[-1], shape[-1]), member) if flat else base
+        result = _typed(member.outputs[0], (*operand.type.shape[:-1], width))
+        args = (*member.args[: family.operand], operand, *member.args[family.operand + 1 :])
+        product = self._emit(member.op, (result,), args, member, **member.kwargs).output
+        self.product = self._view(product, (*shape[:-1], width), member) if flat else product
+        self._values[family.root()] = self.product
 
     def rows_of(self, value: Value) -> Value:
-        """What `value`, reached from the base by row-keeping ops, becomes on the product."""
+        """What `value`, made of rows of the base by members and row-keeping ops, is on the product."""
         chain: list[Node] = []
         reached = value
-        while reached not in self.values:
-            chain.append(self.producers[reached])
-            reached = chain[-1].args[0]
+        while reached not in self._values:
+            node = self._producers[reached]
+            chain.append(node)
+            reached = self._operand(node)
         for node in reversed(chain):
-            self.values.update(zip(node.outputs, self._repeat(node).outputs, strict=True))
-        return self.values[value]
+            source = self._values[self._operand(node)]
+            repeated = (source,) if node in self._families else self._repeat(node, source)
+            self._values.update(zip(node.outputs, repeated, strict=True))
+        return self._values[value]
 
-    def _repeat(self, node: Node) -> Node:
-        """Append `node` with the product's rows in place of the left-hand side's."""
-        source = self.values[node.args[0]]
+    def _operand(self, node: Node) -> Value:
+        family = self._families.get(node)
+        operand: Value = node.args[0 if family is None else family.operand]
+        return operand
+
+    def _repeat(self, node: Node, source: Value) -> tuple[Value, ...]:
+        """Append a row-keeping `node` with `source` in place of its operand."""
         shape = (*node.outputs[0].type.shape[:-1], source.type.shape[-1])
         if node.op is aten.clone.default:
-            return self._dense(source, node)
+            return (self._dense(source, node),)
         if node.op is aten.view.default or node.op is aten._unsafe_view.default:
-            strides = view_strides(source.type, shape)
-            if strides is None:
-                source = self._dense(source, node).output
-                strides = contiguous_strides(shape)
-            return self.emit(aten.view.default, (_typed(source, shape, strides),), (source, shape), node)
+            return (self._view(source, shape, node),)
         rest = (shape,) if node.op is aten.expand.default else node.args[1:]
         row = row_of(node.op)
         assert row is not None
         assert isinstance(row.rule, View)
         types = row.rule.types(bind_arguments(node.op, (source, *rest), node.kwargs))
-        return self.emit(node.op, types, (source, *rest), node, **node.kwargs)
+        return self._emit(node.op, types, (source, *rest), node, **node.kwargs).outputs
 
-    def _dense(self, source: Value, like: Node) -> Node:
+    def _view(self, source: Value, shape: tuple[int, ...], like: Node) -> Value:
+        """`source` in `shape`: through one view of what it is a view of, and a copy only if there is no other way."""
+        source = self._reshaped.get(source, source)
+        if source.type.shape == shape:
+            return source
+        strides = view_strides(source.type, shape)
+        if strides is None:
+            source = self._dense(source, like)
+        viewed = self._emit(aten.view.default, (_typed(source, shape, strides),), (source, shape), like).output
+        self._reshaped[viewed] = source
+        return viewed
+
+    def _dense(self, source: Value, like: Node) -> Value:
         type_ = _typed(source, source.type.shape)
-        return self.emit(aten.clone.default, (type_,), (source,), like, memory_format=torch.contiguous_format)
+        if source.type == type_:
+            return source
+        return self._emit(aten.clone.default, (type_,), (source,), like, memory_format=torch.contiguous_format).output
+
+    def _emit(self, op: Any, types: tuple[TensorType, ...], args: tuple[Arg, ...], like: Node, **kwargs: Arg) -> Node:
+        outputs = tuple([Value(next(self._ids), type_) for type_ in types])
+        node = Node(op, args, kwargs, outputs, like.source)
+        self._nodes.append(node)
+        return node
 
 
 def _typed(like: Value, shape: tuple[int, ...], strides: tuple[int, ...] | None = None) -> TensorType:

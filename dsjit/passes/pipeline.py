@@ -8,9 +8,11 @@ from typing import Final
 
 from dsjit.ir.graph import Graph
 from dsjit.ir.verify_graph import verify_graph
+from dsjit.passes.channels_last import channels_last
 from dsjit.passes.cse import eliminate_common_subexpressions
 from dsjit.passes.dce import eliminate_dead_code
 from dsjit.passes.decompose import decompose
+from dsjit.passes.drop_checks import drop_checks
 from dsjit.passes.drop_copies import drop_copies
 from dsjit.passes.fold_constants import fold_constants
 from dsjit.passes.hoist_matmul import hoist_matmul
@@ -30,6 +32,7 @@ class Pass:
 
 PASSES: Final[tuple[Pass, ...]] = (
     # What the trace recorded and nobody reads; identities that the user's code and torch's own wrappers left.
+    Pass("drop_checks", drop_checks),
     Pass("dce", eliminate_dead_code),
     Pass("simplify", simplify),
     Pass("cse", eliminate_common_subexpressions),
@@ -44,6 +47,8 @@ PASSES: Final[tuple[Pass, ...]] = (
     Pass("simplify", simplify),
     Pass("cse", eliminate_common_subexpressions),
     Pass("dce", eliminate_dead_code),
+    # The order of elements in memory, when it is known which ops are left.
+    Pass("channels_last", channels_last),
     # The shape of loops, last: nothing after it looks for reductions.
     Pass("split_reductions", split_reductions),
 )

@@ -113,6 +113,20 @@ def _only_element(node: Node, producers: Mapping[Value, Node]) -> Value | None:
     return _same(tensors[0], node.outputs[0].type) if len(tensors) == 1 else None
 
 
+def _without_empty(node: Node, producers: Mapping[Value, Node]) -> Node | None:
+    """Operands without elements add nothing to a concatenation, unless they decide its dtype."""
+    tensors, output = node.args[0], node.outputs[0]
+    full = tuple([x for x in tensors if x.type.numel])
+    if not full or len(full) == len(tensors) or any(x.type.dtype is not output.type.dtype for x in full):
+        return None
+    if len(full) > 1:
+        return node.with_args((full, *node.args[1:]), node.kwargs)
+    if not output.type.is_contiguous:
+        return None
+    layout = {"memory_format": torch.contiguous_format}
+    return Node(aten.clone.default, full, layout, node.outputs, node.source)
+
+
 _EXACT_IN: Final[dict[torch.dtype, frozenset[torch.dtype]]] = {
     torch.uint8: frozenset({torch.int16, torch.int32, torch.int64, *FLOATING}),
     torch.int8: frozenset({torch.int16, torch.int32, torch.int64, *FLOATING}),
@@ -283,6 +297,13 @@ RULES: Final[tuple[Rule, ...]] = (
         _copy_of_copy,
     ),
     Rule("concatenate one", (aten.cat.default,), "aten.cat.default([x])", "x", _only_element),
+    Rule(
+        "concatenate with nothing",
+        (aten.cat.default,),
+        "aten.cat.default([aten.slice.Tensor(x, 0, 0, 0), aten.t.default(aten.t.default(x)), x])",
+        "aten.cat.default([aten.t.default(aten.t.default(x)), x])",
+        _without_empty,
+    ),
     Rule(
         "cast through a wider dtype",
         (aten._to_copy.default,),

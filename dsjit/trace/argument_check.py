@@ -4,7 +4,6 @@
         if len(args) != 2: return None
         x1 = args[0]
         ...
-        if not (global_state() and probe0() is False and ...): return None
         if not tensors(x1, x2): return None
         table = tables.get(id(x3))
         if table is None: return slow(args, kwargs)
@@ -14,7 +13,7 @@
 
 Arguments of plain structure (tuples, lists, dictionaries, named tuples, dataclasses) are taken apart here, since
 callers build them anew for each call. Other objects (modules, user objects, functions) live long: they are looked up
-by identity in `tables`, and what was read from them is checked by the native loop.
+by identity in `tables`, and what was read from them is checked by the native loop, and so is torch's global state.
 """
 
 from __future__ import annotations
@@ -24,7 +23,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dsjit.trace.facts import ARGS_SLOT, KWARGS_SLOT, Constant, Fact, FunctionOf, Identical, Missing, OfType, SameAs, TensorOf
+from dsjit.trace.facts import (
+    ARGS_SLOT,
+    KWARGS_SLOT,
+    Constant,
+    Fact,
+    FunctionOf,
+    Identical,
+    Missing,
+    OfType,
+    SameAs,
+    TensorOf,
+)
 from dsjit.trace.paths import Index, Item, Keys, Length
 
 __all__ = ["ArgumentFacts", "argument_check", "split_facts"]
@@ -101,16 +111,14 @@ def _takes_apart(cls: type) -> bool:
 def argument_check(
     split: ArgumentFacts,
     names: dict[int, str],
-    state: str,
     input_slots: Sequence[int],
     namespace: dict[str, Any],
 ) -> tuple[str, Callable[[tuple[Any, ...], dict[str, Any]], Any]]:
     """The source of `check(args, kwargs)`, and the function.
 
     names: of the slots that exist before (`args`, `kwargs`, and what `namespace` holds).
-    state: the expression for torch's global state.
     input_slots: of the argument tensors to hand to `verify`, in order.
-    namespace: must hold `tensors`, `tables`, `verify`, `slow`, `residual`, `residual_holds` and what `state` needs.
+    namespace: must hold `tensors`, `tables`, `verify`, `slow`, `residual` and `residual_holds`.
     """
     lines = ["def check(args, kwargs):"]
     names = dict(names)
@@ -118,6 +126,9 @@ def argument_check(
     for number, fact in enumerate(split.plain):
         parent = names[fact.parent]
         found = f"x{number}"
+        if isinstance(fact.step, Keys) and fact.expectation == Constant(()) and types.get(fact.parent) is dict:
+            lines.append(f"    if {parent}: return None")
+            continue
         lines.append(f"    {found} = {_read(fact, parent, types.get(fact.parent), number, namespace)}")
         condition = _mismatch(fact, found, number, names, namespace)
         if condition:
@@ -126,7 +137,6 @@ def argument_check(
             names[fact.slot] = found
             if isinstance(fact.expectation, OfType):
                 types[fact.slot] = fact.expectation.type
-    lines.append(f"    if not ({state}): return None")
     if split.tensors:
         lines.append(f"    if not tensors({', '.join(names[slot] for slot in split.tensors)}): return None")
     ids = [f"id({names[slot]})" for slot in split.keys]

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import struct
 import types
-from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from dsjit.trace.facts import Constant, Fact, TensorOf
-from dsjit.trace.native_guard import (
-    RowKind,
-    TableBuilder,
-    dict_version,
-    dict_versions_work,
-    row_operand,
-    set_row_operand,
-    type_version,
-)
+from dsjit.trace.facts import ArrayOf, Constant, Fact, TensorOf
+from dsjit.trace.guard_table import RowKind, TableBuilder, row_operand, set_row_operand
 from dsjit.trace.paths import (
     ABSENT,
     Attribute,
@@ -31,11 +22,12 @@ from dsjit.trace.paths import (
     Item,
     Keys,
     Length,
-    Lookup,
+    Referent,
     Slot,
     instance_dict,
 )
 from dsjit.trace.tensor_layout import INLINE_DIMENSIONS, TensorLayout
+from dsjit.trace.version_tags import type_version
 
 __all__ = ["Binder", "Binding"]
 
@@ -74,11 +66,13 @@ class Binder:
 
     facts: to be checked natively, by the slot that they read from; a slot without facts is checked for its type.
     layout: where a tensor's metadata is.
+    probes: functions without arguments that have to answer with the very object (True, None, a small number).
     residual: facts that the native loop cannot check, by identity; filled by `bind`.
     """
 
     facts: Mapping[int, Sequence[Fact]]
     layout: TensorLayout
+    probes: tuple[tuple[Callable[[], Any], Any], ...]
     residual: dict[int, Fact]
 
     def bind(
@@ -96,6 +90,8 @@ class Binder:
         loop. bound: position and slot of the others.
         """
         job = _Job(self, slots, TableBuilder(), [], [])
+        for probe, answer in self.probes:
+            job.table.row(RowKind.CALL, id(probe), id(answer))
         for slot in sorted({*self.facts, *metadata}):
             if slot in metadata:
                 job.tensor(slots[slot], metadata[slot])
@@ -126,78 +122,73 @@ class _Job:
 
     def object(self, obj: Any, facts: Sequence[Fact]) -> None:
         """Everything noted about one object."""
-        kind = type(obj)
-        by_step: dict[type, list[Fact]] = defaultdict(list)
-        for fact in facts:
-            by_step[type(fact.step)].append(fact)
-        if Lookup in by_step:
-            version = type_version(obj)
-            if version:
-                row = self.table.row(RowKind.TYPE_VERSION, id(obj), version)
-                self.classes.append((row, obj, [(fact, fact.step.get(obj)) for fact in by_step[Lookup]]))
-            else:
-                self.leave(by_step[Lookup])
-        attributes = [*by_step[Attribute], *by_step[InstanceKeys]]
-        entries = instance_dict(obj) if attributes else None
-        if not isinstance(obj, type):
-            self.table.row(RowKind.OBJECT, id(obj), id(kind), 0 if entries is None else id(entries))
-        if entries is not None:
-            self.dictionary(entries, [(fact.step.name, fact) for fact in by_step[Attribute]], by_step[InstanceKeys])
-        if isinstance(obj, dict):
-            self.dictionary(obj, [(fact.step.key, fact) for fact in by_step[Item]], by_step[Keys])
-            if isinstance(obj, OrderedDict) and len(obj) > 1:
-                self.leave(by_step[Keys])  # move_to_end changes neither the entries nor the version
-        elif isinstance(obj, list | tuple):
-            item = RowKind.LIST_ITEM if isinstance(obj, list) else RowKind.TUPLE_ITEM
-            if by_step[Length]:
-                self.table.row(RowKind.LENGTH, id(obj), len(obj))
-            for fact in by_step[Index]:
-                self.table.row(item, id(obj), fact.step.index, self.address(fact))
-        else:
-            self.leave([*by_step[Length], *by_step[Index]])
-        if isinstance(obj, types.FunctionType):
-            self.function(obj, by_step[Closure])
-        if isinstance(obj, set | frozenset) and by_step[Contents]:
-            self.elements(obj)
-        else:
-            self.leave(by_step[Contents])
-        for fact in by_step[Slot]:
-            if not isinstance(obj, types.FunctionType):
-                self.slot(obj, fact.step.name, self.value(fact))
-        handled = {Lookup, Attribute, InstanceKeys, Item, Keys, Length, Index, Closure, Contents, Slot}
-        self.leave([fact for step, found in by_step.items() if step not in handled for fact in found])
-
-    def dictionary(self, entries: dict[Any, Any], items: list[tuple[Any, Fact]], keys: Sequence[Fact]) -> None:
-        """Entries of one dictionary, behind its version tag."""
-        if not items and not keys:
+        if isinstance(obj, type):
+            self.cls(obj, facts)
             return
-        version = dict_version(entries) if dict_versions_work() else 0
-        head = self.table.row(RowKind.DICT, id(entries), version, id(type(entries)))
-        if keys:
-            now = tuple(dict.__iter__(entries))
-            self.pinned.append(now)
-            blob = struct.pack(f"{len(now)}Q", *map(id, now))
-            self.table.blob_row(RowKind.DICT_KEYS, 1, blob, id(entries), 0, 0, len(now))
-        for key, fact in items:
-            self.pinned.append(key)
-            self.table.row(RowKind.DICT_ITEM, id(entries), id(key), self.address(fact))
-        if version:
-            self.table.row(RowKind.DICT_END, id(entries), head)
-        kind, a, b, c, _ = self.table.rows[head]
-        self.table.rows[head] = (kind, a, b, c, len(self.table.rows) - 1 - head)
+        attributes = [(fact.step.name, fact) for fact in facts if isinstance(fact.step, Attribute)]
+        names = [fact for fact in facts if isinstance(fact.step, InstanceKeys)]
+        items = [(fact.step.key, fact) for fact in facts if isinstance(fact.step, Item)]
+        keys = [fact for fact in facts if isinstance(fact.step, Keys)]
+        entries = instance_dict(obj) if attributes or names else None
+        if entries is not None or not (items or keys):
+            self.table.row(RowKind.OBJECT, id(obj), id(type(obj)), 0 if entries is None else id(entries))
+        if entries is not None:
+            self.dictionary(entries, attributes, bool(names))
+        if items or keys:
+            self.dictionary(obj, items, bool(keys))
+            if isinstance(obj, OrderedDict) and len(obj) > 1:
+                self.leave(keys)  # move_to_end changes neither the entries nor the version
+        if isinstance(obj, types.FunctionType):
+            self.function(obj)
+        for fact in facts:
+            self.element(obj, fact)
 
-    def function(self, function: types.FunctionType, closure: Sequence[Fact]) -> None:
-        """Code, defaults and closure. The cells are the function's for life, so their addresses need no check."""
+    def cls(self, cls: type, facts: Sequence[Fact]) -> None:
+        """What lookup finds in a class: one version tag stands for all of it."""
+        version = type_version(cls)
+        if version:
+            row = self.table.row(RowKind.TYPE_VERSION, id(cls), version)
+            self.classes.append((row, cls, [(fact, self.value(fact)) for fact in facts]))
+        else:
+            self.leave(facts)
+
+    def element(self, obj: Any, fact: Fact) -> None:
+        """One fact about what is not in a dictionary."""
+        step = fact.step
+        if isinstance(step, Slot):
+            if not isinstance(obj, types.FunctionType):
+                self.slot(obj, step.name, self.value(fact))
+        elif isinstance(step, Closure):
+            cell = obj.__closure__[step.index]
+            self.table.row(RowKind.TUPLE_ITEM, id(obj.__closure__), step.index, id(cell))
+            self.table.row(RowKind.CELL, id(cell), 0, self.address(fact))
+        elif isinstance(step, Length) and isinstance(obj, list | tuple):
+            self.table.row(RowKind.LENGTH, id(obj), len(obj))
+        elif isinstance(step, Index) and isinstance(obj, list | tuple):
+            kind = RowKind.LIST_ITEM if isinstance(obj, list) else RowKind.TUPLE_ITEM
+            self.table.row(kind, id(obj), step.index, self.address(fact))
+        elif isinstance(step, Contents) and all(type(item) is str or isinstance(item, type) for item in obj):
+            # Elements of other types may equal elements of yet other types (1, 1.0 and True).
+            self.elements(obj)
+        elif isinstance(step, Contents | Length | Index | Referent):
+            self.leave([fact])
+
+    def dictionary(self, entries: dict[Any, Any], items: list[tuple[Any, Fact]], whole: bool) -> None:
+        """Entries of one dictionary; and with `whole`, that it has no others, and their order."""
+        now = tuple(dict.__iter__(entries)) if whole else None
+        self.pinned += [now, *(key for key, _ in items)]
+        pairs = [(id(key), self.address(fact)) for key, fact in items]
+        self.table.dictionary(entries, pairs, None if now is None else [id(key) for key in now])
+
+    def function(self, function: types.FunctionType) -> None:
+        """Code, defaults and closure."""
         parts = (function.__code__, function.__defaults__, function.__kwdefaults__)
         self.pinned.append(parts[:2])
         self.table.row(RowKind.FUNCTION, id(function), *(0 if part is None else id(part) for part in parts))
-        for fact in closure:
-            assert isinstance(fact.step, Closure) and function.__closure__ is not None
-            cell = function.__closure__[fact.step.index]
-            self.table.row(RowKind.CELL, id(cell), 0, self.address(fact))
+        if function.__closure__ is not None:
+            self.table.row(RowKind.CLOSURE, id(function), id(function.__closure__))
 
     def elements(self, elements: set[Any] | frozenset[Any]) -> None:
-        """The elements of a set. Those that compare equal to others of another type are compared in Python."""
         self.table.row(RowKind.SET_SIZE, id(elements), len(elements))
         for element in elements:
             self.pinned.append(element)
@@ -216,6 +207,8 @@ class _Job:
         value = fact.step.get(self.slots[fact.parent])
         if isinstance(fact.expectation, Constant):
             self.pinned.append(value)
+        elif isinstance(fact.expectation, ArrayOf):
+            self.leave([fact])  # the same array may hold other content
         return value
 
     def address(self, fact: Fact) -> int:

@@ -13,10 +13,11 @@ from dsjit.ops.strided import strided_view
 from dsjit.trace.guards import Guard
 from dsjit.trace.observe import Observer
 from dsjit.trace.outputs import ResultBuilder, TemplateError, make_template
+from dsjit.trace.paths import Path, Root
 from dsjit.trace.recorder import Recorder, Untraceable, stop_reason
 from dsjit.trace.source import SourceFinder
 
-__all__ = ["Capture", "Returned", "capture"]
+__all__ = ["Capture", "Found", "Returned", "capture"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,25 @@ class Returned:
 
 
 @dataclass(frozen=True, slots=True)
+class Found:
+    """How an object of the result that existed before the call is obtained: by `path` from the arguments of the
+    call, or, when the guard holds it fast, as `value`."""
+
+    path: Path | None
+    value: Any
+
+    def fetch(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        return self.value if self.path is None else _walk(self.path, args, kwargs)
+
+
+def _walk(path: Path, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    if path.parent is None:
+        return args if str(path.step) == "args" else kwargs
+    assert not isinstance(path.step, Root)
+    return path.step.get(_walk(path.parent, args, kwargs))
+
+
+@dataclass(frozen=True, slots=True)
 class Capture:
     """What one traced call gave.
 
@@ -46,6 +66,7 @@ class Capture:
     graph: Graph | None = None
     builder: ResultBuilder | None = None
     returned: tuple[Returned, ...] = ()
+    found: tuple[Found, ...] = ()
 
 
 def capture(
@@ -54,7 +75,7 @@ def capture(
     """Call `function(*args, **kwargs)` once, for real, and record it. Whatever it raises is raised."""
     observer = Observer(function, args, kwargs)
     recorder = Recorder(lambda tensor: observer.path_of(tensor) is not None, SourceFinder())
-    with observer, recorder.escapes, recorder:
+    with recorder.generator, observer, recorder.escapes, recorder:
         result = function(*args, **kwargs)
     problems = [*recorder.problems, *(Untraceable(p.reason, p.source) for p in observer.problems)]
     if not problems:
@@ -87,5 +108,11 @@ def _finish(result: Any, observer: Observer, recorder: Recorder, name: str) -> C
     positions = frozenset(number for number, value in enumerate(graph.inputs) if value in written)
     assert all(path is not None for path in paths)
     guard = observer.build_guard([path for path in paths if path is not None], positions)
-    return Capture(result, (), guard, graph, builder, tuple(returned))
+    found = tuple(_find(obj, observer) for obj in builder.existing)
+    return Capture(result, (), guard, graph, builder, tuple(returned), found)
+
+
+def _find(obj: Any, observer: Observer) -> Found:
+    path = observer.path_of_object(obj)
+    return Found(path if path is not None and str(path.root) in ("args", "kwargs") else None, obj)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 import types
 from typing import Any, Final
@@ -11,19 +12,19 @@ from dsjit.trace.library import is_library_file, is_stdlib_file
 
 __all__ = ["RandomStates", "blame", "forbidden_builtin", "forbidden_code"]
 
-_CLOCKS: Final = ("time", "time_ns", "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "process_time",
-                  "process_time_ns", "thread_time", "thread_time_ns", "localtime", "gmtime", "ctime", "strftime")  # fmt: skip
+_CLOCKS: Final = (
+    "time", "time_ns", "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "process_time",
+    "process_time_ns", "thread_time", "thread_time_ns", "localtime", "gmtime", "ctime", "strftime",
+)  # fmt: skip
+_RANDOM: Final = ("random", "getrandbits", "seed", "getstate", "setstate")
 
 _BUILTINS: Final[dict[str, tuple[str, str]]] = {
-    **{name: ("time", "reads a clock") for name in _CLOCKS},
+    **dict.fromkeys(_CLOCKS, ("time", "reads a clock")),
     "sleep": ("time", "sleeps"),
     "now": ("datetime", "reads a clock"),
     "utcnow": ("datetime", "reads a clock"),
     "today": ("datetime", "reads a clock"),
-    **{
-        name: ("random", "draws from Python's random")
-        for name in ("random", "getrandbits", "seed", "getstate", "setstate")
-    },
+    **dict.fromkeys(_RANDOM, ("random", "draws from Python's random")),
     "urandom": ("posix", "reads os.urandom"),
     "getrandom": ("posix", "reads os.getrandom"),
     "getpid": ("posix", "reads the process id"),
@@ -35,8 +36,8 @@ _BUILTINS: Final[dict[str, tuple[str, str]]] = {
     "input": ("builtins", "reads standard input"),
     "warn": ("_warnings", "warns"),
     "open": ("io", "opens a file"),
-    **{name: ("io", "uses a file") for name in ("read", "readline", "readlines", "readinto", "write", "writelines")},
-    **{name: ("socket", "uses a socket") for name in ("connect", "recv", "recv_into", "send", "sendall", "accept")},
+    **dict.fromkeys(("read", "readline", "readlines", "readinto", "write", "writelines"), ("io", "uses a file")),
+    **dict.fromkeys(("connect", "recv", "recv_into", "send", "sendall", "accept"), ("socket", "uses a socket")),
 }
 """Name of a C function: the module that it belongs to, and what it does."""
 
@@ -59,12 +60,20 @@ _FUNCTIONS: Final = {
 }
 
 
+PASSING: Final = frozenset({"warns", "logs"})
+"""What a call often does once only."""
+
+_IN_MEMORY: Final = (io.StringIO, io.BytesIO)
+
+
 def forbidden_builtin(function: Any) -> str | None:
     """What the C function `function` does that a compiled call could not repeat, or None."""
     found = _BUILTINS.get(function.__name__)
     if found is None:
         return None
     owner = getattr(function, "__self__", None)
+    if isinstance(owner, _IN_MEMORY):
+        return None
     if owner is None or isinstance(owner, types.ModuleType):
         module = function.__module__ or ""
     else:

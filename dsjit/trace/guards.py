@@ -107,16 +107,15 @@ class Guard:
         }
         loop = native_loop() if native else None
         if loop is not None:
-            self._binder = Binder(self._facts_by_slot(), loop.layout, self._residual)
+            self._binder = Binder(self._facts_by_slot(), loop.layout, self._state.probes(), self._residual)
             namespace["verify"] = loop.verify
         slots = self._new_slots(*first)
         if walk(self._split.plain, slots) is None:
             self._sighted[self._key(slots)] = None
-        namespace["tensors"] = self._tensor_check(slots)
+        namespace["tensors"] = self._tensors_match = self._tensor_check(slots)
         names = {slot: f"root{slot}" for slot in self._roots} | {ARGS_SLOT: "args", KWARGS_SLOT: "kwargs"}
         namespace.update({names[slot]: obj for slot, obj in self._roots.items()})
-        condition = self._state.condition(namespace)
-        self.source, self._quick = argument_check(self._split, names, condition, arguments, namespace)
+        self.source, self._quick = argument_check(self._split, names, arguments, namespace)
         self.check = self._quick if self._overlap is None else self._check_overlap
 
     def _facts_by_slot(self) -> dict[int, list[Fact]]:
@@ -161,7 +160,9 @@ class Guard:
         return inputs if inputs is not None and self._overlap.found(inputs) is None else None
 
     def _slow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, ...] | None:
-        """Walk the facts in Python. The generated code has checked the plain arguments and torch's state."""
+        """Walk the facts in Python. The generated code has checked the plain arguments."""
+        if not self._state.check():
+            return None
         slots = self._new_slots(args, kwargs)
         if self._suspect is not None and not self._holds_alone(self._suspect, slots):
             return None
@@ -170,7 +171,8 @@ class Guard:
         key = self._key(slots)
         binding = self._bindings.get(key)
         if binding is not None and binding.renew_versions():
-            return self._quick(args, kwargs)
+            again: tuple[torch.Tensor, ...] | None = self._quick(args, kwargs)
+            return again
         self._suspect = walk(self._split.rest, slots)
         if self._suspect is not None:
             return None
@@ -237,6 +239,8 @@ class Guard:
         tensors = [slots[slot] for slot in self._split.tensors]
         if len(set(map(id, tensors))) != len(tensors):
             return "two arguments are now the same tensor"
+        if not self._tensors_match(*tensors):
+            return "requires_grad of an argument tensor changed"
         if self._overlap is not None:
             pair = self._overlap.found([slots[slot] for slot in self._inputs])
             if pair is not None:

@@ -11,13 +11,24 @@ import functools
 import os
 import sys
 import types
+import weakref
+from collections.abc import Callable
 from typing import Any, Final
 
 import llvmlite
 import numpy
 import torch
 
-__all__ = ["code_names", "global_names", "is_library_code", "is_library_file", "is_library_module", "is_observable", "is_plumbing", "is_stdlib_file"]
+__all__ = [
+    "code_names",
+    "global_names",
+    "is_library_code",
+    "is_library_file",
+    "is_library_module",
+    "is_observable",
+    "is_plumbing",
+    "is_stdlib_file",
+]
 
 
 def _package(module: types.ModuleType) -> str:
@@ -25,7 +36,7 @@ def _package(module: types.ModuleType) -> str:
 
 
 _STDLIB: Final = os.path.dirname(os.path.abspath(os.__file__)) + os.sep
-_SITE_PACKAGES: Final = (os.path.join(_STDLIB, "site-packages") + os.sep, os.path.join(_STDLIB, "dist-packages") + os.sep)
+_SITE_PACKAGES: Final = tuple(os.path.join(_STDLIB, name) + os.sep for name in ("site-packages", "dist-packages"))
 _LIBRARIES: Final = (
     _package(torch),
     _package(numpy),
@@ -41,8 +52,8 @@ _PLUMBING: Final = frozenset(
     {
         "_frozen_importlib", "_frozen_importlib_external", "_io", "_thread", "abc", "asyncio", "builtins", "concurrent",
         "contextlib", "contextvars", "ctypes", "dsjit", "enum", "functools", "importlib", "inspect", "io", "llvmlite",
-        "logging", "multiprocessing", "numpy", "os", "queue", "re", "threading", "types", "typing", "unittest",
-        "warnings", "weakref",
+        "logging", "multiprocessing", "numpy", "os", "queue", "re", "threading", "typing", "unittest", "warnings",
+        "weakref",
     }
 )  # fmt: skip
 _TORCH_PLUMBING: Final = frozenset({"backends", "cuda", "fx", "jit", "library", "overrides", "package", "profiler"})
@@ -72,6 +83,20 @@ def is_library_module(module: types.ModuleType) -> bool:
     return module.__name__ in sys.builtin_module_names
 
 
+def _cached_by_class(predicate: Callable[[type], bool]) -> Callable[[type], bool]:
+    known: weakref.WeakKeyDictionary[type, bool] = weakref.WeakKeyDictionary()
+
+    @functools.wraps(predicate)
+    def cached(cls: type) -> bool:
+        found = known.get(cls)
+        if found is None:
+            found = known[cls] = predicate(cls)
+        return found
+
+    return cached
+
+
+@_cached_by_class
 def is_observable(cls: type) -> bool:
     """Whether reads from instances of `cls` can be observed and are worth it: a class made in Python, not plumbing."""
     if not cls.__flags__ & _HEAP_TYPE or cls.__flags__ & _IMMUTABLE_TYPE:
@@ -79,6 +104,7 @@ def is_observable(cls: type) -> bool:
     return not is_plumbing(cls)
 
 
+@_cached_by_class
 def is_plumbing(cls: type) -> bool:
     """Whether `cls` belongs to machinery of Python or torch whose own state is not the program's (locks, loggers)."""
     module = cls.__module__ if isinstance(cls.__module__, str) else ""
@@ -119,7 +145,9 @@ def _names(code: _ById) -> tuple[tuple[str, ...], frozenset[str]]:
 
 _LOAD_GLOBAL: Final = frozenset({dis.opmap["LOAD_GLOBAL"]})
 _PLAIN_GLOBAL: Final = frozenset(
-    dis.opmap[name] for name in ("LOAD_NAME", "STORE_GLOBAL", "DELETE_GLOBAL", "STORE_NAME") if name in dis.opmap
+    dis.opmap[name]
+    for name in ("LOAD_NAME", "STORE_NAME", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_FROM_DICT_OR_GLOBALS")
+    if name in dis.opmap
 )
 
 

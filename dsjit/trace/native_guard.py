@@ -23,50 +23,19 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import struct
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from enum import IntEnum
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
-import torch
-from llvmlite import binding as llvm
-
+from dsjit.trace.guard_table import HEADER_WORDS, ROW_WORDS, ROWS_AHEAD
+from dsjit.trace.native_code import compile_native
 from dsjit.trace.tensor_layout import TensorLayout, find_tensor_layout
+from dsjit.trace.version_tags import DICT_VERSION_OFFSET, TYPE_VERSION_OFFSET, dict_versions_work, type_versions_work
 
-__all__ = ["NativeLoop", "RowKind", "TableBuilder", "native_loop"]
-
-
-class RowKind(IntEnum):
-    """What a row compares. Operands a, b, c, d are words; a NULL expectation means absent."""
-
-    OBJECT = 0  # Py_TYPE(a) is b; and unless c is NULL, a.__dict__ is c
-    TYPE_VERSION = 1  # the version tag of type a is b
-    DICT = 2  # Py_TYPE(a) is c; when the version tag of dict a is b, the next d rows are skipped
-    DICT_END = 3  # dict a passed row by row: note its version tag in row b
-    DICT_KEYS = 4  # the keys of dict a, in order, are the d addresses at table offset b
-    DICT_ITEM = 5  # dict a has c under key b
-    LENGTH = 6  # list or tuple a has b elements
-    LIST_ITEM = 7  # list a has c at index b
-    TUPLE_ITEM = 8  # tuple a has c at index b
-    SLOT = 9  # the generic attribute b of a is c
-    CELL = 10  # cell a contains c
-    TENSOR = 11  # Py_TYPE(a) is b, its TensorImpl is d, whose window equals the bytes at table offset c
-    FUNCTION = 12  # function a has code b, defaults c, keyword defaults d
-    SET_SIZE = 13  # set a has b elements
-    SET_HAS = 14  # set a contains b
-
-
-_HEADER_WORDS: Final = 6
-_ROW_WORDS: Final = 5
-
-_TYPE_VERSION_OFFSET: Final = 384
-"""Bytes from the start of a `PyTypeObject` to `tp_version_tag` (Include/cpython/object.h, 64-bit builds)."""
-
-_DICT_VERSION_OFFSET: Final = 24
-"""Bytes from the start of a `PyDictObject` to `ma_version_tag` (Include/cpython/dictobject.h, until 3.12)."""
+__all__ = ["NativeLoop", "native_loop"]
 
 _API: Final = {
+    "llvm.prefetch.p0": "void (ptr, i32, i32, i32)",
     "PyByteArray_AsString": "ptr (ptr)",
     "PyDict_GetItemWithError": "ptr (ptr, ptr)",
     "PyDict_Size": "i64 (ptr)",
@@ -79,6 +48,8 @@ _API: Final = {
     "PyFunction_GetCode": "ptr (ptr)",
     "PyFunction_GetDefaults": "ptr (ptr)",
     "PyFunction_GetKwDefaults": "ptr (ptr)",
+    "PyFunction_GetClosure": "ptr (ptr)",
+    "PyObject_CallNoArgs": "ptr (ptr)",
     "PySet_Size": "i64 (ptr)",
     "PySet_Contains": "i32 (ptr, ptr)",
     "PyErr_Clear": "void ()",
@@ -103,11 +74,14 @@ entry:
   br label %loop
 loop:
   %i = phi i64 [ 0, %entry ], [ %next_i, %next ]
-  %more = icmp ult i64 %i, %rows
+  %more = icmp ne i64 %i, %rows
   br i1 %more, label %body, label %gather
 body:
   %offset = mul i64 %i, ROW_WORDS
   %row = getelementptr i64, ptr %first, i64 %offset
+  %ahead_at = getelementptr i64, ptr %row, i64 AHEAD_WORDS
+  %ahead = load ptr, ptr %ahead_at
+  call void @llvm.prefetch.p0(ptr %ahead, i32 0, i32 3, i32 1)
   %kind = load i64, ptr %row
   %a_at = getelementptr i64, ptr %row, i64 1
   %a = load ptr, ptr %a_at
@@ -135,6 +109,8 @@ body:
     i64 12, label %function
     i64 13, label %set_size
     i64 14, label %set_has
+    i64 15, label %closure
+    i64 16, label %call
   ]
 
 object:
@@ -171,8 +147,8 @@ dict_version:
   %version = load i64, ptr %version_at
   %version_same = icmp eq i64 %version, %b
   %fresh = and i1 %version_same, HAS_DICT_VERSIONS
-  %after = add i64 %i, %d
-  %skipped = select i1 %fresh, i64 %after, i64 %i
+  %detail = sub i64 %d, 1
+  %skipped = select i1 %fresh, i64 %i, i64 %detail
   br label %next
 
 dict_end:
@@ -300,11 +276,26 @@ set_has:
   %has_it = icmp eq i32 %has, 1
   br i1 %has_it, label %next, label %fail
 
+closure:
+  %closure_now = call ptr @PyFunction_GetClosure(ptr %a)
+  %closure_same = icmp eq ptr %closure_now, %bp
+  br i1 %closure_same, label %next, label %fail
+
+call:
+  %answer = call ptr @PyObject_CallNoArgs(ptr %a)
+  %answer_null = icmp eq ptr %answer, null
+  br i1 %answer_null, label %fail, label %call_compare
+call_compare:
+  call void @Py_DecRef(ptr %answer)
+  %answer_same = icmp eq ptr %answer, %bp
+  br i1 %answer_same, label %next, label %fail
+
 next:
   %step_i = phi i64 [ %i, %object_dict ], [ %i, %object_compare ], [ %i, %type_version ], [ %skipped, %dict_version ],
-    [ %i, %dict_end ], [ %i, %keys_loop ], [ %i, %dict_item_absent ], [ %i, %dict_item_error ], [ %i, %length ],
+    [ %b, %dict_end ], [ %i, %keys_loop ], [ %i, %dict_item_absent ], [ %i, %dict_item_error ], [ %i, %length ],
     [ %i, %list_item ], [ %i, %tuple_item ], [ %i, %slot_decide ], [ %i, %cell_decide ], [ %i, %tensor_window ],
-    [ %i, %function_keywords ], [ %i, %set_size ], [ %i, %set_has ]
+    [ %i, %function_keywords ], [ %i, %set_size ], [ %i, %set_has ],
+    [ %i, %closure ], [ %i, %call_compare ]
   %next_i = add i64 %step_i, 1
   br label %loop
 
@@ -362,7 +353,7 @@ done:
 """
 
 
-def _module_text(layout: TensorLayout, has_dict_versions: bool) -> str:
+def _loop_text(layout: TensorLayout, has_dict_versions: bool) -> str:
     window = []
     accumulated = "0"
     for position, offset in enumerate(layout.window):
@@ -378,17 +369,17 @@ def _module_text(layout: TensorLayout, has_dict_versions: bool) -> str:
     window.append(f"  %difference = or i64 {accumulated}, 0")
     loop = _LOOP
     for name, value in {
-        "HEADER_WORDS": _HEADER_WORDS,
-        "ROW_WORDS": _ROW_WORDS,
-        "TYPE_VERSION_OFFSET": _TYPE_VERSION_OFFSET,
-        "DICT_VERSION_OFFSET": _DICT_VERSION_OFFSET,
+        "HEADER_WORDS": HEADER_WORDS,
+        "ROW_WORDS": ROW_WORDS,
+        "TYPE_VERSION_OFFSET": TYPE_VERSION_OFFSET,
+        "DICT_VERSION_OFFSET": DICT_VERSION_OFFSET,
         "HAS_DICT_VERSIONS": "true" if has_dict_versions else "false",
         "IMPL_OFFSET": layout.impl_offset,
         "WINDOW": "\n".join(window),
+        "AHEAD_WORDS": ROW_WORDS * ROWS_AHEAD + 1,
     }.items():
         loop = loop.replace(name, str(value))
-    declares = [f"declare {kind.replace('(', f'@{name}(', 1)}" for name, kind in _API.items()]
-    return "\n".join([*declares, loop])
+    return loop
 
 
 class _MethodDef(ctypes.Structure):
@@ -423,157 +414,12 @@ class NativeLoop:
 def native_loop() -> NativeLoop | None:
     """The loop for this process, or None where this interpreter or torch build does not allow it."""
     layout = find_tensor_layout()
-    if layout is None or not _type_versions_work():
+    if layout is None or not type_versions_work():
         return None
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    for name in _API:
-        address = ctypes.cast(getattr(ctypes.pythonapi, name), ctypes.c_void_p).value
-        llvm.add_symbol(name, address)
-    module = llvm.parse_assembly(_module_text(layout, dict_versions_work()))
-    module.verify()
-    machine = llvm.Target.from_default_triple().create_target_machine(opt=2)
-    engine = llvm.create_mcjit_compiler(module, machine)
-    engine.finalize_object()
+    engine = compile_native(_loop_text(layout, dict_versions_work()), _API)
     definition = _MethodDef(b"verify", engine.get_function_address("verify"), _METH_FASTCALL, None)
     make = ctypes.pythonapi.PyCFunction_NewEx
     make.restype = ctypes.py_object
     make.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
     verify = make(ctypes.addressof(definition), None, None)
     return NativeLoop(verify, layout, (definition, engine))
-
-
-def type_version(cls: type) -> int:
-    """The version tag of a class, 0 when the interpreter gives it none."""
-    getattr(cls, "__dsjit_no_such_attribute__", None)  # a lookup makes the interpreter assign a tag
-    return ctypes.c_uint32.from_address(id(cls) + _TYPE_VERSION_OFFSET).value
-
-
-def dict_version(entries: dict[Any, Any]) -> int:
-    """The version tag of a dictionary."""
-    return ctypes.c_uint64.from_address(id(entries) + _DICT_VERSION_OFFSET).value
-
-
-def _type_versions_work() -> bool:
-    """Whether each way to change a class or its base changes `type_version`."""
-
-    class Base:
-        pass
-
-    class Derived(Base):
-        value = 1
-
-    seen = [type_version(Derived)]
-    for change in (
-        lambda: setattr(Derived, "value", 2),
-        lambda: setattr(Base, "other", 3),
-        lambda: delattr(Base, "other"),
-        lambda: setattr(Derived, "__getattribute__", object.__getattribute__),
-        lambda: setattr(Derived, "__bases__", (type("Other", (Base,), {}),)),
-    ):
-        before = seen[-1]
-        change()
-        if ctypes.c_uint32.from_address(id(Derived) + _TYPE_VERSION_OFFSET).value == before:
-            return False
-        seen.append(type_version(Derived))
-    return 0 not in seen and len(set(seen)) == len(seen)
-
-
-@functools.cache
-def dict_versions_work() -> bool:
-    """Whether each way to change a dictionary or an instance's attributes changes `dict_version`."""
-
-    class Thing:
-        pass
-
-    thing = Thing()
-    entries = thing.__dict__
-
-    def store(value: object) -> None:
-        for _ in range(64):  # often enough for the interpreter to specialise the store
-            thing.value = value  # type: ignore[attr-defined]
-
-    store(0)
-    changes: Sequence[Callable[[], object]] = (
-        lambda: store(1),
-        lambda: setattr(thing, "value", 2),
-        lambda: setattr(thing, "new", 3),
-        lambda: delattr(thing, "new"),
-        lambda: entries.__setitem__("value", 4),
-        lambda: entries.update(value=5),
-        lambda: entries.setdefault("more", 6),
-        lambda: entries.pop("more"),
-        lambda: entries.__ior__({"value": 7}),
-        lambda: entries.popitem(),
-        lambda: entries.update(value=8),
-        lambda: entries.clear(),
-    )
-    for change in changes:
-        before = dict_version(entries)
-        change()
-        if dict_version(entries) == before:
-            return False
-    return True
-
-
-@dataclass(slots=True)
-class TableBuilder:
-    """Collects rows, and packs them into a table."""
-
-    rows: list[tuple[int, int, int, int, int]] = field(default_factory=list)
-    blobs: list[bytes] = field(default_factory=list)
-    blob_bytes: int = 0
-    blob_rows: list[tuple[int, int]] = field(default_factory=list)
-
-    def row(self, kind: RowKind, a: int, b: int = 0, c: int = 0, d: int = 0) -> int:
-        """Append a row; returns its number."""
-        self.rows.append((int(kind), a, b, c, d))
-        return len(self.rows) - 1
-
-    def blob_row(self, kind: RowKind, operand: int, blob: bytes, a: int, b: int = 0, c: int = 0, d: int = 0) -> None:
-        """Append a row whose operand number `operand` (0 for a) is the table offset of `blob`."""
-        self.blob_rows.append((self.row(kind, a, b, c, d), operand))
-        self.rows[-1] = tuple(
-            self.blob_bytes if position == operand + 1 else word for position, word in enumerate(self.rows[-1])
-        )  # type: ignore[assignment]
-        self.blobs.append(blob)
-        self.blob_bytes += len(blob)
-
-    def tensor(self, layout: TensorLayout, tensor: torch.Tensor) -> None:
-        """The metadata of a known tensor (of at most five dimensions) stays as it is now."""
-        impl = tensor._cdata
-        words = (ctypes.c_uint64.from_address(impl + offset).value for offset in layout.window)
-        blob = struct.pack(f"{len(layout.window)}Q", *words)
-        self.blob_row(RowKind.TENSOR, 2, blob, id(tensor), id(type(tensor)), 0, impl)
-
-    def pack(self, out_count: int, arguments: Sequence[int], bound: Sequence[tuple[int, int]]) -> bytearray:
-        """The table. arguments: position in the output of each argument tensor; bound: (position, address)."""
-        start = 8 * (_HEADER_WORDS + _ROW_WORDS * len(self.rows))
-        rows = [list(row) for row in self.rows]
-        for number, operand in self.blob_rows:
-            rows[number][operand + 1] += start
-        arguments_at = start + self.blob_bytes
-        bound_at = arguments_at + 8 * len(arguments)
-        header = (len(rows), out_count, len(arguments), len(bound), arguments_at, bound_at)
-        words = [word for row in rows for word in row]
-        tail = [*arguments, *(word for pair in bound for word in pair)]
-        return bytearray(
-            struct.pack(f"{_HEADER_WORDS + len(words)}Q", *header, *words)
-            + b"".join(self.blobs)
-            + struct.pack(f"{len(tail)}Q", *tail)
-        )
-
-
-def _operand_at(row: int) -> int:
-    return 8 * (_HEADER_WORDS + _ROW_WORDS * row + 2)
-
-
-def row_operand(table: bytearray, row: int) -> int:
-    """Operand b of a row."""
-    (word,) = struct.unpack_from("Q", table, _operand_at(row))
-    return int(word)
-
-
-def set_row_operand(table: bytearray, row: int, word: int) -> None:
-    """Change operand b of a row."""
-    struct.pack_into("Q", table, _operand_at(row), word)

@@ -26,11 +26,15 @@ Patch: TypeAlias = tuple[type, str]
 
 PATCHED_NAMES: Final = frozenset({"__getattribute__", "__setattr__", "__delattr__", "__getattr__"})
 
-_get_ident: Final = threading.get_ident
-
 
 class Listener(Protocol):
-    """Who is told of reads and writes, on its own thread."""
+    """Who is told of reads and writes, on its own thread.
+
+    seen: (id of an object, name of an attribute) of reads that need no telling again; a module's parameters, buffers
+        and submodules with a dot before the name.
+    """
+
+    seen: set[tuple[int, str]]
 
     def on_read(self, obj: object, name: str, value: object) -> None: ...
 
@@ -64,24 +68,29 @@ def _unwrapped(cls: type, name: str) -> Any:
     return entry if own is None else own[0]
 
 
+class _Current(threading.local):
+    """The listener of each thread."""
+
+    listener: Listener | None = None
+
+
 class _Register:
     """Counts the listeners of each patch; installs with the first and removes with the last."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: dict[Patch, int] = {}
-        self.listeners: dict[int, Listener] = {}
+        self.current = _Current()
 
     def enter(self, listener: Listener) -> None:
         """Start telling `listener` about this thread. Raises CaptureError when the thread has one already."""
-        thread = _get_ident()
-        if thread in self.listeners:
+        if self.current.listener is not None:
             raise CaptureError("a trace is already running on this thread")
-        self.listeners[thread] = listener
+        self.current.listener = listener
 
     def leave(self, patches: Iterable[Patch]) -> None:
         """Stop telling this thread's listener, and give its patches back."""
-        self.listeners.pop(_get_ident(), None)
+        self.current.listener = None
         with self._lock:
             for patch in patches:
                 self._counts[patch] -= 1
@@ -105,27 +114,25 @@ class _Register:
                 original = static_lookup(cls, name)
                 if hasattr(original, "__dsjit_original__"):  # inherited from a base that is wrapped right now
                     original = original.__dsjit_original__
-                wrapper: Any = _WRAPPERS[name](self.listeners, original)
+                wrapper: Any = _WRAPPERS[name](self.current, original)
                 wrapper.__dsjit_own__ = (own,)
                 wrapper.__dsjit_original__ = original
                 type.__setattr__(cls, name, wrapper)
             self._counts[patch] = count + 1
 
 
-def _wrap_getattribute(listeners: dict[int, Listener], original: Callable[[Any, str], Any]) -> Callable[..., Any]:
-    if isinstance(original, types.FunctionType):
+def _wrap_getattribute(current: _Current, original: Callable[[Any, str], Any]) -> Callable[..., Any]:
+    written_in_python = isinstance(original, types.FunctionType)
 
-        def __getattribute__(self: Any, name: str) -> Any:
-            listener = listeners.get(_get_ident())
-            if listener is not None:
-                listener.on_opaque_read(self)
-            return original(self, name)
+    def opaque(self: Any, name: str) -> Any:
+        listener = current.listener
+        if listener is not None:
+            listener.on_opaque_read(self)
+        return original(self, name)
 
-        return __getattribute__
-
-    def __getattribute__(self: Any, name: str) -> Any:
-        listener = listeners.get(_get_ident())
-        if listener is None:
+    def default(self: Any, name: str) -> Any:
+        listener = current.listener
+        if listener is None or (id(self), name) in listener.seen:
             return original(self, name)
         try:
             value = original(self, name)
@@ -135,12 +142,12 @@ def _wrap_getattribute(listeners: dict[int, Listener], original: Callable[[Any, 
         listener.on_read(self, name, value)
         return value
 
-    return __getattribute__
+    return opaque if written_in_python else default
 
 
-def _wrap_setattr(listeners: dict[int, Listener], original: Callable[[Any, str, Any], None]) -> Callable[..., None]:
+def _wrap_setattr(current: _Current, original: Callable[[Any, str, Any], None]) -> Callable[..., None]:
     def __setattr__(self: Any, name: str, value: Any) -> None:
-        listener = listeners.get(_get_ident())
+        listener = current.listener
         if listener is not None:
             listener.on_write(self, name)
         original(self, name, value)
@@ -148,9 +155,9 @@ def _wrap_setattr(listeners: dict[int, Listener], original: Callable[[Any, str, 
     return __setattr__
 
 
-def _wrap_delattr(listeners: dict[int, Listener], original: Callable[[Any, str], None]) -> Callable[..., None]:
+def _wrap_delattr(current: _Current, original: Callable[[Any, str], None]) -> Callable[..., None]:
     def __delattr__(self: Any, name: str) -> None:
-        listener = listeners.get(_get_ident())
+        listener = current.listener
         if listener is not None:
             listener.on_write(self, name)
         original(self, name)
@@ -158,14 +165,15 @@ def _wrap_delattr(listeners: dict[int, Listener], original: Callable[[Any, str],
     return __delattr__
 
 
-def _wrap_module_getattr(listeners: dict[int, Listener], original: Callable[[Any, str], Any]) -> Callable[..., Any]:
+def _wrap_module_getattr(current: _Current, original: Callable[[Any, str], Any]) -> Callable[..., Any]:
     get_attribute = object.__getattribute__
 
     def __getattr__(self: Any, name: str) -> Any:
-        listener = listeners.get(_get_ident())
+        listener = current.listener
         if listener is None:
             return original(self, name)
-        listener.on_module_lookup(self, name)
+        if (id(self), "." + name) not in listener.seen:
+            listener.on_module_lookup(self, name)
         entries = get_attribute(self, "__dict__")
         for table in ("_parameters", "_buffers", "_modules"):
             if table in entries and name in entries[table]:

@@ -145,7 +145,7 @@ class Closure:
     name: str
     index: int
 
-    def get(self, container: types.FunctionType) -> Any:
+    def get(self, container: Any) -> Any:
         try:
             return (container.__closure__ or ())[self.index].cell_contents
         except (ValueError, IndexError):
@@ -161,7 +161,7 @@ class Lookup:
 
     name: str
 
-    def get(self, container: type) -> Any:
+    def get(self, container: Any) -> Any:
         found = static_lookup(container, self.name)
         return found if type(found) is not types.FunctionType else found.__dict__.get("__dsjit_original__", found)
 
@@ -221,7 +221,8 @@ class Contents:
     """The elements of a set, as a frozenset."""
 
     def get(self, container: Any) -> Any:
-        return frozenset(container)
+        read = set if isinstance(container, set) else frozenset
+        return frozenset(read.__iter__(container))
 
     def render(self, prefix: str) -> str:
         return prefix

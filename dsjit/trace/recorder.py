@@ -10,17 +10,21 @@ others are looked at anew when they are next read. That is what turns in-place c
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dsjit.ir.graph import Arg, Check, Graph, Node, Source, TensorType, Value, Write
+from dsjit.ops.binding import bind_arguments
+from dsjit.ops.generator import generator_state, seed_generator, set_generator_state
 from dsjit.ops.strided import strided_scatter, strided_view
 from dsjit.trace.escape import EscapeWatch
+from dsjit.trace.generator import GeneratorWatch
 from dsjit.trace.schema import UNDECLARED_WRITES, functional_variant, traits
 from dsjit.trace.source import SourceFinder
 
@@ -78,7 +82,8 @@ class Recorder(TorchDispatchMode):
     """A dispatch mode that executes every op for real and appends it to `nodes`.
 
     is_known: whether an outside tensor can be found again by a path from the function's roots.
-    escapes: a function mode to be active around the recorder, which notices content that leaves the tensor world.
+    escapes, generator: to be active around the recorder; they notice content that leaves the tensor world, and what
+        is done to the state of the random generator.
     """
 
     def __init__(self, is_known: Callable[[torch.Tensor], bool], sources: SourceFinder) -> None:
@@ -93,7 +98,8 @@ class Recorder(TorchDispatchMode):
         self.tensors: dict[int, TracedTensor] = {}
         self.storages: dict[int, Storage] = {}
         self.count = 0
-        self.escapes = EscapeWatch(self._on_escape, self._on_content)
+        self.escapes = EscapeWatch(self._on_escape, _unwatched(self._on_content))
+        self.generator = GeneratorWatch(_unwatched(self._on_generator))
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -105,7 +111,15 @@ class Recorder(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        kwargs = kwargs or {}
+        # The tracer's profile hook watches the user's Python, not this.
+        hook = sys.getprofile()
+        sys.setprofile(None)
+        try:
+            return self._dispatch(func, args, kwargs or {})
+        finally:
+            sys.setprofile(hook)
+
+    def _dispatch(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         facts = traits(func)
         if facts.composite:
             with self:
@@ -114,7 +128,7 @@ class Recorder(TorchDispatchMode):
                 return result
         if self.problems:
             return func(*args, **kwargs)
-        source = self.sources.current(2)
+        source = self.sources.current(3)
         try:
             recorded = self._arguments(func, args), {k: self._argument(func, v) for k, v in kwargs.items()}
         except _Stop as stop:
@@ -130,11 +144,28 @@ class Recorder(TorchDispatchMode):
     def _on_escape(self, reason: str) -> None:
         self.problems.append(Untraceable(f"a tensor leaves the graph: {reason}", self.sources.current(3)))
 
+    def _on_generator(self, what: str, value: Any) -> None:
+        if self.problems:
+            return
+        source = self.sources.current(3)
+        if what == "seed" and type(value) is int:
+            self.nodes.append(Node(seed_generator, (value,), {}, (), source, effect=True))
+        elif what == "get":
+            state = self._fresh(tensor_type(value))
+            self.nodes.append(Node(generator_state, (), {}, (state,), source, effect=True))
+            self._remember_root(value, state)
+        elif what == "set":
+            try:
+                self.nodes.append(Node(set_generator_state, (self.read(value),), {}, (), source, effect=True))
+            except _Stop as stop:
+                self.problems.append(Untraceable(stop.reason, source))
+        else:
+            self.problems.append(Untraceable("the random generator is seeded from outside the program", source))
+
     def _on_content(self, tensor: torch.Tensor) -> None:
         if self.problems:
             return
-        with torch._C._DisableTorchDispatch():
-            expected = tensor.detach().clone()
+        expected = tensor.detach().clone()
         try:
             self.checks.append(Check(self.read(tensor), expected, self.sources.current(3)))
         except _Stop as stop:
@@ -160,7 +191,7 @@ class Recorder(TorchDispatchMode):
 
     def _lift(self, tensor: torch.Tensor) -> None:
         """A tensor that Python just built from numbers: the numbers are observed reads, so it is a constant."""
-        if id(tensor) not in self.tensors:
+        if self._lookup(tensor) is None:
             value = self._fresh(tensor_type(tensor))
             self.constants[value] = tensor.detach().clone()
             self._remember_root(tensor, value)
@@ -278,6 +309,9 @@ class Recorder(TorchDispatchMode):
     ) -> None:
         facts = traits(func)
         if facts.metadata:
+            pure = functional_variant(func)
+            if pure is not None and traits(pure).aliases and self._reshape_in_place(pure, args[0], read_args, read_kwargs, source):
+                return
             raise _Stop(f"{func} changes the shape or storage of a tensor in place")
         if func is aten._local_scalar_dense.default:
             self.checks.append(Check(read_args[0], args[0].detach().clone(), source))
@@ -293,6 +327,10 @@ class Recorder(TorchDispatchMode):
         if not all(t is None or isinstance(t, torch.Tensor) for t in tensors):
             self._record_content(func, args, kwargs, source)
             return
+        if func is aten.as_strided.default:
+            # ATen counts the offset from the start of the storage, which is another one for each buffer.
+            offset = tensors[0].storage_offset() - args[0].storage_offset()
+            func, read_args = strided_view, (*read_args[:3], offset)
         outputs = tuple(self._fresh(_result_type(t)) for t in tensors)
         self.nodes.append(Node(func, read_args, read_kwargs, outputs, source, effect=facts.random))
         parent = self._lookup(args[0]) if args and isinstance(args[0], torch.Tensor) else None
@@ -309,6 +347,19 @@ class Recorder(TorchDispatchMode):
                 self.tensors[id(t)] = record
             else:
                 self._remember_root(t, value)
+
+    def _reshape_in_place(
+        self, pure: Any, tensor: torch.Tensor, args: tuple[Arg, ...], kwargs: dict[str, Arg], source: Source
+    ) -> bool:
+        """`transpose_` and its like: the object becomes another view of its memory. Not for the caller's tensors."""
+        record = self._lookup(tensor)
+        if record is None or record.storage.input is not None:
+            return False
+        before = TracedTensor(record.reference, record.storage, record.value, record.version, record.parent, record.view)
+        value = self._fresh(tensor_type(tensor))
+        self.nodes.append(Node(pure, args, kwargs, (value,), source))
+        record.value, record.parent, record.view = value, before, (pure, args[1:], kwargs, 0)
+        return True
 
     def _record_content(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], source: Source) -> None:
         """The op returned Python numbers: what it looked at must stay as it is."""
@@ -342,7 +393,9 @@ class Recorder(TorchDispatchMode):
         kept = {k: v for k, v in read_kwargs.items() if k not in facts.writes_kwargs}
         pure = functional_variant(func) if func.name() not in UNDECLARED_WRITES else None
         if pure is not None:
-            outputs = self._call_functional(pure, read_args, kept, targets, source, facts.random)
+            full = bind_arguments(func, read_args, kept)
+            positional = tuple(full[a.name] for a in pure._schema.arguments if not a.kwarg_only)
+            outputs = self._call_functional(pure, positional, kept, targets, source, facts.random)
         elif facts.writes_kwargs:
             raise _Stop(f"{func} has no functional form")
         else:
@@ -412,8 +465,9 @@ class Recorder(TorchDispatchMode):
         storage = record.storage
         type_, offset = tensor_type(tensor), self._offset_of(tensor, storage)
         whole = offset == 0 and type_ == storage.current.type
-        if type_.dtype is not storage.current.type.dtype or type_.device != storage.current.type.device:
-            raise _Stop("a view of another dtype is returned")
+        if type_.dtype is not storage.current.type.dtype or tensor.is_conj() or tensor.is_neg():
+            # No strides lead from the root to such a view: the op that made it runs again, and gives a view again.
+            return RootView(record.value, None, None)
         view = None if whole else (type_.shape, type_.strides, offset)
         return RootView(storage.current, storage.input, view)
 
@@ -437,6 +491,16 @@ class Recorder(TorchDispatchMode):
             constants=dict(self.constants),
             name=name,
         )
+
+
+def _unwatched(listener: Callable[..., None]) -> Callable[..., None]:
+    """`listener`, which may look at tensors without the recorder taking that for a part of the program."""
+
+    def listen(*args: Any) -> None:
+        with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+            listener(*args)
+
+    return listen
 
 
 class _Stop(Exception):

@@ -88,7 +88,7 @@ def functional_variant(op: Any) -> Any | None:
     for name in packet.overloads():
         candidate = getattr(packet, name)
         other = candidate._schema
-        if other.is_mutable or len(other.returns) != len(written):
+        if other.is_mutable or len(other.returns) != max(len(written), 1):
             continue
         if [(a.name, str(a.type)) for a in other.arguments] == wanted:
             return candidate

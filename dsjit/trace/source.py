@@ -23,7 +23,7 @@ def _internal_roots() -> tuple[str, ...]:
     stdlib = paths["stdlib"]
     # site-packages lies inside the standard library's folder; only files directly of the library are internal.
     roots += [os.path.join(stdlib, name) for name in ("contextlib.py", "functools.py", "threading.py", "copy.py")]
-    roots.append("<")
+    roots += ["<frozen", "<dsjit", "<__array_function__", "<eval_with_key"]
     return tuple(roots)
 
 

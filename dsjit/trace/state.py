@@ -53,17 +53,13 @@ class TorchState:
                 return f"{name}: was {value}, now {probe()}"
         return None
 
-    def condition(self, namespace: dict[str, Any]) -> str:
-        """A Python expression equal to `check()`, over the names it adds to `namespace` (calls without lookups)."""
-        namespace["global_state"] = self.guard.check
-        parts = ["global_state()"]
-        for number, ((_, probe), value) in enumerate(zip(_PROBES, self.values, strict=True)):
-            namespace[f"probe{number}"] = probe
-            if value is None or isinstance(value, bool):
-                parts.append(f"probe{number}() is {value}")
-            else:
-                parts.append(f"probe{number}() == {value!r}")
-        return " and ".join(parts)
+    def probes(self) -> tuple[tuple[Callable[[], Any], Any], ...]:
+        """`check()` as functions without arguments, each with the object that it has to return.
+
+        The answers are True, False, None or numbers below 257, of which CPython has one object each.
+        """
+        probes = ((probe, value) for (_, probe), value in zip(_PROBES, self.values, strict=True))
+        return ((self.guard.check, True), *probes)
 
 
 def foreign_modes() -> str | None:

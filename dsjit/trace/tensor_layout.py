@@ -70,6 +70,7 @@ def _proved(layout: TensorLayout) -> bool:
     def assign(value: torch.Tensor) -> Callable[[torch.Tensor], Any]:
         return lambda tensor: setattr(tensor, "data", value)
 
+    swap: Callable[..., None] = torch.utils.swap_tensors
     complex_data = torch.zeros(4, 6, dtype=torch.complex64)
     changes: tuple[Callable[[torch.Tensor], Any], ...] = (
         lambda tensor: tensor.t_(),
@@ -78,11 +79,11 @@ def _proved(layout: TensorLayout) -> bool:
         lambda tensor: tensor.squeeze_().unsqueeze_(0),
         lambda tensor: tensor.as_strided_((4, 6), (1, 4)),
         lambda tensor: tensor.as_strided_((2, 6), (6, 1)),
-        lambda tensor: tensor.set_(torch.zeros(4, 6)),
+        lambda tensor: tensor.set_(torch.zeros(4, 6).untyped_storage()),
         assign(torch.zeros(4, 6)),
         assign(torch.zeros(4, 6, dtype=torch.int32)),
         assign(torch.zeros(4, 6, dtype=torch.bfloat16)),
-        lambda tensor: torch.utils.swap_tensors(tensor, torch.zeros(4, 6)),
+        lambda tensor: swap(tensor, torch.zeros(4, 6)),
     )
     with torch.no_grad(), torch.inference_mode(False):
         for change in changes:

@@ -12,7 +12,7 @@ from benchmarks.__main__ import main
 from benchmarks.machine import describe
 from benchmarks.overhead import Overhead
 from benchmarks.precision import Comparison
-from benchmarks.report import broken_promises, markdown, print_report, sheets
+from benchmarks.report import broken_promises, markdown, print_report, sheets, summary
 from benchmarks.results import ContenderResult, Report, WorkloadResult, load, save
 from benchmarks.worker import Cold, Counters, ShapeCheck
 
@@ -57,7 +57,7 @@ def test_cold_compile_is_the_first_two_calls_less_two_warm_ones() -> None:
 
 
 def test_kept_promises_are_not_reported() -> None:
-    assert list(broken_promises([result()])) == []
+    assert broken_promises(report(result())) == []
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,12 @@ def test_kept_promises_are_not_reported() -> None:
     ids=["speed", "compile time", "equality", "precision", "eager calls"],
 )  # fmt: skip
 def test_a_broken_promise_is_reported(broken: WorkloadResult, complaint: str) -> None:
-    assert list(broken_promises([broken])) == [complaint]
+    assert broken_promises(report(broken)) == [complaint]
+
+
+def test_a_call_that_costs_too_much_is_reported() -> None:
+    slow = replace(report(), overheads=[Overhead("warm call", 12e-6, 10e-6, "four tensors")])
+    assert broken_promises(slow) == ["warm call: 12.0 µs"]
 
 
 def test_tables_have_a_cell_for_every_column() -> None:
@@ -99,6 +104,25 @@ def test_the_terminal_and_the_document_have_the_figures(capsys: pytest.CaptureFi
         assert "freezing on chain: no answer within 9 s" in text
     assert "- Command: `python -m benchmarks`" in document
     assert describe(threads=2).processor in document
+
+
+def test_a_workload_is_summed_up_in_a_line() -> None:
+    assert summary(result()) == (
+        "Chain, 4M, float32: eager 30.0 ms, dsjit 4.000 ms (cold 0.05 s), torch.compile 12.0 ms (cold 1.00 s); equal"
+    )
+
+
+@pytest.mark.parametrize("content", [None, "no JSON", "{}"], ids=["missing", "not JSON", "another JSON"])
+def test_a_file_that_is_no_report_is_refused(
+    content: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "report.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(SystemExit) as exit_:
+        main(["render", str(path)])
+    assert exit_.value.code == 2
+    assert "is not a report that --json wrote" in capsys.readouterr().err
 
 
 def test_render_writes_the_document(tmp_path: Path) -> None:

@@ -127,6 +127,15 @@ def test_running_the_ops_draws_no_random_numbers():
     assert torch.equal(torch.get_rng_state(), state)
 
 
+def test_the_kernel_has_the_last_word_where_its_meta_kernel_disagrees():
+    x, weight = Value(0, tensor_type([2, 5, 3], torch.bfloat16)), Value(1, tensor_type([5], torch.bfloat16))
+    args = (x, weight, weight, weight, weight, False, 0.1, 1e-5)
+    zeros = [torch.zeros(value.type.shape, dtype=torch.bfloat16) for value in args[:5]]
+    real = torch.native_batch_norm(*zeros, *args[5:])
+    outputs = tuple(Value(2 + n, tensor_type(t.shape, t.dtype)) for n, t in enumerate(real))
+    verify_graph(Graph((x, weight), (Node(aten.native_batch_norm.default, args, {}, outputs),), outputs), run_ops=True)
+
+
 def test_ops_whose_shapes_depend_on_data_are_taken_at_their_word(xy):
     x, _ = xy
     node = Node(aten.nonzero.default, (x,), {}, (Value(1, tensor_type([3, 1], torch.int64)),))

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from dsjit.ir.graph import Node, Value
 from dsjit.ir.dtypes import compute_dtype
+from dsjit.ir.graph import Node, Value
 from dsjit.ops.binding import bind
 from dsjit.ops.builder import Builder
 from dsjit.ops.evaluation import convert, evaluate

@@ -34,12 +34,26 @@ def accepted_by_torch(op: Any, samples: Iterator[dict[str, Any]]) -> Iterator[tu
             continue
 
 
-def allowed_ulps(name: str, used: set[str], dtype: torch.dtype) -> float:
+def cancels(name: str) -> bool:
+    """Ops in which torch's formula subtracts nearly equal numbers: 1 + tanh(x) for negative x, 1 - tanh(x) ** 2."""
+    return name == "aten.gelu.default" or name.endswith("_backward.default")
+
+
+def beyond_cancellation(sample: dict[str, Any], actual: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """Where the two differ by more than a few ulps of the largest intermediate, rather than of the result."""
+    size = torch.ones(expected.shape, dtype=torch.float64)
+    for operand in sample.values():
+        if isinstance(operand, torch.Tensor):
+            size = size * operand.double().abs().clamp(min=1)
+    error = (actual.double() - expected.double()).abs()
+    return ~(error <= 8 * torch.finfo(expected.dtype).eps * size) & ~(actual.isnan() & expected.isnan())
+
+
+def allowed_ulps(name: str, used: set[str]) -> float:
     if used & TRANSCENDENTAL:
         return 4
-    if name in ("aten.rsqrt.default", "aten.pow.Tensor_Scalar"):
-        return 2  # ATen's own vectorised reciprocal square root is not correctly rounded in fp64
-    return 1 if "fma" in used and dtype is torch.float64 else 0  # the evaluation of fma rounds twice in fp64
+    # ATen's own vectorised reciprocal square root is not correctly rounded in fp64.
+    return 2 if name in ("aten.rsqrt.default", "aten.pow.Tensor_Scalar") else 0
 
 
 def is_defined(name: str, sample: dict[str, Any], like: torch.Tensor) -> torch.Tensor:
@@ -62,8 +76,10 @@ def check(row: OpRow, op: Any, samples: Iterator[dict[str, Any]]) -> int:
         assert (inferred.shape, inferred.dtype) == (node.output.type.shape, node.output.type.dtype), sample
         b = TorchScalars()
         actual = evaluate_pointwise(rule, node, tensors, b)
-        wrong = ulps_between(actual, expected) > allowed_ulps(row.name, b.used, expected.dtype)
+        wrong = ulps_between(actual, expected) > allowed_ulps(row.name, b.used)
         wrong &= is_defined(row.name, sample, expected)
+        if cancels(row.name):
+            wrong &= beyond_cancellation(sample, actual, expected)
         if wrong.any() and b.used & TRANSCENDENTAL and expected.dtype is not torch.float64:
             truth = op(**{name: in_fp64(value) for name, value in sample.items()})
             wrong &= further_from_truth(actual, expected, truth)

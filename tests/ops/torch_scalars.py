@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import ctypes.util
 from collections.abc import Callable
 from typing import Any
 
@@ -14,11 +16,22 @@ from dsjit.ir.scalar import SCALAR_OPS, accepts
 Tensor = torch.Tensor
 
 
+def _c_fma(name: str, number: type) -> Callable[..., numpy.ndarray]:
+    function = ctypes.CDLL(ctypes.util.find_library("m"))[name]
+    function.argtypes = [number] * 3
+    function.restype = number
+    return numpy.vectorize(function, otypes=[number])
+
+
+C_FMA = {torch.float32: _c_fma("fmaf", ctypes.c_float), torch.float64: _c_fma("fma", ctypes.c_double)}
+
+
 def _fma(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
-    """Through extended precision: exact for the product of two fp32, all but exact for fp64."""
-    wide = [x.numpy().astype(numpy.longdouble) for x in (a, b, c)]
+    shape = torch.broadcast_shapes(a.shape, b.shape, c.shape)
+    if 0 in shape:
+        return a.new_empty(shape)
     with numpy.errstate(all="ignore"):
-        return torch.from_numpy(numpy.asarray((wide[0] * wide[1] + wide[2]).astype(a.numpy().dtype)))
+        return torch.from_numpy(numpy.asarray(C_FMA[a.dtype](a.numpy(), b.numpy(), c.numpy()))).to(a.dtype)
 
 
 def _trunc_rem(a: Tensor, b: Tensor) -> Tensor:

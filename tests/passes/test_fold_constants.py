@@ -7,7 +7,6 @@ import math
 import pytest
 import torch
 
-from dsjit.ir.graph import Check
 from dsjit.passes.dce import eliminate_dead_code
 from dsjit.passes.fold_constants import fold_constants
 from dsjit.passes.reference import run_reference, same_bits
@@ -118,15 +117,6 @@ def test_layout_of_the_value_is_kept():
     doubled = r.aten.mul.Tensor(transposed, 2)
     graph = fold_constants(r.graph(r.aten.mm.default(r.input([2, 3]), doubled)))
     assert graph.constants[doubled].stride() == doubled.type.strides == (1, 3)
-
-
-def test_checks_of_constants_are_settled():
-    r = GraphRecorder()
-    x = r.input([2])
-    value = r.aten.gt.Scalar(r.aten.sum.default(r.constant(torch.ones(2))), 1)
-    checks = (Check(value, torch.tensor(True)), Check(value, torch.tensor(False)))
-    graph = fold_constants(r.graph(x, checks=checks))
-    assert graph.checks == checks[1:]
 
 
 def test_an_op_that_raises_is_left_to_the_run():

@@ -106,6 +106,37 @@ def test_a_returned_product_stays_a_tensor_of_its_own():
     torch.testing.assert_close(outputs, run_reference(graph, [x]))
 
 
+def test_views_of_a_returned_product_share_its_memory():
+    def function(x):
+        parts = [PLAIN(x[n]) for n in range(4)]
+        return [parts[0], parts[0].view(-1), parts[1].view(40), parts[1].view(2, 20), parts[2] + 1, parts[3].sum()]
+
+    x = torch.randn(4, 8, 6)
+    graph = traced(function, x)
+    hoisted = hoist_matmul(graph)
+    verify_graph(hoisted, run_ops=True)
+    assert len(products(hoisted)) == 1
+    wanted, got = run_reference(graph, [x]), run_reference(hoisted, [x])
+    torch.testing.assert_close(got, wanted)
+    pointers = [tensor.untyped_storage().data_ptr() for tensor in got]
+    assert [pointers.index(pointer) for pointer in pointers] == [0, 0, 2, 2, 4, 5]
+
+
+@pytest.mark.parametrize("shape", [(2, 8, 6), (3, 2, 8, 6)])
+def test_products_of_hoisted_results_are_hoisted_only_over_their_own_rows(shape):
+    square = torch.nn.Linear(6, 6)
+
+    def function(x):
+        y = square(x)
+        return torch.cat([square(y[..., n : n + 4, :]) for n in range(4)], -2)
+
+    x = torch.randn(shape)
+    graph = traced(function, x)
+    hoisted = hoist_matmul(graph)
+    assert len(products(hoisted)) == 2
+    torch.testing.assert_close(run_reference(hoisted, [x]), run_reference(graph, [x]))
+
+
 def test_the_pipeline_leaves_no_copy_between_the_products():
     def attend(x):
         outputs = []

@@ -97,6 +97,15 @@ def test_a_returned_copy_of_a_fresh_value_is_the_value():
     assert simplify(r.graph(r.aten.clone.default(fresh))).outputs == (fresh,)
 
 
+def test_a_concatenation_with_one_operand_that_has_elements_is_a_copy():
+    r = GraphRecorder()
+    x = r.input([2, 3])
+    joined = r.aten.cat.default([r.aten.slice.Tensor(x, 0, 0, 0), r.aten.t.default(r.input([3, 2]))])
+    graph = eliminate_dead_code(simplify(r.graph(joined)))
+    assert [str(node.op) for node in graph.nodes] == ["aten.t.default", "aten.clone.default"]
+    verify_graph(graph, run_ops=True)
+
+
 def test_a_value_and_its_copy_stay_two_tensors_when_both_are_returned():
     r = GraphRecorder()
     fresh = r.aten.exp.default(r.input([4]))

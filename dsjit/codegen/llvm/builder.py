@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cache
+from typing import NamedTuple
 
 __all__ = ["FunctionBuilder", "Operand"]
 
 
-@dataclass(frozen=True, slots=True)
-class Operand:
-    """An LLVM value: its type as text (`<16 x float>`, `i64`, `ptr`) and its spelling (`%v12`, `0x3FF0...`, `zeroinitializer`)."""
+class Operand(NamedTuple):
+    """An LLVM value: its type (`<16 x float>`, `i64`, `ptr`) and its spelling (`%v12`, `0x3FF0...`), as text."""
 
     type: str
     text: str
@@ -63,8 +64,9 @@ class FunctionBuilder:
 
     def assign(self, type_: str, expression: str, hint: str = "v") -> Operand:
         """`%vN = expression`, an Operand of `type_`."""
-        name = self.fresh(hint)
-        self.emit(f"{name} = {expression}")
+        self.counter += 1
+        name = f"%{hint}{self.counter}"
+        self.lines.append(f"  {name} = {expression}")
         return Operand(type_, name)
 
     def binary(self, instruction: str, a: Operand, b: Operand) -> Operand:
@@ -104,21 +106,25 @@ class FunctionBuilder:
             self.declarations[symbol] = f"declare {result} @{symbol}({', '.join(params)}) {attributes}".rstrip()
 
 
+@cache
 def lanes(type_: str) -> int:
     """16 for `<16 x float>`, 1 for a scalar type."""
     return int(type_[1:].split(" x ")[0]) if type_.startswith("<") else 1
 
 
+@cache
 def element(type_: str) -> str:
     """`float` for `<16 x float>` and for `float`."""
     return type_[1:-1].split(" x ")[1] if type_.startswith("<") else type_
 
 
+@cache
 def with_element(type_: str, new: str) -> str:
     """`<16 x i1>` for (`<16 x float>`, `i1`)."""
     return f"<{lanes(type_)} x {new}>" if type_.startswith("<") else new
 
 
+@cache
 def mangle(type_: str) -> str:
     """The suffix by which LLVM overloads intrinsics: `v16f32` for `<16 x float>`."""
     names = {"float": "f32", "double": "f64", "half": "f16", "bfloat": "bf16"}

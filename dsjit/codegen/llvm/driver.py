@@ -9,6 +9,9 @@ the function that runs such steps:
                (slot  byte offset  bytes from one matrix of the batch to the next) for each of a, b, c
     copy   ::= bytes  slot and byte offset of the target  slot and byte offset of the source
 
+Work that is worth threads is started on all threads that the caller grants, though some may find nothing to do: GNU's
+runtime ends the threads that a smaller team leaves over, and starting them again takes tens of microseconds.
+
 A slot is a position in the table of addresses that the caller passes. BLAS takes its arguments by reference: they are
 read from the words where they lie (their lower bytes, on the little-endian machines that torch supports).
 """
@@ -57,12 +60,12 @@ def has_threads() -> bool:
 @cache
 def driver() -> Driver:
     """The driver of this process. Raises BackendError when LLVM cannot compile it."""
-    module = compile_module(driver_text(has_threads()), host_target())
+    module = compile_module(driver_text(has_threads()), host_target(), optimise=False)
     pointer, word = ctypes.c_void_p, ctypes.c_int64
     run = ctypes.CFUNCTYPE(None, pointer, word, pointer, word)(module.address("run"))
     run_timed = ctypes.CFUNCTYPE(None, pointer, word, pointer, word, pointer)(module.address("run_timed"))
-    addresses = (module.address(f"{kind}_step") for kind in ("kernel", "gemm", "copy"))
-    return Driver(run, run_timed, *addresses, module)
+    kernel, gemm, copy = (module.address(f"{kind}_step") for kind in ("kernel", "gemm", "copy"))
+    return Driver(run, run_timed, kernel, gemm, copy, module)
 
 
 def driver_text(threads: bool) -> str:
@@ -116,10 +119,10 @@ def _address(name: str, slot: str, offset: str) -> str:
   %{name} = getelementptr i8, ptr %{name}.base, i64 {offset}"""
 
 
-_GEMM_WORDS: Final = (
-    "function batch useful transa transb m n k lda ldb ldc alpha beta "
-    "a.where a.shift a.stride b.where b.shift b.stride c.where c.shift c.stride"
-).split()
+_GEMM_WORDS: Final = [
+    "function", "batch", "useful", "transa", "transb", "m", "n", "k", "lda", "ldb", "ldc", "alpha", "beta",
+    "a.where", "a.shift", "a.stride", "b.where", "b.shift", "b.stride", "c.where", "c.shift", "c.stride",
+]  # fmt: skip
 
 _COMMON: Final = f"""
 declare i32 @clock_gettime(i32, ptr)
@@ -260,13 +263,15 @@ serial:
   call void %body(ptr %task, i64 0, i64 %items)
   br label %done
 parallel:
-  %share = alloca [3 x i64]
+  %share = alloca [4 x i64]
   store ptr %body, ptr %share
   %share.task = getelementptr i64, ptr %share, i64 1
   store ptr %task, ptr %share.task
   %share.items = getelementptr i64, ptr %share, i64 2
   store i64 %items, ptr %share.items
-  %size = trunc i64 %team to i32
+  %share.useful = getelementptr i64, ptr %share, i64 3
+  store i64 %useful, ptr %share.useful
+  %size = trunc i64 %threads to i32
   call void @GOMP_parallel(ptr @take_share, ptr %share, i32 %size, i32 0)
   br label %done
 done:
@@ -282,7 +287,14 @@ define internal void @take_share(ptr %share) nounwind {
   %me32 = call i32 @omp_get_thread_num()
   %all32 = call i32 @omp_get_num_threads()
   %me = zext i32 %me32 to i64
-  %all = zext i32 %all32 to i64
+  %present = zext i32 %all32 to i64
+  %share.useful = getelementptr i64, ptr %share, i64 3
+  %useful = load i64, ptr %share.useful
+  %few = icmp slt i64 %present, %useful
+  %all = select i1 %few, i64 %present, i64 %useful
+  %needed = icmp slt i64 %me, %all
+  br i1 %needed, label %divide, label %done
+divide:
   %next = add i64 %me, 1
   %begin.n = mul i64 %items, %me
   %begin = udiv i64 %begin.n, %all

@@ -108,6 +108,8 @@ class _FunctionEmitter:
             if self.schedule.lanes == "outer":
                 self.start_lanes(self.schedule.outer[-1], coordinates[-1])
             for block in self.schedule.blocks:
+                self.s.prepare(block.body)
+            for block in self.schedule.blocks:
                 self.block(block, chunk)
         following: list[Operand] = []
         carry: Operand | None = None

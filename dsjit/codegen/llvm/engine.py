@@ -23,6 +23,7 @@ from dsjit.ir.kernel import Kernel
 __all__ = ["CompiledKernel", "CompiledModule", "KernelCache", "Lookup", "assembly", "compile_module"]
 
 _OPTIMISATION: Final = 2
+_NO_OPTIMISATION: Final = 0
 _DEFINITION: Final = re.compile(r"^define (?!internal )[^@]*@([\w.$]+)\(", re.MULTILINE)
 _DECLARATION: Final = re.compile(r"^declare [^@]*@([\w.$]+)\(", re.MULTILINE)
 
@@ -49,42 +50,51 @@ class CompiledModule:
 class _Jit:
     """One LLVM JIT; compiles one module at a time, in the calling thread."""
 
-    def __init__(self, target: Target) -> None:
-        self.jit = llvm.create_lljit_compiler(_target_machine(target, jit=True), suppress_errors=True)
+    def __init__(self, target: Target, optimisation: int) -> None:
+        self.jit = llvm.create_lljit_compiler(_target_machine(target, optimisation, jit=True), suppress_errors=True)
         self.lock = threading.Lock()
         self.serial: Iterator[int] = itertools.count()
 
 
+_LAST_KNOWN_LLVM: Final = 22
+
+
 @cache
 def _initialise() -> None:
+    # Loop strength reduction takes a quarter of the code generator's time and gains nothing on these loops, whose
+    # addresses are printed in their final form. LLVM has no other switch for it than this one, which is process-wide,
+    # and it ends the process when it meets an option that it does not know.
+    if llvm.llvm_version_info[0] <= _LAST_KNOWN_LLVM:
+        llvm.set_option("dsjit", "-disable-lsr")
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     llvm.initialize_native_asmparser()
 
 
 @cache
-def _jit(target: Target) -> _Jit:
-    return _Jit(target)
+def _jit(target: Target, optimisation: int) -> _Jit:
+    return _Jit(target, optimisation)
 
 
-def _target_machine(target: Target, jit: bool) -> Any:
+def _target_machine(target: Target, optimisation: int, jit: bool) -> Any:
     _initialise()
     try:
         backend = llvm.Target.from_triple(target.triple)
     except RuntimeError as error:
         raise BackendError(f"this LLVM cannot emit code for {target.triple}: {error}") from error
     return backend.create_target_machine(
-        cpu=target.cpu, features=target.features, opt=_OPTIMISATION, reloc="pic", codemodel="small", jit=jit
+        cpu=target.cpu, features=target.features, opt=optimisation, reloc="pic", codemodel="small", jit=jit
     )
 
 
-def compile_module(ir_text: str, target: Target) -> CompiledModule:
+def compile_module(ir_text: str, target: Target, optimise: bool = True) -> CompiledModule:
     """Machine code of a module, for `target`, which must be this machine.
 
+    optimise: False for code that is called seldom: it is compiled in a quarter of the time.
     External functions are looked up in the libraries that torch has loaded. Raises BackendError, with LLVM's message,
     when LLVM rejects the text, or when a function is not to be found.
     """
-    jit = _jit(target)
+    jit = _jit(target, _OPTIMISATION if optimise else _NO_OPTIMISATION)
     names = _DEFINITION.findall(ir_text)
     builder = llvm.JITLibraryBuilder().add_ir(ir_text)
     for name in names:
@@ -107,7 +117,7 @@ def compile_module(ir_text: str, target: Target) -> CompiledModule:
 
 def assembly(ir_text: str, target: Target) -> str:
     """The assembly text of a module for any target that this LLVM knows. Raises BackendError with LLVM's message."""
-    machine = _target_machine(target, jit=False)
+    machine = _target_machine(target, _OPTIMISATION, jit=False)
     try:
         module = llvm.parse_assembly(ir_text, llvm.create_context())
         module.verify()

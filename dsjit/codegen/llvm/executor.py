@@ -11,7 +11,7 @@ from typing import Any, Final, TypeAlias
 
 import torch
 
-from dsjit.codegen.gemm import Matrix, MatmulPlan
+from dsjit.codegen.gemm import MatmulPlan, Matrix
 from dsjit.codegen.llvm.driver import Driver, driver, has_threads
 from dsjit.codegen.llvm.engine import CompiledKernel
 from dsjit.codegen.llvm.symbols import native_symbol
@@ -30,7 +30,7 @@ _BLAS: Final[dict[torch.dtype, str]] = {torch.float32: "sgemm_", torch.float64: 
 
 @dataclass(frozen=True, slots=True)
 class KernelCall:
-    """Runs a kernel on the buffers in `slots` of the table, one a param, each `offsets` bytes further (default 0)."""
+    """Runs a kernel on the buffers in `slots` of the table, one a param, each `offsets` bytes on (default 0)."""
 
     kernel: CompiledKernel
     slots: tuple[int, ...]
@@ -39,7 +39,10 @@ class KernelCall:
 
 @dataclass(frozen=True, slots=True)
 class BufferRef:
-    """A batch of matrices: the first lies `offset` bytes after the address in `slot`, each next `stride` bytes on."""
+    """A batch of matrices: the first lies `offset` bytes after the address in `slot`, each next one `stride` bytes on.
+
+    A copy has no stride.
+    """
 
     slot: int
     offset: int = 0
@@ -48,7 +51,7 @@ class BufferRef:
 
 @dataclass(frozen=True, slots=True)
 class GemmCall:
-    """`c = alpha * op(a) @ op(b) + beta * c`, as BLAS has it: matrices are column-major, and `op` transposes when asked.
+    """`c = alpha * op(a) @ op(b) + beta * c`, as BLAS has it: column-major matrices, and `op` transposes when asked.
 
     m, n, k: c is m by n, op(a) is m by k. lda, ldb, ldc: elements from one column to the next.
     batch: that many products, of matrices that lie `BufferRef.stride` apart.
@@ -150,7 +153,7 @@ def build_sequence(calls: Sequence[Call]) -> StepSequence:
 
 def _owning_array(words: Sequence[int], owned: object) -> Any:
     """A native array that keeps `owned` alive: a bound `run` holds nothing but the array."""
-    steps = (ctypes.c_int64 * max(len(words), 1))(*words)
+    steps: Any = (ctypes.c_int64 * max(len(words), 1))(*words)
     steps.owned = owned
     return steps
 

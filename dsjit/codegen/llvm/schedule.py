@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, Literal, TypeAlias
 
+from dsjit.codegen.llvm.math import MATH
 from dsjit.codegen.llvm.target import Target
 from dsjit.ir.dtypes import is_floating
 from dsjit.ir.kernel import Apply, Axis, Block, Index, IndexValue, InRange, Kernel, Load, Reduce, Stmt, Store
@@ -17,11 +18,8 @@ LanesAlong: TypeAlias = Literal["inner", "outer", "none"]
 _CHUNK_VECTORS: Final = 64
 """Vectors per work item of a map: some 4 KiB of each float32 operand, a few hundred ns of work."""
 
-_HEAVY_OPS: Final[frozenset[str]] = frozenset(
-    "exp exp2 expm1 log log2 log10 log1p sin cos tan asin acos atan atan2 sinh cosh tanh asinh acosh atanh sigmoid erf "
-    "erfc lgamma pow hypot nextafter".split()
-)
-_MIDDLING_OPS: Final[frozenset[str]] = frozenset({"div", "sqrt", "trunc_div", "floor_div", "trunc_rem", "floor_rem"})
+_MIDDLING_OPS: Final = frozenset({"div", "sqrt", "trunc_div", "floor_div", "trunc_rem", "floor_rem"})
+_HEAVY_OPS: Final = frozenset(MATH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +53,8 @@ class Schedule:
             outer, blocks, along_outer = outer[:-1], (merged,), False
         outer, blocks = _merge_axes(outer, blocks)
         if along_outer:
-            vectors = -(-outer[-1].size // target.lanes)
-            return Schedule(outer, blocks, "outer", copies=_copies_along_outer(outer, blocks, vectors))
-        if not _is_map(blocks):
+            return Schedule(outer, blocks, "outer", copies=_copies_along_outer(outer, blocks, target))
+        if not _is_map(blocks, frozenset(p.name for p in kernel.params if p.access == "readwrite")):
             return Schedule(outer, blocks, "inner")
         loop = blocks[-1]
         outer, loop = outer + loop.axes[:-1], Block(loop.axes[-1:], loop.body)
@@ -121,28 +118,42 @@ def body_weight(body: Sequence[Stmt]) -> int:
     return weight
 
 
-def _copies_along_outer(outer: Sequence[Axis], blocks: Sequence[Block], vectors: int) -> int:
-    """Vectors side by side: up to four, which makes for whole cache lines, pages used well, and independent chains of
-    additions; fewer when the bodies are heavy (registers), or when too few work items would be left for the threads."""
+def _copies_along_outer(outer: Sequence[Axis], blocks: Sequence[Block], target: Target) -> int:
+    """Vectors side by side in a work item. Many make for long runs of memory, which the prefetchers see, and for
+    independent chains of additions; fewer are taken when registers would run out, or work items for the threads."""
+    vectors = -(-outer[-1].size // target.lanes)
     items = vectors
     for axis in outer[:-1]:
         items *= axis.size
-    heaviest = max((body_weight(block.body) for block in blocks), default=0)
-    copies = 4 if heaviest <= 16 else 2 if heaviest <= 40 else 1
-    while copies > 1 and (copies > vectors or items // copies < 8):
+    copies = 1
+    while 2 * copies <= vectors and items // (2 * copies) >= 8:
+        copies *= 2
+    held = max((_registers_held(block.body) for block in blocks), default=1)
+    while copies > 1 and copies * held > target.vector_registers // 2:
         copies //= 2
     return copies
+
+
+def _registers_held(body: Sequence[Stmt]) -> int:
+    """Accumulators of one vector, and a share of what is computed on the way to them."""
+    accumulators = sum(2 if s.index is not None else 1 for s in body if isinstance(s, Reduce))
+    return max(1, accumulators + body_weight(body) // 8)
 
 
 def _has_reductions(blocks: Sequence[Block]) -> bool:
     return any(isinstance(statement, Reduce) for block in blocks for statement in block.body)
 
 
-def _is_map(blocks: Sequence[Block]) -> bool:
-    """One loop, at the end, and nothing before it that must not run once per chunk."""
+def _is_map(blocks: Sequence[Block], updated: frozenset[str]) -> bool:
+    """One loop, at the end, and nothing before it that would do something else when it runs once per chunk: no stores,
+    no loads of the params that the loop updates."""
     if not blocks or not blocks[-1].axes or _has_reductions(blocks):
         return False
-    return not any(block.axes or any(isinstance(s, Store) for s in block.body) for block in blocks[:-1])
+    return not any(
+        block.axes
+        or any(isinstance(s, Store) or (isinstance(s, Load) and s.param in updated) for s in block.body)
+        for block in blocks[:-1]
+    )
 
 
 # Axes

@@ -89,12 +89,12 @@ def _pick(comparison: str) -> Spelling:
 
 
 def _pick_number(comparison: str) -> Spelling:
-    """fmax and fmin: as `_pick`, but a NaN b gives way to a."""
+    """fmax and fmin: a NaN operand gives way to the other; of equal zeros, as eager, the first."""
 
     def spell(b: FunctionBuilder, dtype: torch.dtype, args: Sequence[Operand]) -> Operand:
         x, y = args
-        picked = b.select(b.compare(f"fcmp o{comparison}", x, y), x, y)
-        return b.select(b.compare("fcmp uno", y, y), x, picked)
+        picked = b.select(b.compare(f"fcmp o{comparison}", y, x), y, x)
+        return b.select(b.compare("fcmp uno", x, x), y, picked)
 
     return spell
 

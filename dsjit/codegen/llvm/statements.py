@@ -46,7 +46,8 @@ class StatementEmitter:
     params, param_dtypes: by name, the address and dtype of a buffer.
     extents: by axis, its size.
     varying: the results that differ from lane to lane. dtypes: of every result.
-    positions: by axis in scope, outermost first, its value (i64); of the lanes' axis, that in the first copy's first lane.
+    positions: by axis in scope, outermost first, its value (i64); of the lanes' axis, the value in the first lane of
+        the first copy.
     values: by name, one Operand that serves every copy, or one a copy. Scalars serve all lanes.
     splats, pointers, offsets: what has been computed already, by scalar, address and affine form.
     """
@@ -298,5 +299,5 @@ def fits_in_i32(index: Index, extents: dict[str, int]) -> bool:
     for axis, coefficient in index.terms:
         reach = coefficient * max(extents[axis] - 1, 0)
         low, high = low + min(reach, 0), high + max(reach, 0)
-    return -(2**31) < low and high < 2**31 - 1
+    return low > -(2**31) and high < 2**31 - 1
 

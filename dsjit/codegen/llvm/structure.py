@@ -11,7 +11,7 @@ __all__ = ["kernel_structure"]
 
 
 def kernel_structure(kernel: Kernel) -> Hashable:
-    """Equal for Kernels that differ in nothing but the names of the kernel, params, axes and results, and in Sources."""
+    """Equal for Kernels that differ only in their Sources and in the names of kernel, params, axes and results."""
     return _Numbering(kernel).structure()
 
 

@@ -14,15 +14,33 @@ __all__ = ["native_symbol", "sleef_symbols"]
 _LIBRARY_NAMES: Final[tuple[str, ...]] = ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll")
 
 _SLEEF_ACCURACY: Final[dict[str, str]] = {
-    **dict.fromkeys(
-        "acos acosh asin asinh atan atan2 atanh cos cosh erf exp exp2 expm1 lgamma log log10 log1p log2 pow sin sinh "
-        "tan tanh".split(),
-        "_u10",
-    ),
+    "acos": "_u10",
+    "acosh": "_u10",
+    "asin": "_u10",
+    "asinh": "_u10",
+    "atan": "_u10",
+    "atan2": "_u10",
+    "atanh": "_u10",
+    "cos": "_u10",
+    "cosh": "_u10",
+    "erf": "_u10",
     "erfc": "_u15",
-    "hypot": "_u05",
-    "nextafter": "",
+    "exp": "_u10",
+    "exp2": "_u10",
+    "expm1": "_u10",
     "fmod": "",
+    "hypot": "_u05",
+    "lgamma": "_u10",
+    "log": "_u10",
+    "log10": "_u10",
+    "log1p": "_u10",
+    "log2": "_u10",
+    "nextafter": "",
+    "pow": "_u10",
+    "sin": "_u10",
+    "sinh": "_u10",
+    "tan": "_u10",
+    "tanh": "_u10",
 }
 """The suffix of the most accurate variant: its bound in tenths of a ulp."""
 

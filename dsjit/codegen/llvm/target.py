@@ -35,8 +35,12 @@ class Target:
         return self.vector_bytes // 4
 
     @property
+    def vector_registers(self) -> int:
+        return 32 if self.vector_bytes == 64 or self.is_aarch64 else 16
+
+    @property
     def is_x86(self) -> bool:
-        return self.triple.startswith(("x86_64", "i686"))
+        return self.triple.startswith("x86_64")
 
     @property
     def is_aarch64(self) -> bool:
@@ -55,15 +59,12 @@ class Target:
         return name in self.symbols
 
 
-_GENERIC_CPU: Final[dict[str, str]] = {"x86_64": "x86-64", "i686": "pentium4"}
-"""CPUs whose tuning favours no particular machine. On x86 that also keeps LLVM from preferring 256-bit vectors."""
-
-
 @cache
 def host_target() -> Target:
     """The machine that this process runs on.
 
-    The CPU's *name* is not asked for: virtual machines lie about it. Its feature flags are what decides.
+    The CPU's name is not asked for, as virtual machines lie about it; its feature flags decide. The generic CPU also
+    keeps LLVM from preferring 256-bit vectors on x86.
     """
     triple = llvm.get_process_triple()
     flags = llvm.get_host_cpu_features()
@@ -71,7 +72,7 @@ def host_target() -> Target:
     features = ",".join(f"+{name}" for name in sorted(flags) if flags[name] and name != "prefer-256-bit")
     return Target(
         triple,
-        _GENERIC_CPU.get(architecture, "generic"),
+        "x86-64" if architecture == "x86_64" else "generic",
         features,
         _vector_bytes(architecture, flags),
         sleef_symbols(),

@@ -185,9 +185,11 @@ def native_batch_norm(
     momentum: float,
     eps: float,
 ) -> Rewritten:
-    """Evaluation only: training also updates the running statistics."""
+    """Training that also updates running statistics stays a library call."""
     if training:
-        return None
+        if running_mean is not None or running_var is not None:
+            return None
+        return _batch_norm_of_batch(b, outputs, input, weight, bias, eps)
     return _batch_norm_inference(b, outputs, input, weight, bias, running_mean, running_var, eps)
 
 
@@ -217,8 +219,14 @@ def native_batch_norm_no_stats(
     momentum: float,
     eps: float,
 ) -> Rewritten:
+    return _batch_norm_of_batch(b, outputs, input, weight, bias, eps) if training else None
+
+
+def _batch_norm_of_batch(
+    b: GraphBuilder, outputs: Outputs, input: Value, weight: Value | None, bias: Value | None, eps: float
+) -> Rewritten:
     """Statistics of the batch itself (instance norm)."""
-    if not training or input.type.numel == 0:
+    if input.type.numel == 0:
         return None
     rank = len(input.type.shape)
     dims = (0, *range(2, rank))
@@ -226,8 +234,11 @@ def native_batch_norm_no_stats(
     _, mean, rstd = _standardise(b, x, dims, eps)
     parameters = (None if p is None else _per_channel(b, p, rank) for p in (weight, bias))
     result = _scaled_and_shifted(b, x, mean, rstd, *parameters)
-    flat = (b.call(aten.view.default, value, output.shape) for value, output in zip((mean, rstd), outputs[1:], strict=True))
-    return (cast(b, result, outputs[0].dtype), *(cast(b, v, o.dtype) for v, o in zip(flat, outputs[1:], strict=True)))
+    statistics = (
+        cast(b, b.call(aten.view.default, value, output.shape), output.dtype)
+        for value, output in zip((mean, rstd), outputs[1:], strict=True)
+    )
+    return (cast(b, result, outputs[0].dtype), *statistics)
 
 
 ROWS: Final[Mapping[str, OpRow]] = rewrites(

@@ -33,15 +33,11 @@ def glu(b: GraphBuilder, outputs: Outputs, *, self: Value, dim: int) -> Rewritte
     return (cast(b, result, outputs[0].dtype),)
 
 
-def ldexp(b: GraphBuilder, outputs: Outputs, *, self: Value, other: Value) -> Rewritten:
-    return (b.call(aten.mul.Tensor, self, b.call(aten.pow.Scalar, 2.0, other)),)
-
-
 def dropout(b: GraphBuilder, outputs: Outputs, *, input: Value, p: float, train: bool) -> Rewritten:
     """Evaluation only: the input itself."""
     return None if train and p != 0 else (input,)
 
 
 ROWS: Final[Mapping[str, OpRow]] = rewrites(
-    {"stack.default": stack, "glu.default": glu, "ldexp.Tensor": ldexp, "dropout.default": dropout}
+    {"stack.default": stack, "glu.default": glu, "dropout.default": dropout}
 )

@@ -69,8 +69,9 @@ def gelu_inner(x: Expr) -> Expr:
 
 
 def gelu(x: Expr, approximate: str = "none") -> Expr:
+    """ATen's 0.5 * (1 + tanh(u)) is written sigmoid(2 * u): the same number without its cancellation for negative x."""
     if approximate == "tanh":
-        return x * 0.5 * (1 + apply("tanh", gelu_inner(x)))
+        return x * apply("sigmoid", gelu_inner(x) * 2)
     return x * 0.5 * (1 + apply("erf", x * math.sqrt(0.5)))
 
 

@@ -17,7 +17,7 @@ from dsjit.ir.graph import Arg, Node, Value
 from dsjit.ops.binding import bind
 from dsjit.ops.expression import Expr, Operand, apply, select
 from dsjit.ops.inference import promoted_dtype
-from dsjit.ops.pointwise.families import by_name, integer_division_is_safe, not_reduced_precision, row
+from dsjit.ops.pointwise.families import REDUCED, by_name, integer_division_is_safe, not_reduced_precision, row
 from dsjit.ops.row import OpRow
 
 __all__ = ["ROWS"]
@@ -74,7 +74,7 @@ def division_dtype(bound: Mapping[str, Arg]) -> torch.dtype:
 
 
 def rounded_division_is_exact(node: Node) -> bool:
-    """ATen rounds the quotient of two bf16 or fp16 tensors before it floors, but not that of a tensor and one number."""
+    """ATen rounds the quotient of two bf16 or fp16 tensors before it floors; not that of a tensor and one number."""
     bound = bind(node)
     divisor = bound["other"]
     if bound.get("rounding_mode", "floor") is None or not_reduced_precision(node):
@@ -119,6 +119,12 @@ def clamp(x: Expr, low: Expr | None = None, high: Expr | None = None) -> Expr:
     if low is not None:
         x = maximum(x, low)
     return x if high is None else minimum(x, high)
+
+
+def bounds_are_numbers(node: Node) -> bool:
+    """Releases of torch disagree on a Python NaN as a bound."""
+    bounds = (bind(node).get(name) for name in ("min", "max"))
+    return not any(isinstance(bound, float) and math.isnan(bound) for bound in bounds)
 
 
 def clamp_max(x: Expr, high: Expr) -> Expr:
@@ -189,6 +195,10 @@ def power(x: Expr, exponent: float | int) -> Expr:
     return apply("pow", x, exponent)
 
 
+def square(x: Expr) -> Expr:
+    return x * x
+
+
 def integer_power(x: Expr, exponent: int) -> Expr:
     """Square and multiply; wraps around as repeated multiplication does."""
     if x.dtype is torch.bool:
@@ -233,12 +243,12 @@ BOUNDS: Final = ("self", "min", "max")
 
 ROWS: Final[Mapping[str, OpRow]] = by_name(
     [
-        row("add.Tensor", add, dtypes="result"),
-        row("add.Scalar", add),
-        row("sub.Tensor", sub, dtypes="result"),
-        row("sub.Scalar", sub),
-        row("rsub.Tensor", sub, ("other", "self"), dtypes="result"),
-        row("rsub.Scalar", sub, ("other", "self")),
+        row("add.Tensor", add, stepwise=REDUCED),
+        row("add.Scalar", add, stepwise=REDUCED),
+        row("sub.Tensor", sub, stepwise=REDUCED),
+        row("sub.Scalar", sub, stepwise=REDUCED),
+        row("rsub.Tensor", sub, ("other", "self"), stepwise=REDUCED),
+        row("rsub.Scalar", sub, ("other", "self"), stepwise=REDUCED),
         row("mul.Tensor", mul, dtypes="result"),
         row("mul.Scalar", mul, dtypes="result"),
         row("div.Tensor", divide, dtypes="result", output="float"),
@@ -266,11 +276,11 @@ ROWS: Final[Mapping[str, OpRow]] = by_name(
         row("min.other", minimum),
         row("fmax.default", fmax),
         row("fmin.default", fmin),
-        row("clamp.default", clamp, BOUNDS),
+        row("clamp.default", clamp, BOUNDS, when=bounds_are_numbers),
         row("clamp.Tensor", clamp, BOUNDS),
-        row("clamp_min.default", clamp, ("self", "min")),
+        row("clamp_min.default", clamp, ("self", "min"), when=bounds_are_numbers),
         row("clamp_min.Tensor", clamp, ("self", "min")),
-        row("clamp_max.default", clamp_max, ("self", "max")),
+        row("clamp_max.default", clamp_max, ("self", "max"), when=bounds_are_numbers),
         row("clamp_max.Tensor", clamp_max, ("self", "max")),
         row("lerp.Scalar", lerp, ("self", "end", "weight"), dtypes="result", output="first"),
         row("lerp.Tensor", lerp, ("self", "end", "weight")),
@@ -288,7 +298,7 @@ ROWS: Final[Mapping[str, OpRow]] = by_name(
         row("sqrt.default", lambda x: apply("sqrt", x), ("self",), output="float"),
         row("rsqrt.default", rsqrt, ("self",), output="float"),
         row("reciprocal.default", lambda x: 1 / x, ("self",), output="float"),
-        row("square.default", lambda x: power(x, 2), ("self",), output=lambda bound: promoted_dtype((bound["self"], 2))),
+        row("square.default", square, ("self",), output=lambda bound: promoted_dtype((bound["self"], 2))),
         row(
             "pow.Tensor_Scalar",
             power,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Final
 
 import torch
 
 from dsjit.ir.dtypes import compute_dtype, is_integral
 from dsjit.ir.graph import Arg, Node, Value
 from dsjit.ops.binding import bind
+from dsjit.ops.evaluation import REDUCED
 from dsjit.ops.expression import Expr, apply, formula
 from dsjit.ops.row import DtypeRule, OpRow, OutputRule, Pointwise
 
@@ -22,8 +22,6 @@ __all__ = [
     "row",
     "unary",
 ]
-
-REDUCED: Final = (torch.bfloat16, torch.float16)
 
 
 def row(

@@ -30,6 +30,11 @@ def copied_dtype(bound: Mapping[str, Arg]) -> torch.dtype:
     return dtype
 
 
+def same_dtype(bound: Mapping[str, Arg]) -> torch.dtype:
+    dtype: torch.dtype = bound["self"].type.dtype
+    return dtype
+
+
 def stays_in_place(node: Node) -> bool:
     """A copy to the same device, in ordinary memory and layout."""
     bound = bind(node)
@@ -39,6 +44,10 @@ def stays_in_place(node: Node) -> bool:
         and bound["layout"] in (None, torch.strided)
         and not bound["pin_memory"]
     )
+
+
+def copies_to_same_device(node: Node) -> bool:
+    return all(value.type.device == node.output.type.device for value in node.inputs())
 
 
 def filled_dtype(bound: Mapping[str, Arg]) -> torch.dtype:
@@ -87,9 +96,12 @@ ROWS: Final[Mapping[str, OpRow]] = by_name(
         row("clone.default", copy, ("self",), dtypes="as_is"),
         row("lift_fresh_copy.default", copy, ("self",), dtypes="as_is"),
         row("_to_copy.default", copy, ("self",), dtypes="as_is", output=copied_dtype, when=stays_in_place),
-        row("fill.Scalar", lambda value: value, ("value",), output=lambda bound: bound["self"].type.dtype,
+        row("copy.default", copy, ("src",), dtypes="as_is", output=same_dtype,
+            shape_only=("self",), when=copies_to_same_device),
+        OpRow("aten.zero.default", Pointwise(constant(0), (), "result", same_dtype, (), ("self",))),
+        row("fill.Scalar", lambda value: value, ("value",), output=same_dtype,
             shape_only=("self",)),
-        row("fill.Tensor", lambda value: value, ("value",), output=lambda bound: bound["self"].type.dtype,
+        row("fill.Tensor", lambda value: value, ("value",), output=same_dtype,
             shape_only=("self",)),
         row("scalar_tensor.default", copy, ("s",), output=lambda bound: bound["dtype"] or torch.get_default_dtype(),
             when=stays_in_place),

@@ -27,32 +27,35 @@ UNARY = [name for name in MATH if ARITY[name] == 1]
 BINARY = [name for name in MATH if ARITY[name] == 2]
 
 BOUND_ULP = {
-    "exp": 1.0,
-    "exp2": 1.0,
+    "exp": 1.1,
+    "exp2": 1.1,
     "sinh": 1.6,
-    "cosh": 1.3,
+    "cosh": 1.4,
     "expm1": 1.3,
     "log": 1.5,
-    "log2": 1.5,
+    "log2": 1.6,
     "log10": 1.8,
-    "log1p": 1.7,
+    "log1p": 1.8,
     "sigmoid": 2.0,
-    "tanh": 2.4,
+    "tanh": 1.7,
     "erf": 1.9,
     "erfc": 1.5,
     "asinh": 1.5,
     "acosh": 1.5,
     "atanh": 1.01,
     "lgamma": 2.0,
-    "pow": 1.0,
-    "hypot": 1.0,
     "nextafter": 0.0,
 }
-"""The largest error in ulp over all encodings, rounded up; Sleef's own bound of 1.0 for what is not named."""
+"""Bounds in ulp; 1.0 for what is not named.
+
+For what is inlined: the largest error found with AVX-512 and AVX2 in one encoding of every 64 (of every 16 for exp,
+tanh, erf and sigmoid), or without fma in the sample below, rounded up. Not a proof over all encodings.
+"""
 
 X = sample(2**16)
 SPECIAL = np.array(
-    [0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0, 3.0, 1e-45, -1e-45, 1e-39, 2**-126, 3e38, -3e38, np.inf, -np.inf, np.nan]
+    [0.0, -0.0, 1.0, -1.0, 0.5, -0.5, 2.0, -2.0, 3.0, 1e-45, -1e-45, 1e-39, 2**-126, 3e38, -3e38]
+    + [np.inf, -np.inf, np.nan]
 )
 
 
@@ -106,6 +109,15 @@ def test_float32_error_of_two_arguments_is_within_its_bound(name: str) -> None:
     assert ulp_error(_compiled(name)(x, y), expected.astype(np.float64)).max() <= BOUND_ULP.get(name, 1.0)
 
 
+@pytest.mark.parametrize("target", [HOST, *_x86_targets()], ids=lambda t: f"{t.lanes}-lanes")
+@pytest.mark.parametrize("name", ["tanh", "erf", "sigmoid"])
+def test_saturating_functions_reach_but_never_exceed_their_limits(name: str, target: Target) -> None:
+    x = np.linspace(0, 120, 2**16, dtype=np.float32)
+    function = _compiled(name, target)
+    assert function(x).max() == 1.0
+    assert function(-x).min() == (0.0 if name == "sigmoid" else -1.0)
+
+
 def test_lgamma_is_within_its_bound_away_from_its_zeros_and_poles() -> None:
     x = np.concatenate([np.geomspace(1e-30, 1e30, 20000), -np.linspace(0.01, 50.99, 20000)]).astype(np.float32)
     x = x[(x > 0) | (np.abs(x - np.round(x)) > 1e-3)]
@@ -152,7 +164,9 @@ def test_an_element_has_the_same_bits_at_every_number_of_lanes(name: str, lanes:
 
 
 @pytest.mark.parametrize("element", ["float", "double"])
-@pytest.mark.parametrize("target", [X86_64_AVX512, X86_64_AVX2, X86_64_SSE2, AARCH64_NEON], ids=lambda t: t.features[-8:])
+@pytest.mark.parametrize(
+    "target", [X86_64_AVX512, X86_64_AVX2, X86_64_SSE2, AARCH64_NEON], ids=["avx512", "avx2", "sse2", "neon"]
+)
 def test_every_function_assembles_for_every_target_without_sleef(target: Target, element: str) -> None:
     for name, emitter in MATH.items():
         ir = elementwise_ir(emitter, target, ARITY[name], target.lanes, element)

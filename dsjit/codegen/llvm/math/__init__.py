@@ -2,7 +2,8 @@
 
 float32 is written inline, branch-free, where that beats a call; the rest, and float64, call Sleef or libm. Operands
 are `float`, `double`, or vectors of them with any number of lanes, and so is the result. Errors in ulp are measured
-by `python -m benchmarks.ulp`. The same element gives the same bits at every number of lanes of one target.
+by `python -m benchmarks.ulp`. What is inlined gives an element the same bits at every number of lanes; Sleef's sin,
+cos and tan may take another path, and differ in the last bit, when another lane of the register is large.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
-from dsjit.codegen.llvm.builder import FunctionBuilder, Operand, element, lanes
+from dsjit.codegen.llvm.builder import FunctionBuilder, Operand, element
 from dsjit.codegen.llvm.math import error_function, exponential, inverse_hyperbolic, logarithm, neighbour
 from dsjit.codegen.llvm.math.library import LIBRARY, call_library
 from dsjit.codegen.llvm.math.writer import Writer
@@ -48,15 +49,6 @@ def _emitter(name: str) -> Emitter:
     return emit
 
 
-def _sigmoid(builder: FunctionBuilder, target: Target, args: Sequence[Operand]) -> Operand:
-    (x,) = args
-    if element(x.type) == "float":
-        return exponential.sigmoid(Writer(builder, target, x.type), x)
-    one = Operand(x.type, "splat (double 1.0)" if lanes(x.type) > 1 else "1.0")
-    e = call_library(builder, target, "exp", [builder.assign(x.type, f"fneg {x}")])
-    return builder.binary("fdiv", one, builder.binary("fadd", one, e))
-
-
 def _nextafter(builder: FunctionBuilder, target: Target, args: Sequence[Operand]) -> Operand:
     a, b = args
     return neighbour.nextafter(builder, a, b)
@@ -73,8 +65,7 @@ def _acosh(builder: FunctionBuilder, target: Target, args: Sequence[Operand]) ->
 
 
 MATH: Final[dict[str, Emitter]] = {
-    **{name: _emitter(name) for name in LIBRARY},
-    "sigmoid": _sigmoid,
+    **{name: _emitter(name) for name in (*LIBRARY, "sigmoid")},
     "asinh": _asinh,
     "acosh": _acosh,
     "nextafter": _nextafter,

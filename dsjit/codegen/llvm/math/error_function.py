@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dsjit.codegen.llvm.builder import Operand
 from dsjit.codegen.llvm.math.exponential import one_minus_exp
+from dsjit.codegen.llvm.math.piecewise import ERF, saturating
 from dsjit.codegen.llvm.math.writer import Writer
 
 __all__ = ["erf"]
@@ -26,7 +27,9 @@ _EXPONENT = (
 
 
 def erf(w: Writer, x: Operand) -> Operand:
-    """`1 - exp(-t)` with t = |x| + |x| P(|x|): the rounding errors of a large t vanish in exp(-t)."""
+    """By table with AVX-512, else `1 - exp(-t)` with t = |x| + |x| P(|x|), where the errors of a large t vanish."""
+    if w.has_avx512:
+        return saturating(w, x, ERF)
     magnitude = w.at_most(w.absolute(x), _LIMIT)
     exponent = w.fma(magnitude, w.even_odd(magnitude, w.mul(magnitude, magnitude), _EXPONENT), magnitude)
     return w.copy_sign(one_minus_exp(w, exponent), x)

@@ -48,7 +48,12 @@ _PURE = "nounwind willreturn memory(none)"
 
 
 def call_library(builder: FunctionBuilder, target: Target, name: str, args: Sequence[Operand]) -> Operand:
-    """`name` of float or double operands: by Sleef, one register at a time, or else by libm, one lane at a time."""
+    """`name` of float or double operands: by Sleef, one register at a time, or else by libm, one lane at a time.
+
+    name: a key of `LIBRARY`, or sigmoid, which is made of exp.
+    """
+    if name == "sigmoid":
+        return _sigmoid(builder, target, args[0])
     widths = _sleef_widths(target, name, element(args[0].type))
     if not widths:
         return _call_libm(builder, name, args)
@@ -60,11 +65,20 @@ def call_library(builder: FunctionBuilder, target: Target, name: str, args: Sequ
     return by_register(builder, args, widths, one_register)
 
 
+def _sigmoid(builder: FunctionBuilder, target: Target, x: Operand) -> Operand:
+    """`1 / (1 + exp(-x))`, as eager PyTorch has it: 0 where exp(-x) overflows."""
+    number = f"{element(x.type)} 1.0"
+    one = Operand(x.type, f"splat ({number})" if lanes(x.type) > 1 else "1.0")
+    e = call_library(builder, target, "exp", [builder.assign(x.type, f"fneg {x}")])
+    return builder.binary("fdiv", one, builder.binary("fadd", one, e))
+
+
 def _sleef_widths(target: Target, name: str, element_type: str) -> list[int]:
     """The lane counts, no wider than a register, for which Sleef has the function."""
     widest = target.lanes if element_type == "float" else target.lanes // 2
     return [
-        width for width in (16, 8, 4, 2)
+        width
+        for width in (16, 8, 4, 2)
         if width <= widest and target.has_symbol(_sleef_symbol(name, element_type, width))
     ]
 

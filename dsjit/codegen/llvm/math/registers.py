@@ -18,19 +18,16 @@ def by_register(
     """`call` applied to the operands, cut into (or padded to) vectors of one of `widths` lanes.
 
     The width is the smallest that holds all lanes, or else the largest. Padding repeats the last lane, so that
-    no call sees a number which the program did not have. `call` returns the type of its arguments.
+    no call sees a number which the program did not have. `call` returns as many lanes as it is given.
     """
     count = lanes(args[0].type)
     width = min((w for w in widths if w >= count), default=max(widths))
     vectors = [_as_vector(builder, arg) for arg in args]
     if width == count:
         return call(vectors)
-    parts = [
-        call([_slice(builder, vector, start, width) for vector in vectors])
-        for start in range(0, count, width)
-    ]
-    if args[0].type == element(args[0].type):
-        return builder.assign(args[0].type, f"extractelement {parts[0]}, i32 0")
+    parts = [call([_slice(builder, vector, start, width) for vector in vectors]) for start in range(0, count, width)]
+    if not args[0].type.startswith("<"):
+        return builder.assign(element(parts[0].type), f"extractelement {parts[0]}, i32 0")
     joined = parts[0]
     for part in parts[1:]:
         joined = _concatenate(builder, joined, part)

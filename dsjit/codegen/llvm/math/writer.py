@@ -28,15 +28,25 @@ class Writer:
         """Whether the AVX-512 instructions exist at all three register widths."""
         return self.target.has_feature("avx512f") and self.target.has_feature("avx512vl")
 
+    def look_up(self, numbers: tuple[float, ...], index: Operand) -> Operand:
+        """AVX-512 `vpermi2ps`: the one of 32 numbers that the low 5 bits of each lane of `index` (i32) name."""
+        low, high = (
+            Operand("<16 x float>", f"<{', '.join(f'float {_spelling(number)}' for number in half)}>")
+            for half in (numbers[:16], numbers[16:])
+        )
+
+        def one_register(parts: list[Operand]) -> Operand:
+            return self.builder.call(low.type, "llvm.x86.avx512.vpermi2var.ps.512", [low, *parts, high])
+
+        return by_register(self.builder, [index], (16,), one_register)
+
     def number(self, value: float) -> Operand:
         """`value` rounded to float32, in every lane."""
-        (rounded,) = struct.unpack("<f", struct.pack("<f", value))
-        (bits,) = struct.unpack("<Q", struct.pack("<d", rounded))
-        return self._splat(self.type, f"float 0x{bits:016X}", f"0x{bits:016X}")
+        return self._splat(self.type, "float", _spelling(value))
 
     def integer(self, value: int) -> Operand:
         """`value` in every lane, as i32 in two's complement."""
-        return self._splat(with_element(self.type, "i32"), f"i32 {value}", str(value))
+        return self._splat(with_element(self.type, "i32"), "i32", str(value))
 
     def add(self, a: Operand, b: Operand) -> Operand:
         return self.builder.binary("fadd", a, b)
@@ -147,7 +157,14 @@ class Writer:
         return by_register(self.builder, args, (16, 8, 4), one_register)
 
     def _splat(self, type_: str, element: str, text: str) -> Operand:
-        return Operand(type_, f"splat ({element})" if lanes(type_) > 1 else text)
+        return Operand(type_, f"splat ({element} {text})" if lanes(type_) > 1 else text)
+
+
+def _spelling(value: float) -> str:
+    """`value` rounded to float32, as LLVM spells it: the encoding in float64."""
+    (rounded,) = struct.unpack("<f", struct.pack("<f", value))
+    (encoding,) = struct.unpack("<Q", struct.pack("<d", rounded))
+    return f"0x{encoding:016X}"
 
 
 @dataclass(frozen=True, slots=True)

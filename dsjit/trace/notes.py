@@ -1,0 +1,312 @@
+"""Notes: the objects that a traced call met, and the facts about them, in the order in which they were found."""
+
+from __future__ import annotations
+
+import enum
+import functools
+import types
+import weakref
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import numpy
+import torch
+
+from dsjit.trace.facts import (
+    ARGS_SLOT,
+    FUNCTION_SLOT,
+    KWARGS_SLOT,
+    NO_SLOT,
+    ArrayOf,
+    Constant,
+    Expectation,
+    Fact,
+    FunctionOf,
+    Identical,
+    Missing,
+    OfType,
+    SameAs,
+    TensorOf,
+    is_constant,
+)
+from dsjit.trace.library import is_library_code, is_observable, is_plumbing
+from dsjit.trace.paths import (
+    ABSENT,
+    Attribute,
+    Closure,
+    Contents,
+    Index,
+    InstanceKeys,
+    Item,
+    Keys,
+    Length,
+    Path,
+    Referent,
+    Root,
+    Slot,
+    Step,
+    instance_dict,
+)
+
+__all__ = ["MODULE_TABLES", "Meetings", "Node", "Notes"]
+
+_CONTAINER_LIMIT: Final = 50_000
+"""Elements of containers that one trace may note; above it, the call is not captured."""
+
+_NUMPY_LIMIT: Final = 1 << 16
+"""Bytes of a numpy array whose content is guarded."""
+
+MODULE_TABLES: Final = ("_parameters", "_buffers", "_modules")
+"""Where `nn.Module.__getattr__` looks, in its order."""
+
+_CONTAINERS: Final = (list, tuple, dict, set, frozenset, deque)
+
+_PARTS: Final[dict[type, tuple[Step, ...]]] = {
+    types.MethodType: (Slot("__func__"), Slot("__self__")),
+    functools.partial: (Slot("func"), Slot("args"), Slot("keywords")),
+    property: (Slot("fget"), Slot("fset")),
+    staticmethod: (Slot("__func__"),),
+    classmethod: (Slot("__func__"),),
+    weakref.ReferenceType: (Referent(),),
+}
+"""Types whose instances are noted by the parts that C code stores in them."""
+
+_STATELESS: Final = (
+    types.BuiltinFunctionType,
+    types.MethodWrapperType,
+    types.MethodDescriptorType,
+    types.WrapperDescriptorType,
+    types.ClassMethodDescriptorType,
+)
+
+
+@dataclass(slots=True, eq=False)
+class Node:
+    """An object that existed before the trace, the slot and path by which it was met first, and the steps noted."""
+
+    obj: Any
+    slot: int
+    path: Path
+    known: set[Step] = field(default_factory=set)
+
+
+class Meetings(Protocol):
+    """Who is told when something is met that needs more than its own notes."""
+
+    def on_class(self, cls: type) -> None: ...
+
+    def on_module(self, module: types.ModuleType) -> None: ...
+
+    def on_function(self, node: Node) -> None: ...
+
+    def on_instance(self, node: Node) -> None: ...
+
+    def on_problem(self, reason: str) -> None: ...
+
+
+class Notes:
+    """nodes: by the object's id. facts, found: each fact with the node it reads from and the value it found.
+
+    roots: objects that a guard holds itself, by slot. metadata: tensors met, with what they were then.
+    """
+
+    def __init__(self, meetings: Meetings, grad_mode: bool) -> None:
+        self.nodes: dict[int, Node] = {}
+        self.facts: list[Fact] = []
+        self.found: list[tuple[Node, Any]] = []
+        self.roots: dict[int, Any] = {}
+        self.slot_count = 0
+        self.metadata: list[tuple[Node, TensorOf]] = []
+        self._meetings = meetings
+        self._grad_mode = grad_mode
+        self._elements = 0
+
+    def meet_call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Note the roots of the call. Must come first."""
+        roots = (("args", args), ("kwargs", kwargs), (_label(function), function))
+        nodes = [self._new_node(obj, Path(None, Root(label))) for label, obj in roots]
+        assert [node.slot for node in nodes] == [ARGS_SLOT, KWARGS_SLOT, FUNCTION_SLOT]
+        for node in nodes:
+            self._explore(node)
+
+    def node_of(self, obj: object) -> Node | None:
+        """The node of an object that was met."""
+        node = self.nodes.get(id(obj))
+        return node if node is not None and node.obj is obj else None
+
+    def root_node(self, obj: Any, label: str) -> Node:
+        """The node of an object that the guard holds itself: a class, a module, a dictionary of globals."""
+        node = self.nodes.get(id(obj))
+        if node is None:
+            node = self._new_node(obj, Path(None, Root(label, id(obj))))
+            self.roots[node.slot] = obj
+        return node
+
+    # ---------------------------------------------------------------- facts
+
+    def note(self, node: Node, step: Step, value: Any) -> None:
+        """`step` from `node` finds `value`: record it, once, and look into the value."""
+        if step in node.known:
+            return
+        path = node.path.then(step)
+        expectation, child = self._expect(value, path)
+        self._record(node, step, expectation, value, NO_SLOT if child is None else child.slot, path)
+        if child is not None:
+            self._explore(child)
+
+    def note_shallow(self, node: Node, step: Step, value: Any) -> None:
+        """The same for library state: constants by value, anything else by identity, and no look inside."""
+        if step not in node.known:
+            expectation = Constant(value) if is_constant(value) else Identical(value)
+            self._record(node, step, expectation, value, NO_SLOT, node.path.then(step))
+
+    def note_keys(self, node: Node, step: Step, keys: Any) -> None:
+        """The keys of a dictionary, the names of an object's attributes, or the elements of a set."""
+        if step not in node.known:
+            self._record(node, step, Constant(keys), keys, NO_SLOT, node.path.then(step))
+
+    def note_attributes(self, node: Node) -> None:
+        """Every attribute in the object's `__dict__`, and that there are no others."""
+        entries = instance_dict(node.obj)
+        if entries is not None and InstanceKeys() not in node.known:
+            self.note_keys(node, InstanceKeys(), tuple(entries))
+            for name in tuple(entries):
+                self.note(node, Attribute(name), entries[name])
+
+    def note_contents(self, node: Node) -> None:
+        """Every element of a container, and that there are no others."""
+        obj = node.obj
+        native = next(kind for kind in _CONTAINERS if isinstance(obj, kind))
+        self._elements += native.__len__(obj)  # a subclass's own __len__ is the user's code
+        if self._elements > _CONTAINER_LIMIT:
+            self._meetings.on_problem(f"reads containers of more than {_CONTAINER_LIMIT} elements ({node.path})")
+            return
+        step: Step
+        if isinstance(obj, dict):
+            keys = Keys().get(obj)
+            self.note_keys(node, Keys(), keys)
+            for key in keys:
+                step = Item(key)
+                self.note(node, step, step.get(obj))
+        elif isinstance(obj, set | frozenset):
+            elements = Contents().get(obj)
+            if not all(is_constant(item) or isinstance(item, type | enum.Enum) for item in elements):
+                self._meetings.on_problem(f"reads {node.path}, a set of objects")
+            self.note_keys(node, Contents(), elements)
+        else:
+            count = Length().get(obj)
+            self.note(node, Length(), count)
+            for position in range(count):
+                step = Index(position)
+                self.note(node, step, step.get(obj))
+
+    def note_function(self, node: Node) -> None:
+        """The function ran: its defaults, closure and attributes were there to be read."""
+        function = node.obj
+        for name in ("__defaults__", "__kwdefaults__"):
+            self.note(node, Slot(name), getattr(function, name))
+        for index, name in enumerate(function.__code__.co_freevars):
+            step = Closure(name, index)
+            self.note(node, step, step.get(function))
+        if function.__dict__:
+            self.note_attributes(node)
+
+    def table_node(self, node: Node, name: str, table: Any) -> Node:
+        """The node of a module's `_parameters`, `_buffers` or `_modules`, of which only single entries are noted."""
+        known = self.nodes.get(id(table))
+        if known is not None:
+            self.note(node, Attribute(name), table)
+            return known
+        path = node.path.then(Attribute(name))
+        child = self._new_node(table, path)
+        self._record(node, Attribute(name), OfType(type(table)), table, child.slot, path)
+        return child
+
+    def _record(self, node: Node, step: Step, expectation: Expectation, value: Any, slot: int, path: Path) -> None:
+        node.known.add(step)
+        self.facts.append(Fact(node.slot, step, expectation, slot, path))
+        self.found.append((node, value))
+
+    def _new_node(self, value: Any, path: Path) -> Node:
+        node = Node(value, self.slot_count, path)
+        self.slot_count += 1
+        self.nodes[id(value)] = node
+        return node
+
+    # ---------------------------------------------------------------- values
+
+    def _expect(self, value: Any, path: Path) -> tuple[Expectation, Node | None]:
+        """What to expect of `value`, and its new node when there is more to note about it."""
+        kind = type(value)
+        if value is ABSENT:
+            return Missing(), None
+        if is_constant(value):
+            return Constant(value), None
+        if issubclass(kind, type):
+            self._meetings.on_class(value)
+            return Identical(value), None
+        if issubclass(kind, types.ModuleType):
+            self._meetings.on_module(value)
+            return Identical(value), None
+        if issubclass(kind, enum.Enum):
+            return Identical(value), None
+        known = self.nodes.get(id(value))
+        if known is not None:
+            return SameAs(known.slot, known.path), None
+        if issubclass(kind, torch.Tensor):
+            metadata = TensorOf.of(value, self._grad_mode)
+            node = self._new_node(value, path)
+            self.metadata.append((node, metadata))
+            return metadata, node
+        if kind is types.FunctionType:
+            if is_library_code(value.__code__, value.__globals__):
+                return Identical(value), None
+            return FunctionOf(value.__code__), self._new_node(value, path)
+        if kind in _PARTS or issubclass(kind, _CONTAINERS) or is_observable(kind):
+            return OfType(kind), self._new_node(value, path)
+        return self._expect_foreign(value, path)
+
+    def _expect_foreign(self, value: Any, path: Path) -> tuple[Expectation, Node | None]:
+        """Objects of classes that are written in C, or that belong to machinery."""
+        kind = type(value)
+        if issubclass(kind, numpy.ndarray):
+            if value.dtype.hasobject or value.nbytes > _NUMPY_LIMIT:
+                reason = f"reads the numpy array {path} of {value.nbytes} bytes, whose content is too large to guard"
+                self._meetings.on_problem(reason)
+            return ArrayOf(value.dtype.str, value.shape, value.tobytes()), None
+        if hasattr(kind, "__next__"):
+            self._meetings.on_problem(f"reads the iterator {path}, whose state cannot be guarded")
+        elif kind.__module__.startswith("numpy.random"):
+            self._meetings.on_problem(f"reads the numpy generator {path}, whose state cannot be guarded")
+        elif not issubclass(kind, _STATELESS) and not is_plumbing(kind) and instance_dict(value):
+            return OfType(kind), self._new_node(value, path)
+        return Identical(value), None
+
+    def _explore(self, node: Node) -> None:
+        """Note what meeting an object gives away at once: parts of methods, contents of containers."""
+        obj, kind = node.obj, type(node.obj)
+        if kind is types.FunctionType:
+            self._meetings.on_function(node)
+            return
+        if kind in _PARTS:
+            for step in _PARTS[kind]:
+                self.note(node, step, step.get(obj))
+            return
+        if issubclass(kind, torch.Tensor):
+            if instance_dict(obj):
+                self.note_attributes(node)
+            return
+        if issubclass(kind, _CONTAINERS):
+            self.note_contents(node)
+        if is_observable(kind):
+            self._meetings.on_instance(node)
+        elif instance_dict(obj) and not is_plumbing(kind):
+            self.note_attributes(node)
+
+
+def _label(function: Callable[..., Any]) -> str:
+    if isinstance(function, types.FunctionType | types.MethodType):
+        return function.__name__
+    return "function" if isinstance(function, functools.partial) else "self"
