@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from benchmarks.contenders import CONTENDERS, Contender, cpp_compiler
+from benchmarks.contenders import CONTENDERS, DSJIT, Contender, cpp_compiler
 from benchmarks.machine import Machine, describe
 from benchmarks.report import broken_promises, markdown, print_report, summary
 from benchmarks.results import Report, WorkloadResult, load, save
@@ -35,7 +35,7 @@ DOCUMENT = Path(__file__).parent.parent / "docs" / "benchmarks.md"
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command. Returns the exit status: 1 if dsjit's outputs differ or calls ran eagerly, else 0."""
+    """Run the command. Returns the exit status: 1 if dsjit failed, its outputs differ or calls ran eagerly."""
     if arguments[:1] == ["render"]:
         options = _render_parser().parse_args(arguments[1:])
         options.output.write_text(markdown(options.report))
@@ -130,7 +130,8 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
 
 
 def _wrong(result: WorkloadResult) -> bool:
-    return result.equal is False or result.compiled is False or result.check_error is not None
+    failed = result.contender(DSJIT.name).error or result.check_error
+    return result.equal is False or result.compiled is False or failed is not None
 
 
 def _contenders(options: argparse.Namespace, console: Console) -> tuple[Contender, ...]:

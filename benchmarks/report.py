@@ -257,6 +257,7 @@ def broken_promises(report: Report) -> list[str]:
     for result in report.workloads:
         speed, fraction = result.speed("dsjit", over="inductor"), result.cold_fraction("dsjit", of="inductor")
         verdicts = (
+            (result.contender("dsjit").error is None and result.check_error is None, "failed"),
             (result.equal, "differs from eager"),
             (result.precise, "is further from float64 than eager"),
             (result.compiled, "ran calls eagerly"),

@@ -41,10 +41,10 @@ class Bottleneck(nn.Module):
         self.shortcut = nn.Identity() if inputs == outputs and stride == 1 else _convolution(inputs, outputs, 1, stride)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.relu(self.reduce(x))
+        y = self.relu(self.reduce(x))
         y = self.relu(self.spatial(y))
-        y = self.relu(self.restore(y) + self.shortcut(x))
-        return y
+        result: Tensor = self.relu(self.restore(y) + self.shortcut(x))
+        return result
 
 
 class ResNet50(nn.Module):

@@ -21,9 +21,9 @@ from dsjit.config import Options
 from dsjit.dump import open_dump
 from dsjit.errors import BackendError, CaptureError, DsjitWarning
 from dsjit.passes.reference import run_reference
-from dsjit.trace.capture import Capture, Found, Returned, capture
+from dsjit.trace.capture import Capture, capture
 from dsjit.trace.guards import Guard
-from dsjit.trace.outputs import Hole, ResultBuilder
+from dsjit.trace.outputs import Hole
 from dsjit.trace.recorder import Untraceable
 
 __all__ = ["EagerVerdict", "Jitted", "Variant"]
@@ -175,7 +175,7 @@ class Jitted:
         if self._options.backend == "eager":
             graph = compilation.captured
             program = functools.partial(_run_eagerly, graph)
-        finish = _finisher(captured.builder, captured.returned, captured.found)
+        finish = _finisher(captured)
         self._variants.insert(0, Variant(captured.guard, program, finish, compilation))
 
     # -- for explain and tests -----------------------------------------------------------------------------------
@@ -217,16 +217,18 @@ def _rejit(target: Callable[..., Any], options: Options) -> Any:
     raise TypeError("a jitted function cannot be unpickled: pickle the original function and jit it again")
 
 
-def _finisher(
-    builder: ResultBuilder, returned: tuple[Returned, ...], found: tuple[Found, ...]
-) -> Callable[[Any, Any, Any], Any]:
+def _finisher(captured: Capture) -> Callable[[Any, Any, Any], Any]:
     """From input and output tensors, and the call's arguments, to the function's result."""
+    builder, returned, found, warned = captured.builder, captured.returned, captured.found, captured.warned
+    assert builder is not None
     numbers = [r.number for r in returned]
     direct = all(r.view is None and not r.from_input for r in returned) and numbers == list(range(len(returned)))
-    if direct and isinstance(builder.template, Hole):
+    if direct and isinstance(builder.template, Hole) and not warned:
         return lambda inputs, outputs, call: outputs[0]
 
     def finish(inputs: Any, outputs: Any, call: Any) -> Any:
+        for warning in warned:
+            warning.again()
         tensors = outputs if direct else [r.fetch(inputs, outputs) for r in returned]
         return builder.build(tensors, [f.fetch(*call) for f in found])
 

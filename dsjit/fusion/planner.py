@@ -20,7 +20,7 @@ import torch
 
 from dsjit.fusion.affine import Affine, IndexMap, NotAffine, digits
 from dsjit.fusion.costs import Costs
-from dsjit.fusion.group import Access, Group, Guard, covers
+from dsjit.fusion.group import Access, Group, covers
 from dsjit.fusion.limits import Limits
 from dsjit.fusion.operands import LIBRARY, NodeInfo, NodeKind, describe, operand_access
 from dsjit.fusion.views import Views, is_view

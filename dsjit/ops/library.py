@@ -84,6 +84,9 @@ def _out_overload(op: OpOverload) -> OpOverload | None:
     """The overload with the arguments of `op` and one more: the tensor `out`."""
     if len(op._schema.returns) != 1:
         return None
+    if any(argument.name == "reduction" for argument in op._schema.arguments):
+        # The losses use `out` for their unreduced values first, and resize it.
+        return None
     wanted = [(argument.name, str(argument.type)) for argument in op._schema.arguments]
     packet = op.overloadpacket
     for name in packet.overloads():

@@ -11,11 +11,13 @@ import torch
 from dsjit.ir.graph import Graph, Value
 from dsjit.ops.strided import strided_view
 from dsjit.trace.guards import Guard
+from dsjit.trace.memory import CannotTrace
 from dsjit.trace.observe import Observer
 from dsjit.trace.outputs import ResultBuilder, TemplateError, make_template
 from dsjit.trace.paths import Path, Root
-from dsjit.trace.recorder import Recorder, Untraceable, stop_reason
+from dsjit.trace.recorder import Recorder, Untraceable
 from dsjit.trace.source import SourceFinder
+from dsjit.trace.warned import Warned, WarningWatch
 
 __all__ = ["Capture", "Found", "Returned", "capture"]
 
@@ -67,6 +69,7 @@ class Capture:
     builder: ResultBuilder | None = None
     returned: tuple[Returned, ...] = ()
     found: tuple[Found, ...] = ()
+    warned: tuple[Warned, ...] = ()
 
 
 def capture(
@@ -75,28 +78,28 @@ def capture(
     """Call `function(*args, **kwargs)` once, for real, and record it. Whatever it raises is raised."""
     observer = Observer(function, args, kwargs)
     recorder = Recorder(lambda tensor: observer.path_of(tensor) is not None, SourceFinder())
-    with recorder.generator, observer, recorder.escapes, recorder:
+    warned = WarningWatch()
+    with recorder.generator, warned, observer, recorder.escapes, recorder:
         result = function(*args, **kwargs)
     problems = [*recorder.problems, *(Untraceable(p.reason, p.source) for p in observer.problems)]
     if not problems:
         try:
-            return _finish(result, observer, recorder, name)
+            return _finish(result, observer, recorder, tuple(warned.warned), name)
         except TemplateError as error:
             problems.append(Untraceable(str(error), recorder.sources.current()))
-        except Exception as error:
-            reason = stop_reason(error)
-            if reason is None:
-                raise
-            problems.append(Untraceable(reason, recorder.sources.current()))
+        except CannotTrace as stop:
+            problems.append(Untraceable(stop.reason, recorder.sources.current()))
     return Capture(result, tuple(problems), observer.build_guard((), frozenset()))
 
 
-def _finish(result: Any, observer: Observer, recorder: Recorder, name: str) -> Capture:
+def _finish(
+    result: Any, observer: Observer, recorder: Recorder, warned: tuple[Warned, ...], name: str
+) -> Capture:
     builder = make_template(result, lambda obj: observer.path_of_object(obj) is not None)
-    roots = [recorder.locate(tensor) for tensor in builder.tensors]
+    roots = [recorder.memory.locate(tensor) for tensor in builder.tensors]
     numbers: dict[Value, int] = {}
     returned: list[Returned] = []
-    inputs = {id(tensor): number for number, (_, tensor) in enumerate(recorder.inputs)}
+    inputs = {id(tensor): number for number, (_, tensor) in enumerate(recorder.memory.inputs)}
     for root in roots:
         if root.input is not None:
             returned.append(Returned(True, inputs[id(root.input)], root.view))
@@ -104,12 +107,12 @@ def _finish(result: Any, observer: Observer, recorder: Recorder, name: str) -> C
             returned.append(Returned(False, numbers.setdefault(root.root, len(numbers)), root.view))
     graph = recorder.graph(tuple(numbers), name)
     written = {write.target for write in graph.writes}
-    paths = [observer.path_of(tensor) for _, tensor in recorder.inputs]
+    paths = [observer.path_of(tensor) for _, tensor in recorder.memory.inputs]
     positions = frozenset(number for number, value in enumerate(graph.inputs) if value in written)
     assert all(path is not None for path in paths)
     guard = observer.build_guard([path for path in paths if path is not None], positions)
     found = tuple(_find(obj, observer) for obj in builder.existing)
-    return Capture(result, (), guard, graph, builder, tuple(returned), found)
+    return Capture(result, (), guard, graph, builder, tuple(returned), found, warned)
 
 
 def _find(obj: Any, observer: Observer) -> Found:

@@ -101,11 +101,11 @@ class Observer:
         mode = foreign_modes()
         if mode is not None:
             raise CaptureError(f"cannot trace: {mode}")
-        self._profiler = sys.getprofile()
-        if self._profiler is not None and not callable(self._profiler) and not hasattr(self._profiler, "enable"):
-            raise CaptureError("cannot trace: a profiler that cannot be suspended is active")
         PATCHES.enter(self)
         try:
+            self._profiler = sys.getprofile()
+            if self._profiler is not None and not callable(self._profiler) and not hasattr(self._profiler, "enable"):
+                raise CaptureError("cannot trace: a profiler that cannot be suspended is active")
             self._state = TorchState.current()
             self._random = RandomStates()
             self._notes.meet_call(self._function, self._args, self._kwargs)

@@ -19,6 +19,7 @@ from dsjit.trace.native_code import compile_native
 __all__ = ["ProfileHook"]
 
 _API: Final = {
+    "PyEval_SetProfile": "void (ptr, ptr)",
     "PyByteArray_AsString": "ptr (ptr)",
     "PyFrame_GetCode": "ptr (ptr)",
     "PyLong_FromVoidPtr": "ptr (ptr)",
@@ -79,6 +80,7 @@ drop:
 done:
   ret i32 0
 error:
+  call void @PyEval_SetProfile(ptr null, ptr null)
   ret i32 -1
 }
 """
@@ -86,6 +88,9 @@ error:
 
 class ProfileHook:
     """Tells of what runs on this thread between `start()` and `stop()`.
+
+    An exception in a callback ends the hook, and is raised in the frame that it was called for, as `sys.setprofile`
+    has it.
 
     on_code: called with the frame when a code object begins; until it returns True, each time.
     on_builtin: called with a built-in function and the frame that calls it; until it returns True, each time.

@@ -63,6 +63,7 @@ def test_kept_promises_are_not_reported() -> None:
 @pytest.mark.parametrize(
     ("broken", "complaint"),
     [
+        (replace(result(), check_error="dsjit on chain: ValueError"), "chain failed"),
         (result(inductor_seconds=0.006), "chain has 1.50x of torch.compile's speed"),
         (result(dsjit_compile=0.5), "chain takes 0.5 of its compile time"),
         (replace(result(), checks=[ShapeCheck("float32", "37", "0", replace(COMPARISON, equal=False), COMPILED)]),
@@ -72,7 +73,7 @@ def test_kept_promises_are_not_reported() -> None:
         (replace(result(), checks=[ShapeCheck("float32", "37", "0", COMPARISON, replace(COMPILED, calls_eager=1))]),
          "chain ran calls eagerly"),
     ],
-    ids=["speed", "compile time", "equality", "precision", "eager calls"],
+    ids=["failure", "speed", "compile time", "equality", "precision", "eager calls"],
 )  # fmt: skip
 def test_a_broken_promise_is_reported(broken: WorkloadResult, complaint: str) -> None:
     assert broken_promises(report(broken)) == [complaint]
