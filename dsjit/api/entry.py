@@ -58,7 +58,7 @@ def _wrap(function: Any, options: Options) -> Any:
         function._compiled_call_impl = Jitted(target, options, session(), type(function).__name__)
         return function
     if isinstance(function, Jitted):
-        return Jitted(function.__wrapped__, options, session(), function._name)
+        return Jitted(function.target, options, session(), function._name)
     if isinstance(function, staticmethod | classmethod):
         return type(function)(_wrap(function.__func__, options))
     if isinstance(function, type):
@@ -78,7 +78,11 @@ def _wrap(function: Any, options: Options) -> Any:
 
 
 def _name_of(function: Any) -> str:
-    return str(getattr(function, "__qualname__", None) or getattr(function, "__name__", None) or type(function).__name__)
+    for name in ("__qualname__", "__name__"):
+        found = getattr(function, name, None)
+        if found:
+            return str(found)
+    return type(function).__name__
 
 
 def disable(function: Any) -> Any:
@@ -86,7 +90,7 @@ def disable(function: Any) -> Any:
     if isinstance(function, torch.nn.Module):
         function._compiled_call_impl = None
         return function
-    return function.__wrapped__ if isinstance(function, Jitted) else function
+    return function.target if isinstance(function, Jitted) else function
 
 
 def jitted_of(function: Any) -> Jitted | None:

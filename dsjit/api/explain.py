@@ -88,7 +88,8 @@ class Explanation:
             return
         seconds = self.compile_seconds or {}
         spent = ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in seconds.items())
-        console.print(f"{self.name}: {self.ops_captured} ops captured in {sum(seconds.values()) * 1e3:.1f} ms ({spent})")
+        total = sum(seconds.values()) * 1e3
+        console.print(f"{self.name}: {self.ops_captured} ops captured in {total:.1f} ms ({spent})")
         console.print(
             f"memory traffic {_size(self.bytes_before)} -> {_size(self.bytes_after)}; intermediate buffers "
             f"{_size(self.intermediate_bytes)} in an arena of {_size(self.arena_bytes)}"
@@ -134,7 +135,8 @@ def explain(function: Callable[..., Any]) -> Callable[..., Explanation]:
         jitted = jitted_of(function)
         callee: Callable[..., Any] = function
         if jitted is None:
-            jitted = callee = jit(getattr(function, "_call_impl", function))
+            callee = jit(getattr(function, "_call_impl", function))
+            jitted = jitted_of(callee)
         assert jitted is not None
         callee(*args, **kwargs)
         bound = (function.__self__, *args) if jitted_of(function) and hasattr(function, "__self__") else args

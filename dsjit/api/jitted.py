@@ -10,13 +10,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from dsjit.api.compile import Compilation, StageTimer, compile_graph
 from dsjit.api.session import Session
 from dsjit.api.stats import Counters
+from dsjit.codegen.interpret import InterpretedProgram
 from dsjit.config import Options
 from dsjit.dump import open_dump
 from dsjit.errors import BackendError, CaptureError, DsjitWarning
@@ -27,6 +28,9 @@ from dsjit.trace.outputs import Hole
 from dsjit.trace.recorder import Untraceable
 
 __all__ = ["EagerVerdict", "Jitted", "Variant"]
+
+RETRIES: Final = 2
+"""How often a call that did something which the next one may not do again (it logged) is traced anew."""
 
 
 @dataclass(slots=True, eq=False)
@@ -63,6 +67,7 @@ class Jitted:
         self._verdicts: list[EagerVerdict] = []
         self._lock = threading.RLock()
         self._warned: set[str] = set()
+        self._retries = 0
         self.counters: Counters = session.registry.register(name)
 
     def __repr__(self) -> str:
@@ -142,9 +147,8 @@ class Jitted:
         try:
             self._compile(captured, timer)
         except BackendError as error:
-            self._verdicts.append(
-                EagerVerdict(captured.guard, (Untraceable(f"code generation failed: {error}", captured.graph.nodes[0].source),))
-            )
+            problem = Untraceable(f"code generation failed: {error}", captured.graph.nodes[0].source)
+            self._verdicts.append(EagerVerdict(captured.guard, (problem,)))
             if self._options.fullgraph:
                 raise
             self._warn(f"{self._name} runs eagerly: code generation failed: {error}", "backend")
@@ -153,7 +157,11 @@ class Jitted:
     def _note_problems(self, captured: Capture) -> None:
         self.counters.calls_eager += 1
         self.counters.eager_reasons[captured.problems[0].reason] += 1
-        self._verdicts.append(EagerVerdict(captured.guard, captured.problems))
+        passing = all(problem.passing for problem in captured.problems)
+        if not passing or self._retries >= RETRIES:
+            self._verdicts.append(EagerVerdict(captured.guard, captured.problems))
+        elif captured.guard is not None:
+            self._retries += 1
         text = self._describe(captured.problems)
         if self._options.fullgraph:
             raise CaptureError(text)
@@ -173,12 +181,18 @@ class Jitted:
         self.counters.ops_in_library += len(compilation.steps) - len(compilation.kernels)
         program: Callable[[Any], list[torch.Tensor] | None] = compilation.program
         if self._options.backend == "eager":
-            graph = compilation.captured
-            program = functools.partial(_run_eagerly, graph)
+            program = functools.partial(_run_eagerly, compilation.captured)
+        elif self._options.backend == "interpreter":
+            program = InterpretedProgram(compilation.optimized, compilation.steps, compilation.plan.views)
         finish = _finisher(captured)
         self._variants.insert(0, Variant(captured.guard, program, finish, compilation))
 
     # -- for explain and tests -----------------------------------------------------------------------------------
+
+    @property
+    def target(self) -> Callable[..., Any]:
+        """The original callable."""
+        return self._target
 
     @property
     def variants(self) -> tuple[Variant, ...]:
@@ -195,6 +209,7 @@ class Jitted:
         self._variants = []
         self._verdicts = []
         self._warned = set()
+        self._retries = 0
 
 
 @contextmanager

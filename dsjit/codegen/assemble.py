@@ -51,6 +51,8 @@ def choose_steps(units: Sequence[FusedKernel | LibraryUnit], views: Views) -> tu
 def _takes_out(node: Node) -> bool:
     if not isinstance(node.op, OpOverload) or len(node.outputs) != 1 or node.effect or node.output.type.numel == 0:
         return False
+    if _is_dynamic(node):  # `out=` would be resized, away from the buffer
+        return False
     return out_variant(node.op) is not None and _is_dense(node.output)
 
 
@@ -290,9 +292,9 @@ class _Assembler:
         tensor = self._base_tensor(base)
         if value.type == base.type and offset == 0:
             return tensor
-        if offset == 0 and len(value.type.shape) == 2 and len(base.type.shape) == 2:
-            if value.type.strides == base.type.strides[::-1] and value.type.shape == base.type.shape[::-1]:
-                return f"{tensor}.t()"
+        transposed = (value.type.shape[::-1], value.type.strides[::-1]) == (base.type.shape, base.type.strides)
+        if offset == 0 and len(value.type.shape) == 2 and transposed:
+            return f"{tensor}.t()"
         self.names["strided_view"] = strided_view
         shape, strides = self._bind("s", value.type.shape), self._bind("s", value.type.strides)
         return f"strided_view({tensor}, {shape}, {strides}, {offset})"
@@ -410,6 +412,9 @@ def _returns_many(node: Node) -> bool:
 
 
 def _is_dynamic(node: Node) -> bool:
+    """Whether the contents of the operands decide the shape of the result; indexing by integers is static."""
+    if node.op is torch.ops.aten.index.Tensor:
+        return any(value.type.dtype in (torch.bool, torch.uint8) for value in node.args[1] if value is not None)
     return torch.Tag.dynamic_output_shape in getattr(node.op, "tags", ())
 
 

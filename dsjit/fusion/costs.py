@@ -16,9 +16,13 @@ from dsjit.ops.row import Pointwise, Scalar
 __all__ = ["Costs"]
 
 CHEAP: Final[frozenset[str]] = frozenset(
-    ["add", "sub", "mul", "neg", "abs", "fma", "maximum", "minimum", "fmax", "fmin", "copysign", "floor", "ceil", "trunc", "round", "eq", "ne", "lt", "le", "gt", "ge", "select", "signbit", "and", "or", "xor", "not", "shl", "shr"]
-)
-MIDDLING: Final[frozenset[str]] = frozenset({"div", "sqrt", "trunc_div", "floor_div", "trunc_rem", "floor_rem"})
+    (
+        "add", "sub", "mul", "neg", "abs", "fma", "maximum", "minimum", "fmax", "fmin", "copysign", "floor", "ceil",
+        "trunc", "round", "eq", "ne", "lt", "le", "gt", "ge", "select", "signbit", "and", "or", "xor", "not", "shl",
+        "shr",
+    )
+)  # fmt: skip
+MIDDLING: Final[frozenset[str]] = frozenset(("div", "sqrt", "trunc_div", "floor_div", "trunc_rem", "floor_rem"))
 
 
 def scalar_cost(op: str) -> int:

@@ -311,7 +311,8 @@ class _Lowering:
             return self._concat(info, access, names, builder, level, looped)
         wanted = {operand.value: where for operand, where in zip(info.operands, found, strict=True)}
         assert isinstance(info.rule, Pointwise)
-        return evaluate(info.rule, node, builder, lambda value: self._element(*wanted[value], level, looped))
+        name: str = evaluate(info.rule, node, builder, lambda value: self._element(*wanted[value], level, looped))
+        return name
 
     def _concat(
         self, info: NodeInfo, access: Access, names: list[str], builder: _Statements, level: int, looped: bool

@@ -386,8 +386,8 @@ def _reader(group: Group, value: Value, views: Views) -> Node | None:
 def _in_order(units: list[Unit], successors: Mapping[Unit, Mapping[Unit, None]]) -> list[Unit]:
     """Topological order, as near to program order as the dependences allow."""
     pending = dict.fromkeys(units, 0)
-    for following in successors.values():
-        for unit in following:
+    for consumers in successors.values():
+        for unit in consumers:
             pending[unit] += 1
     ready = [(unit.high, unit.number, unit) for unit in units if not pending[unit]]
     heapq.heapify(ready)

@@ -64,7 +64,7 @@ def _is_convolution(node: Node) -> bool:
         and image.dtype in (torch.float32, torch.bfloat16, torch.float16)
         and image.numel > 0
         and weight.shape[2:] != ()
-        and torch.backends.mkldnn.is_available()
+        and torch._C._has_mkldnn
     )
 
 

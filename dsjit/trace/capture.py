@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from dsjit.errors import CaptureError
 from dsjit.ir.graph import Graph, Value
 from dsjit.ops.strided import strided_view
 from dsjit.trace.guards import Guard
@@ -79,9 +81,16 @@ def capture(
     observer = Observer(function, args, kwargs)
     recorder = Recorder(lambda tensor: observer.path_of(tensor) is not None, SourceFinder())
     warned = WarningWatch()
-    with recorder.generator, warned, observer, recorder.escapes, recorder:
+    with ExitStack() as watches:
+        try:
+            for watch in (observer, recorder.generator, warned, recorder.escapes, recorder):
+                watches.enter_context(watch)
+        except CaptureError as error:
+            watches.close()
+            problem = Untraceable(str(error), recorder.sources.current(), passing=True)
+            return Capture(function(*args, **kwargs), (problem,), None)
         result = function(*args, **kwargs)
-    problems = [*recorder.problems, *(Untraceable(p.reason, p.source) for p in observer.problems)]
+    problems = [*recorder.problems, *(Untraceable(p.reason, p.source, p.passing) for p in observer.problems)]
     if not problems:
         try:
             return _finish(result, observer, recorder, tuple(warned.warned), name)

@@ -13,35 +13,37 @@ from typing import Any
 
 import torch
 
+from dsjit.trace.stand_in import StandIn
+
 __all__ = ["GeneratorWatch"]
 
 
-class _StandIn:
+class _StandIn(StandIn):
     """Passes everything on to the real generator; tells the watch about the calls that a Graph must repeat."""
 
     def __init__(self, real: Any, watch: GeneratorWatch) -> None:
-        self._real = real
+        super().__init__(real)
         self._watch = watch
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._real, name)
+        return getattr(self.original, name)
 
     def get_state(self) -> torch.Tensor:
-        state: torch.Tensor = self._real.get_state()
+        state: torch.Tensor = self.original.get_state()
         self._watch.tell("get", state)
         return state
 
     def set_state(self, state: torch.Tensor) -> Any:
         self._watch.tell("set", state)
-        return self._real.set_state(state)
+        return self.original.set_state(state)
 
     def manual_seed(self, seed: int) -> Any:
         self._watch.tell("seed", seed)
-        return self._real.manual_seed(seed)
+        return self.original.manual_seed(seed)
 
     def seed(self) -> int:
         self._watch.tell("random", None)
-        chosen: int = self._real.seed()
+        chosen: int = self.original.seed()
         return chosen
 
 
@@ -57,9 +59,11 @@ class GeneratorWatch:
             self._listen(what, value)
 
     def __enter__(self) -> GeneratorWatch:
-        self._before = torch.random.default_generator
-        torch.random.default_generator = _StandIn(self._before, self)  # type: ignore[assignment]
+        self._before = vars(torch.random)["default_generator"]
+        vars(torch.random)["default_generator"] = _StandIn(self._before, self)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
-        torch.random.default_generator = self._before
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        vars(torch.random)["default_generator"] = self._before

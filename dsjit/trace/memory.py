@@ -108,7 +108,7 @@ class Memory:
         return record.value
 
     def _offset_of(self, tensor: torch.Tensor | None, storage: Storage) -> int:
-        return 0 if tensor is None else tensor.storage_offset() - storage.offset
+        return 0 if tensor is None else int(tensor.storage_offset()) - storage.offset
 
     def _view_of_root(self, storage: Storage, type_: TensorType, offset: int) -> Value:
         root = storage.current
@@ -141,7 +141,9 @@ class Memory:
                 record.version = storage.version
                 self.tensors[id(tensor)] = record
                 return record
-            raise CannotTrace("a tensor of unknown origin is used: it is no argument, attribute, global or closure variable")
+            raise CannotTrace(
+                "a tensor of unknown origin is used: it is no argument, attribute, global or closure variable"
+            )
         if tensor.requires_grad and torch.is_grad_enabled():
             raise CannotTrace("gradients are wanted, and training is not compiled: call it under torch.no_grad()")
         value = self.fresh(tensor_type(tensor))
@@ -150,7 +152,7 @@ class Memory:
             if storage.version:
                 raise CannotTrace("an argument shares memory with another that was written to")
             storage.shared = True
-            fresh = Storage(value, tensor.storage_offset(), tensor, shared=True)
+            fresh = Storage(value, int(tensor.storage_offset()), tensor, shared=True)
             record = TracedTensor(weakref.ref(tensor), fresh, value, 0)
             self.tensors[id(tensor)] = record
             return record
@@ -170,7 +172,7 @@ class Memory:
             raise CannotTrace("quantized, lazily conjugated and lazily negated tensors are not compiled")
 
     def remember_root(self, tensor: torch.Tensor, value: Value, source: torch.Tensor | None = None) -> TracedTensor:
-        storage = Storage(value, tensor.storage_offset(), source)
+        storage = Storage(value, int(tensor.storage_offset()), source)
         if tensor.layout is torch.strided:
             self.storages[tensor.untyped_storage()._cdata] = storage
         record = TracedTensor(weakref.ref(tensor), storage, value, 0)

@@ -11,7 +11,7 @@ import types
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 
@@ -172,13 +172,14 @@ def _build_born(template: Born, tensors: Sequence[torch.Tensor], existing: Seque
     value = cls.__new__(cls)
     made[template.label] = value
     if issubclass(cls, list):
-        list.extend(value, [_build(item, tensors, existing, made) for item in template.items])
+        list.extend(cast(list[Any], value), [_build(item, tensors, existing, made) for item in template.items])
     elif issubclass(cls, set):
-        set.update(value, [_build(item, tensors, existing, made) for item in template.items])
+        set.update(cast(set[Any], value), [_build(item, tensors, existing, made) for item in template.items])
     elif issubclass(cls, dict):
         put = OrderedDict.__setitem__ if issubclass(cls, OrderedDict) else dict.__setitem__
         for key, item in template.pairs:
-            put(value, _build(key, tensors, existing, made), _build(item, tensors, existing, made))
+            made_key = _build(key, tensors, existing, made)
+            put(cast(dict[Any, Any], value), made_key, _build(item, tensors, existing, made))
         if hasattr(cls, "default_factory"):
             raise TemplateError("a defaultdict is returned")
     for name, item in template.state:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,13 +33,14 @@ aten = torch.ops.aten
 
 @dataclass(frozen=True, slots=True)
 class Untraceable:
-    """Why the run cannot become a static Graph, and where."""
+    """Why the run cannot become a static Graph, and where. `passing`: an equal call later may be traceable."""
 
     reason: str
     source: Source
+    passing: bool = False
 
 
-class Recorder(TorchDispatchMode):
+class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A dispatch mode that executes every op for real and appends it to `nodes`.
 
     is_known: whether an outside tensor can be found again by a path from the function's roots.
@@ -48,7 +49,7 @@ class Recorder(TorchDispatchMode):
     """
 
     def __init__(self, is_known: Callable[[torch.Tensor], bool], sources: SourceFinder) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.sources = sources
         self.memory = Memory(is_known, sources)
         self.constants: dict[Value, torch.Tensor] = {}
@@ -104,7 +105,8 @@ class Recorder(TorchDispatchMode):
             self.memory.remember_root(value, state)
         elif what == "set":
             try:
-                self.memory.nodes.append(Node(set_generator_state, (self.memory.read(value),), {}, (), source, effect=True))
+                state = self.memory.read(value)
+                self.memory.nodes.append(Node(set_generator_state, (state,), {}, (), source, effect=True))
             except CannotTrace as stop:
                 self.problems.append(Untraceable(stop.reason, source))
         else:
@@ -158,8 +160,7 @@ class Recorder(TorchDispatchMode):
     ) -> None:
         facts = traits(func)
         if facts.metadata:
-            pure = functional_variant(func)
-            if pure is not None and traits(pure).aliases and self._reshape_in_place(pure, args[0], read_args, read_kwargs, source):
+            if self._reshape_in_place(func, args[0], read_args, read_kwargs, source):
                 return
             raise CannotTrace(f"{func} changes the shape or storage of a tensor in place")
         if func is aten._local_scalar_dense.default:
@@ -198,13 +199,14 @@ class Recorder(TorchDispatchMode):
                 self.memory.remember_root(t, value)
 
     def _reshape_in_place(
-        self, pure: Any, tensor: torch.Tensor, args: tuple[Arg, ...], kwargs: dict[str, Arg], source: Source
+        self, func: Any, tensor: torch.Tensor, args: tuple[Arg, ...], kwargs: dict[str, Arg], source: Source
     ) -> bool:
         """`transpose_` and its like: the object becomes another view of its memory. Not for the caller's tensors."""
+        pure = functional_variant(func)
         record = self.memory.lookup(tensor)
-        if record is None or record.storage.input is not None:
+        if pure is None or not traits(pure).aliases or record is None or record.storage.input is not None:
             return False
-        before = TracedTensor(record.reference, record.storage, record.value, record.version, record.parent, record.view)
+        before = replace(record)
         value = self.memory.fresh(tensor_type(tensor))
         self.memory.nodes.append(Node(pure, args, kwargs, (value,), source))
         record.value, record.parent, record.view = value, before, (pure, args[1:], kwargs, 0)
@@ -327,7 +329,7 @@ def _is_training(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bo
 def _functional_dtype(op: Any, args: tuple[Arg, ...], kwargs: dict[str, Arg], own: torch.dtype) -> torch.dtype:
     """The result dtype of the functional form of an in-place op: its own dtype, unless another operand is wider."""
     others = [arg.type.dtype for arg in args if isinstance(arg, Value)]
-    if all(dtype is own for dtype in others):
+    if all(dtype in (own, torch.bool) for dtype in others):  # a mask never widens
         return own
     meta_args = [
         torch.empty(a.type.shape, dtype=a.type.dtype, device="meta") if isinstance(a, Value) else a for a in args

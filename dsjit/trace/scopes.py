@@ -18,6 +18,7 @@ from dsjit.trace.library import code_names, global_names, is_library_code, is_li
 from dsjit.trace.notes import Node, Notes
 from dsjit.trace.patching import PATCHED_NAMES, PATCHES, Patch, patches_for
 from dsjit.trace.paths import ABSENT, Attribute, Item, Lookup
+from dsjit.trace.stand_in import behind
 
 __all__ = ["Scopes"]
 
@@ -138,7 +139,7 @@ class Scopes:
         node = self.notes.root_node(module, module.__name__)
         library = is_library_module(module)
         for name in found:
-            value = entries[name]
+            value = behind(entries[name])
             if library and not isinstance(value, types.ModuleType | type):
                 self.notes.note_shallow(node, Attribute(name), value)
             else:

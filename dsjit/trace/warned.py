@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any
 
+from dsjit.trace.stand_in import StandIn
+
 __all__ = ["Warned", "WarningWatch"]
 
 
@@ -33,6 +35,23 @@ class Warned:
         warnings.warn_explicit(self.message, self.category, self.file, self.line, module, registry)
 
 
+class _StandIn(StandIn):
+    """In place of `warnings.warn`."""
+
+    def __init__(self, original: Any, watch: WarningWatch) -> None:
+        super().__init__(original)
+        self._watch = watch
+
+    def __call__(self, message: Any, category: Any = None, stacklevel: int = 1, *args: Any, **kwargs: Any) -> None:
+        if not self._watch.is_own_thread() or args or kwargs:
+            self.original(message, category, stacklevel + 1, *args, **kwargs)
+            return
+        chosen = type(message) if isinstance(message, Warning) else (category or UserWarning)
+        found = Warned(message, chosen, *_place(sys._getframe(1), stacklevel))
+        self._watch.warned.append(found)
+        found.again()
+
+
 class WarningWatch:
     """While it is active, `warnings.warn` on this thread also appends to `warned`."""
 
@@ -40,19 +59,13 @@ class WarningWatch:
         self.warned: list[Warned] = []
         self._thread = threading.get_ident()
 
+    def is_own_thread(self) -> bool:
+        """Whether the caller is the traced code."""
+        return threading.get_ident() == self._thread
+
     def __enter__(self) -> WarningWatch:
-        self._before = before = warnings.warn
-
-        def warn(message: Any, category: Any = None, stacklevel: int = 1, *args: Any, **kwargs: Any) -> None:
-            if threading.get_ident() != self._thread or args or kwargs:
-                before(message, category, stacklevel + 1, *args, **kwargs)
-                return
-            chosen = type(message) if isinstance(message, Warning) else (category or UserWarning)
-            found = Warned(message, chosen, *_place(sys._getframe(1), stacklevel))
-            self.warned.append(found)
-            found.again()
-
-        warnings.warn = warn  # type: ignore[assignment]
+        self._before = warnings.warn
+        warnings.warn = _StandIn(self._before, self)  # type: ignore[assignment]
         return self
 
     def __exit__(

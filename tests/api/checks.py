@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -39,16 +40,15 @@ def assert_same(found: Any, expected: Any, exact: bool = False) -> None:
     assert tree == wanted_tree
     for a, b in zip(leaves, wanted, strict=True):
         assert type(a) is type(b)
+        if dataclasses.is_dataclass(b):
+            assert_same(vars(a), vars(b), exact)
+            continue
         if not isinstance(b, torch.Tensor):
             assert a == b
             continue
         strides_matter = b.numel() > 1
-        if exact:
-            torch.testing.assert_close(
-                a, b, rtol=0, atol=0, equal_nan=True, check_stride=strides_matter
-            )
-        else:
-            torch.testing.assert_close(a, b, equal_nan=True, check_stride=strides_matter)
+        tolerance = {"rtol": 0.0, "atol": 0.0} if exact else {}
+        torch.testing.assert_close(a, b, equal_nan=True, check_stride=strides_matter, **tolerance)
 
 
 def check(function: Callable[..., Any], *args: Any, exact: bool = False, calls: int = 2, **kwargs: Any) -> Any:

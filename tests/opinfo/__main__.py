@@ -1,4 +1,7 @@
-"""The full run: `python -m tests.opinfo [--samples N] [--only NAME ...]`. Prints a summary; exits 1 on any difference."""
+"""The full run: `python -m tests.opinfo [--samples N] [--only NAME ...]`.
+
+Prints a summary; exits 1 on any difference.
+"""
 
 from __future__ import annotations
 

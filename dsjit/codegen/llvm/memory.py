@@ -106,6 +106,10 @@ def store_lanes(
     stored = _to_memory(b, dtype, value)
     if step == 1 and mask is None:
         b.emit(f"store {stored}, {pointer}, align {dtype.itemsize}")
+    elif step == 1 and mask is not None and mask.active == 1:
+        # LLVM 22 turns a masked store of one narrow lane, truncated from i32, into a store of the whole i32.
+        first = b.assign(type_, f"extractelement {stored}, i32 0")
+        b.emit(f"store {first}, {pointer}, align {dtype.itemsize}")
     elif step == 1 and mask is not None:
         _masked_store(b, dtype, stored, pointer, mask.operand)
     elif step == -1:

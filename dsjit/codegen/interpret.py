@@ -1,0 +1,65 @@
+"""Runs the steps of a Graph with the Kernel interpreter in place of machine code: slow, and the definition."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from dsjit.codegen.interpreter import run_kernel
+from dsjit.codegen.placement import Step
+from dsjit.fusion.lower import FusedKernel
+from dsjit.fusion.views import Views, view_source
+from dsjit.ir.graph import Graph, Value
+from dsjit.passes.reference import evaluate_node, same_bits
+
+__all__ = ["InterpretedProgram"]
+
+
+@dataclass(frozen=True, slots=True)
+class InterpretedProgram:
+    """Called as a `Program`: with the input tensors; returns the outputs, or None when a Check failed."""
+
+    graph: Graph
+    steps: Sequence[Step]
+    views: Views
+
+    def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
+        known: dict[Value, torch.Tensor] = dict(zip(self.graph.inputs, inputs, strict=True))
+        known.update(self.graph.constants)
+        for step in self.steps:
+            if isinstance(step.work, FusedKernel):
+                self._kernel(step.work, known)
+            else:
+                node = step.work.node
+                for value in node.inputs():
+                    self._look(value, known)
+                known.update(zip(node.outputs, evaluate_node(node, known), strict=True))
+        for check in self.graph.checks:
+            if not same_bits(self._look(check.value, known), check.expected):
+                return None
+        outputs = [self._look(value, known).clone(memory_format=torch.preserve_format) for value in self.graph.outputs]
+        written = [(known[write.target], self._look(write.value, known).clone()) for write in self.graph.writes]
+        for target, content in written:
+            target.copy_(content)
+        return outputs
+
+    def _look(self, value: Value, known: dict[Value, torch.Tensor]) -> torch.Tensor:
+        """The tensor of `value`, made through its views if it is one."""
+        if value not in known:
+            node = self.views.producers[value]
+            self._look(view_source(node), known)
+            known.update(zip(node.outputs, evaluate_node(node, known), strict=True))
+        return known[value]
+
+    def _kernel(self, fused: FusedKernel, known: dict[Value, torch.Tensor]) -> None:
+        buffers: dict[str, torch.Tensor] = {}
+        for value, param in zip(fused.values, fused.kernel.params, strict=True):
+            type_ = value.type
+            if param.access != "read":
+                known[value] = torch.empty_strided(type_.shape, type_.strides, dtype=type_.dtype)
+            tensor = self._look(value, known)
+            span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+            buffers[param.name] = tensor.as_strided((span,), (1,))
+        run_kernel(fused.kernel, buffers)
