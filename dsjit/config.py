@@ -65,8 +65,7 @@ OPTION_ROWS: Final[tuple[OptionRow, ...]] = (
         "dynamic",
         "None, True or False",
         _is_bool_or_none,
-        "None: compile for the exact sizes first, and treat a size that changes as symbolic from the second compile "
-        "on. True: symbolic sizes from the first compile. False: one program per set of sizes.",
+        "Whether sizes may be symbolic. Reserved: every program is compiled for exact sizes, whatever is given.",
     ),
     OptionRow(
         "fullgraph",
@@ -79,7 +78,7 @@ OPTION_ROWS: Final[tuple[OptionRow, ...]] = (
         '"eager" or "fast"',
         _one_of("eager", "fast"),
         '"eager": round where eager rounds, no contraction, no fast-math, eager\'s random stream. '
-        '"fast": allow contraction, reassociation and keeping intermediate values in higher precision.',
+        '"fast": reserved for leave to deviate; for now it means the same.',
     ),
     OptionRow(
         "backend",
@@ -140,7 +139,7 @@ class Options:
 
 DEBUG_LEVELS: Final[tuple[str, ...]] = (
     "nothing",
-    "a line per trace and per compile: what was compiled, how long it took, why a call ran eagerly",
+    "a line per compile: what was compiled and how long each stage took",
     "the Graph after capture and after the passes, too",
     "every Kernel and every reason against a fusion, too",
     "the LLVM IR of every Kernel, too",

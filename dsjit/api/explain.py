@@ -94,8 +94,10 @@ class Explanation:
             f"memory traffic {_size(self.bytes_before)} -> {_size(self.bytes_after)}; intermediate buffers "
             f"{_size(self.intermediate_bytes)} in an arena of {_size(self.arena_bytes)}"
         )
-        console.print(self._kernel_table())
-        console.print(self._library_table())
+        if self.kernels:
+            console.print(self._kernel_table())
+        if self.library_calls:
+            console.print(self._library_table())
         if self.reasons:
             console.print("not fused:")
             for reason in self.reasons:
@@ -103,7 +105,7 @@ class Explanation:
         console.print(f"{len(self.guards)} guards")
 
     def _kernel_table(self) -> Table:
-        table = Table(title=f"{len(self.kernels)} generated kernels", title_justify="left")
+        table = Table(title=_count(len(self.kernels), "generated kernel"), title_justify="left")
         for heading in ("kernel", "ops", "lines", "reads", "writes"):
             table.add_column(heading, overflow="fold")
         for kernel in self.kernels:
@@ -114,7 +116,7 @@ class Explanation:
         return table
 
     def _library_table(self) -> Table:
-        table = Table(title=f"{len(self.library_calls)} library calls", title_justify="left")
+        table = Table(title=_count(len(self.library_calls), "library call"), title_justify="left")
         for heading in ("op", "line", "native", "reads", "writes"):
             table.add_column(heading, overflow="fold")
         for call in self.library_calls:
@@ -143,9 +145,10 @@ def explain(function: Callable[..., Any]) -> Callable[..., Explanation]:
         for variant in jitted.variants:
             if variant.guard.check(bound, kwargs) is not None:
                 guards = tuple(str(line) for line in variant.guard.describe())
-                return _report(repr(jitted), variant.compilation, guards)
-        reasons = tuple(f"{p.reason} (at {p.source})" for verdict in jitted.verdicts for p in verdict.problems)
-        return Explanation(repr(jitted), reasons or ("no program fits this call",), 0)
+                return _report(jitted.name, variant.compilation, guards)
+        found = (f"{p.reason} (at {p.source})" for verdict in jitted.verdicts for p in verdict.problems)
+        reasons = tuple(dict.fromkeys(found))
+        return Explanation(jitted.name, reasons or ("no program fits this call",), 0)
 
     return explained
 
@@ -233,6 +236,10 @@ def node_traffic(node: Node) -> tuple[int, int]:
 
 def _graph_traffic(graph: Graph) -> int:
     return sum(sum(node_traffic(node)) for node in graph.nodes if not is_view(node))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _size(count: int) -> str:

@@ -21,11 +21,13 @@ from dsjit.codegen.interpret import InterpretedProgram
 from dsjit.config import Options
 from dsjit.dump import open_dump
 from dsjit.errors import BackendError, CaptureError, DsjitWarning
+from dsjit.ir.graph import UNKNOWN_SOURCE, Source
 from dsjit.passes.reference import run_reference
 from dsjit.trace.capture import Capture, capture
 from dsjit.trace.guards import Guard
 from dsjit.trace.outputs import Hole
 from dsjit.trace.recorder import Untraceable
+from dsjit.trace.source import SourceFinder
 
 __all__ = ["EagerVerdict", "Jitted", "Variant"]
 
@@ -121,7 +123,7 @@ class Jitted:
 
     def _describe(self, problems: tuple[Untraceable, ...]) -> str:
         first = problems[0]
-        return f"{self._name} cannot be captured as one graph: {first.reason} (at {first.source})"
+        return f"{self._name} cannot be captured as one graph: {first.reason} (at {_known(first.source)})"
 
     def _over_limit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         changed = self._variants[-1].guard.why_not(args, kwargs) if self._variants else None
@@ -130,15 +132,17 @@ class Jitted:
         self._warn(f"{self._name} runs eagerly from now on when no program fits: {reason}{detail}", "limit")
         return self._eagerly(reason, args, kwargs)
 
-    def _warn(self, text: str, key: str) -> None:
+    def _warn(self, text: str, key: str, source: Source = UNKNOWN_SOURCE) -> None:
+        """Warn once about `key`, at the user's line `source`, or at the line of theirs that made the call."""
         if key not in self._warned:
             self._warned.add(key)
-            warnings.warn(text, DsjitWarning, stacklevel=5)
+            where = _known(source)
+            warnings.warn_explicit(text, DsjitWarning, where.file, where.line)
 
     def _trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         timer = StageTimer()
         self.counters.traces += 1
-        with timer.stage("trace"), self._session.tracing():
+        with timer.stage("trace"), self._session.tracing(), _no_collection():
             captured = capture(self._target, args, kwargs, self._name)
         if captured.graph is None:
             self._note_problems(captured)
@@ -159,13 +163,16 @@ class Jitted:
         self.counters.eager_reasons[captured.problems[0].reason] += 1
         passing = all(problem.passing for problem in captured.problems)
         if not passing or self._retries >= RETRIES:
-            self._verdicts.append(EagerVerdict(captured.guard, captured.problems))
+            reason = captured.problems[0].reason
+            again = sum(verdict.problems[0].reason == reason for verdict in self._verdicts) >= RETRIES
+            # What keeps a call from being captured, however its guard varies, will keep the next one from it too.
+            self._verdicts.append(EagerVerdict(None if again else captured.guard, captured.problems))
         elif captured.guard is not None:
             self._retries += 1
         text = self._describe(captured.problems)
         if self._options.fullgraph:
             raise CaptureError(text)
-        self._warn(f"{text}; it runs eagerly", text)
+        self._warn(f"{text}; it runs eagerly", text, captured.problems[0].source)
 
     def _compile(self, captured: Capture, timer: StageTimer) -> None:
         assert captured.graph is not None and captured.guard is not None and captured.builder is not None
@@ -186,6 +193,11 @@ class Jitted:
             program = InterpretedProgram(compilation.optimized, compilation.steps, compilation.plan.views)
         finish = _finisher(captured)
         self._variants.insert(0, Variant(captured.guard, program, finish, compilation))
+
+    @property
+    def name(self) -> str:
+        """How messages and counters call it."""
+        return self._name
 
     # -- for explain and tests -----------------------------------------------------------------------------------
 
@@ -212,9 +224,15 @@ class Jitted:
         self._retries = 0
 
 
+def _known(source: Source) -> Source:
+    """`source`, or the user's line that is running when it is unknown."""
+    return SourceFinder().current(2) if source is UNKNOWN_SOURCE else source
+
+
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Compiling makes many small objects that all live on: looking for cycles among them costs a third of the time."""
+    """Tracing and compiling make many small objects that all live on: looking for cycles among them costs a third of
+    the time, and would run finalizers and callbacks that are no part of the traced code."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -95,13 +95,18 @@ def place_values(graph: Graph, steps: Sequence[Step], views: Views, aliases: Map
             continue
         taken: set[Value] = set()
         for value in step.writes:
-            if value in returned:
-                places[value] = Place(Home.OUTPUT, len(placement.outputs))
-                placement.outputs.append(value)
-                continue
             source = None
             if isinstance(step.work, FusedKernel):
                 source = _reusable(step.work, value, number, last, places, taken, returned)
+            if value in returned:
+                places[value] = Place(Home.OUTPUT, len(placement.outputs))
+                placement.outputs.append(value)
+                if source is not None and _alone(source, lifetimes):
+                    # The operand is made in the memory of the result, which then replaces it in place.
+                    taken.add(source)
+                    lifetimes = [life for life in lifetimes if life.key is not source]
+                    places[source] = places[value]
+                continue
             if source is not None:
                 taken.add(source)
                 if places[source].home is Home.LIBRARY:
@@ -144,6 +149,12 @@ def _span_bytes(value: Value) -> int:
         return 0
     reach = sum((size - 1) * stride for size, stride in zip(type_.shape, type_.strides, strict=True))
     return (reach + 1) * type_.dtype.itemsize
+
+
+def _alone(value: Value, lifetimes: Sequence[Lifetime[Value]]) -> bool:
+    """Whether `value` has a buffer in the arena that it neither took over nor handed on."""
+    own = [life for life in lifetimes if life.key is value]
+    return len(own) == 1 and own[0].shares is None and not any(life.shares is value for life in lifetimes)
 
 
 def _reusable(

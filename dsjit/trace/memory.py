@@ -160,12 +160,7 @@ class Memory:
 
     def _require_plain(self, tensor: torch.Tensor) -> None:
         if type(tensor) is not torch.Tensor and type(tensor) is not torch.nn.Parameter:
-            plain = isinstance(tensor, torch.nn.Parameter | torch.nn.Buffer) or type(tensor).__torch_dispatch__ in (
-                torch._C._disabled_torch_dispatch_impl,
-                torch.Tensor.__torch_dispatch__,
-            )
-            if not plain:
-                raise CannotTrace(f"tensor subclasses such as {type(tensor).__name__} are not compiled")
+            raise CannotTrace(f"tensor subclasses such as {type(tensor).__name__} are not compiled")
         if tensor.layout is not torch.strided:
             raise CannotTrace(f"tensors of layout {tensor.layout} are not compiled")
         if tensor.is_quantized or tensor.is_neg() or tensor.is_conj():

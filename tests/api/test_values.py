@@ -224,7 +224,7 @@ def test_the_random_stream_is_eagers(kind: str) -> None:
     ids=["shapes", "view", "dimension", "user's own", "index out of range", "arguments"],
 )
 def test_errors_are_eagers(function: Any, args: tuple[Any, ...]) -> None:
-    with pytest.raises(Exception) as expected:  # noqa: B017
+    with pytest.raises(Exception) as expected:
         function(*args)
     jitted = dsjit.jit(function)
     for _ in range(3):

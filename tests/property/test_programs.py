@@ -1,0 +1,72 @@
+"""Whole random programs: eager, the compiled call and the Kernel interpreter give the same answer."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import dsjit
+from tests.api.checks import call_compiled
+from tests.property.programs import EXACT, ROUNDED, UNARY, VIEWS, Program, inputs, programs
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
+TOLERANCE = {
+    torch.float64: 1e-5,  # inputs that were rounded to float32 on the way
+    torch.float32: 1e-5,
+    torch.float16: 4e-3,
+    torch.bfloat16: 3e-2,
+}
+"""Of an ulp or two of error in a transcendental, carried through a few more ops."""
+
+
+def agree(program: Program, arguments: list[torch.Tensor], exact: bool) -> None:
+    expected = program(*arguments)
+    for backend in ("llvm", "interpreter"):
+        jitted = dsjit.jit(program, fullgraph=True, backend=backend)
+        compare(jitted(*arguments), expected, exact=True)
+        compare(call_compiled(jitted, *arguments), expected, exact)
+
+
+def compare(found: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...], exact: bool) -> None:
+    for a, b in zip(found, expected, strict=True):
+        tolerance = 0.0 if exact else TOLERANCE.get(b.dtype, 0.0)
+        torch.testing.assert_close(
+            a, b, rtol=tolerance, atol=tolerance, equal_nan=True, check_stride=b.numel() > 1
+        )
+        if exact and b.is_floating_point():
+            ordered = ~b.isnan()
+            assert torch.equal(a.signbit()[ordered], b.signbit()[ordered])
+
+
+@given(programs([*EXACT, *UNARY, *VIEWS]), inputs())
+def test_arithmetic_selection_casts_and_data_movement_are_bitwise_eagers(
+    program: Program, arguments: list[torch.Tensor]
+) -> None:
+    agree(program, arguments, exact=True)
+
+
+SMOOTH = [name for name in (*EXACT, *UNARY, *VIEWS) if name in ("add", "mul", "where", "cat", "double", "abs", "clamp")]
+
+
+@given(programs([*ROUNDED, *SMOOTH, *VIEWS]), inputs())
+def test_transcendentals_and_reductions_are_within_tolerance(program: Program, arguments: list[torch.Tensor]) -> None:
+    agree(program, arguments, exact=False)
+
+
+@given(inputs(), st.data())
+def test_programs_on_new_memory_of_the_same_layout_need_no_new_compile(
+    arguments: list[torch.Tensor], data: st.DataObject
+) -> None:
+    program = data.draw(programs(["add", "mul", "t", "tail", "cat"]))
+    jitted = dsjit.jit(program, fullgraph=True)
+    jitted(*arguments)
+    others = [torch.empty_strided(t.shape, t.stride(), dtype=t.dtype).copy_(t.flip(-1)) if is_dense(t) else t
+              for t in arguments]  # fmt: skip
+    compare(call_compiled(jitted, *others), program(*others), exact=True)
+
+
+def is_dense(tensor: torch.Tensor) -> bool:
+    return 0 not in tensor.stride()

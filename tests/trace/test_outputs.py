@@ -1,0 +1,84 @@
+"""Results are taken apart into a template with holes, and built anew from other tensors."""
+
+from __future__ import annotations
+
+from collections import defaultdict, namedtuple
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from dsjit.trace.outputs import TemplateError, make_template
+
+A, B = torch.zeros(2), torch.ones(3)
+Pair = namedtuple("Pair", ["left", "right"])
+
+
+@dataclass(slots=True)
+class Slotted:
+    x: torch.Tensor
+    name: str
+
+
+class Plain:
+    def __init__(self, x: Any) -> None:
+        self.x = x
+
+
+def rebuilt(result: Any, *tensors: torch.Tensor) -> Any:
+    builder = make_template(result, lambda obj: False)
+    return builder.build(tensors, [])
+
+
+@pytest.mark.parametrize("result", [[A, B], (A, B), Pair(A, B), {"a": A, "b": B}], ids=lambda r: type(r).__name__)
+def test_containers_keep_their_type_and_take_the_new_tensors(result: Any) -> None:
+    new = rebuilt(result, B, A)
+    assert type(new) is type(result)
+    items = list(new.values()) if isinstance(new, dict) else list(new)
+    assert items[0] is B and items[1] is A
+
+
+def test_objects_keep_class_and_attributes() -> None:
+    slotted = rebuilt(Slotted(A, "n"), B)
+    assert type(slotted) is Slotted and slotted.x is B and slotted.name == "n"
+    plain = rebuilt(Plain(Plain(A)), B)
+    assert type(plain.x) is Plain and plain.x.x is B
+
+
+def test_what_was_shared_or_refers_to_itself_does_so_again() -> None:
+    shared = [A]
+    first, second = rebuilt((shared, shared), B)
+    assert first is second and first[0] is B
+    loop: list[Any] = [A]
+    loop.append(loop)
+    new = rebuilt(loop, B)
+    assert new[1] is new and new[0] is B
+
+
+def test_one_tensor_fills_one_hole_however_often_it_appears() -> None:
+    builder = make_template([A, {"again": A}], lambda obj: False)
+    assert len(builder.tensors) == 1 and builder.tensors[0] is A
+
+
+def test_objects_from_before_the_run_are_fetched_and_not_copied() -> None:
+    old = {"x": 1}
+    builder = make_template((old, A), lambda obj: obj is old)
+    other = {"x": 2}
+    assert builder.build([B], [other])[0] is other
+
+
+@pytest.mark.parametrize("result", [iter([1]), (n for n in "ab"), memoryview(b"x")], ids=lambda r: type(r).__name__)
+def test_what_cannot_be_built_anew_is_refused(result: Any) -> None:
+    with pytest.raises(TemplateError, match="cannot be built anew"):
+        make_template(result, lambda obj: False)
+
+
+def test_a_dict_with_a_factory_is_refused_or_built_as_one() -> None:
+    table: Any = defaultdict(list)
+    table["a"] = A
+    try:
+        new = rebuilt(table, B)
+    except TemplateError:
+        return
+    assert type(new) is defaultdict and new["missing"] == []

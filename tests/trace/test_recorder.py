@@ -1,0 +1,104 @@
+"""One real run becomes a functional Graph: what is an input, a write, a check; and where each node comes from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from dsjit.ir.verify_graph import verify_graph
+from dsjit.passes.reference import run_reference
+from dsjit.trace.capture import Capture, capture
+
+
+def captured(function: Any, *args: Any) -> Capture:
+    found = capture(function, args, {}, "f")
+    if found.graph is not None:
+        verify_graph(found.graph)
+    return found
+
+
+def ops(found: Capture) -> list[str]:
+    assert found.graph is not None
+    return [str(node.op) for node in found.graph.nodes]
+
+
+def test_the_traced_run_is_the_real_run() -> None:
+    x, seen = torch.ones(3), []
+    found = captured(lambda t: seen.append(1) or t.add_(1), x)  # type: ignore[func-returns-value]
+    assert found.result is x and seen == [1]
+    assert torch.equal(x, torch.full((3,), 2.0))
+
+
+def test_writes_become_values_and_are_done_at_the_end() -> None:
+    def f(x: torch.Tensor) -> torch.Tensor:
+        x.mul_(2)
+        x[0] = 7
+        return x + 1
+
+    x = torch.arange(3.0)
+    graph = captured(f, x.clone()).graph
+    assert graph is not None
+    assert len(graph.inputs) == len(graph.writes) == 1
+    assert not any(node.mutates for node in graph.nodes)
+    mine, theirs = x.clone(), x.clone()
+    (out,) = run_reference(graph, [mine])
+    assert torch.equal(out, f(theirs)) and torch.equal(mine, theirs)
+
+
+def test_a_write_through_a_view_reaches_the_other_views() -> None:
+    def f(x: torch.Tensor) -> torch.Tensor:
+        y = x + 1
+        whole, row = y.view(-1), y[1]
+        whole[4] = 9
+        row += 1
+        return y.t() * whole.sum()
+
+    x = torch.arange(6.0).view(2, 3)
+    found = captured(f, x)
+    assert found.graph is not None and not found.graph.writes
+    assert torch.equal(run_reference(found.graph, [x])[0], f(x))
+
+
+def test_every_node_names_the_users_line() -> None:
+    def f(x: torch.Tensor) -> torch.Tensor:
+        y = torch.nn.functional.gelu(x)
+        return y.softmax(-1)
+
+    graph = captured(f, torch.ones(2, 2)).graph
+    assert graph is not None
+    first = f.__code__.co_firstlineno
+    assert [node.source.line for node in graph.nodes] == [first + 1, first + 2]
+    assert {node.source.file for node in graph.nodes} == {__file__}
+
+
+def test_content_seen_by_python_becomes_a_check() -> None:
+    graph = captured(lambda x: x * x.sum().item(), torch.ones(3)).graph
+    assert graph is not None
+    (check,) = graph.checks
+    assert torch.equal(check.expected, torch.tensor(3.0))
+
+
+def test_tensors_made_of_numbers_are_constants() -> None:
+    graph = captured(lambda x: x + torch.tensor([1.0, 2.0]), torch.ones(2)).graph
+    assert graph is not None
+    assert [c.tolist() for c in graph.constants.values()] == [[1.0, 2.0]]
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda x: x.numpy(), "numpy"),
+        (lambda x: x.data_ptr(), "address"),
+        (lambda x: x.untyped_storage(), "storage"),
+        (lambda x: x.to_sparse(), "sparse"),
+        (lambda x: torch.randn(2, generator=torch.Generator()), "torch.Generator"),
+        (lambda x: x.requires_grad_(), "requires_grad"),
+    ],
+)
+def test_what_leaves_the_world_of_tensors_is_a_problem_with_its_reason(function: Any, reason: str) -> None:
+    found = captured(function, torch.ones(2))
+    assert found.graph is None
+    assert reason in found.problems[0].reason
+    assert found.problems[0].source.file == __file__
