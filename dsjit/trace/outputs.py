@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import types
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
@@ -140,6 +140,8 @@ class _Maker:
 
 def _attributes(obj: Any) -> list[tuple[str, Any]]:
     found = list(getattr(obj, "__dict__", {}).items())
+    if isinstance(obj, defaultdict):
+        found.append(("default_factory", obj.default_factory))
     for cls in type(obj).__mro__:
         slots = cls.__dict__.get("__slots__", ())
         for name in (slots,) if isinstance(slots, str) else slots:
@@ -180,8 +182,6 @@ def _build_born(template: Born, tensors: Sequence[torch.Tensor], existing: Seque
         for key, item in template.pairs:
             made_key = _build(key, tensors, existing, made)
             put(cast(dict[Any, Any], value), made_key, _build(item, tensors, existing, made))
-        if hasattr(cls, "default_factory"):
-            raise TemplateError("a defaultdict is returned")
     for name, item in template.state:
         object.__setattr__(value, name, _build(item, tensors, existing, made))
     return value

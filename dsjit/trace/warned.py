@@ -65,7 +65,7 @@ class WarningWatch:
 
     def __enter__(self) -> WarningWatch:
         self._before = warnings.warn
-        warnings.warn = _StandIn(self._before, self)  # type: ignore[assignment]
+        warnings.warn = _StandIn(self._before, self)
         return self
 
     def __exit__(

@@ -60,7 +60,9 @@ class Net(nn.Module):
 
 
 def test_bare_with_options_and_as_a_call_are_the_same() -> None:
-    for jitted in (dsjit.jit(double), dsjit.jit()(double), dsjit.jit(fullgraph=True)(double), dsjit.jit(double, dynamic=False)):
+    parameterised = dsjit.jit(fullgraph=True)(double)
+    forms = (dsjit.jit(double), dsjit.jit()(double), parameterised, dsjit.jit(double, dynamic=False))
+    for jitted in forms:
         jitted(X)
         assert_same(call_compiled(jitted, X), double(X))
 
@@ -176,7 +178,7 @@ def test_a_jitted_function_inside_another_belongs_to_the_outer_graph() -> None:
     outer(X)
     assert_same(call_compiled(outer, X), double(X) + 1)
     assert counters_of(inner).traces == 0
-    assert jitted_of(outer).variants[0].compilation.plan.units.__len__() == 1
+    assert len(jitted_of(outer).variants[0].compilation.plan.units) == 1
 
 
 def test_jitting_twice_compiles_once() -> None:

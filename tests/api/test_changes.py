@@ -111,11 +111,13 @@ def branch_case() -> tuple[Callable[..., Any], Callable[[], None]]:
     return (lambda x: x.sin() if "on" in switch else x.cos()), (lambda: switch.add("on"))
 
 
+Case = Callable[[], tuple[Callable[..., Any], Callable[[], Any]]]
+
 CASES = [closure_case, attribute_case, container_case, default_case, code_case, tensor_case, content_case, branch_case]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_change_of_what_the_code_reads_is_seen(case: Callable[[], tuple[Callable[..., Any], Callable[[], None]]]) -> None:
+def test_a_change_of_what_the_code_reads_is_seen(case: Case) -> None:
     f, change = case()
     jitted = dsjit.jit(f)
     before = f(X)

@@ -14,14 +14,14 @@ from dsjit.ir.kernel import Apply, Axis, Block, Index, Kernel, Load, Param, Stor
 from tests.api.checks import check
 
 F32 = torch.float32
-I = Axis("i", 8)
+AXIS = Axis("i", 8)
 HERE = Index(0, (("i", 1),))
 NEXT = Index(1, (("i", 1),))
 PARAMS = (Param("x", F32, "read"), Param("y", F32, "write"))
 
 
 def kernel(*bodies: tuple[Any, ...]) -> Kernel:
-    return Kernel("k", PARAMS, (), tuple(Block((I,), body) for body in bodies), "i")
+    return Kernel("k", PARAMS, (), tuple(Block((AXIS,), body) for body in bodies), "i")
 
 
 LOAD = Load("a", "x", HERE, F32)

@@ -23,10 +23,10 @@ def layered(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
 
 
 def test_consecutive_kernels_and_products_are_one_native_call() -> None:
-    x = torch.randn(8, 8)
-    program = program_of(layered, x, x)
+    x, w = torch.randn(8, 8), torch.randn(8, 8)
+    program = program_of(layered, x, w)
     assert program.source.count("(address, threads)") == 1
-    torch.testing.assert_close(program([x, x])[0], layered(x, x))  # type: ignore[index]
+    torch.testing.assert_close(program([x, w])[0], layered(x, w))  # type: ignore[index]
 
 
 def test_a_library_call_splits_the_native_sequence_and_its_result_is_dropped_after_use() -> None:
@@ -42,17 +42,17 @@ def test_a_library_call_splits_the_native_sequence_and_its_result_is_dropped_aft
 
 
 def test_frames_are_used_again_and_grow_only_with_concurrent_runs() -> None:
-    x = torch.randn(8, 8)
-    program = program_of(layered, x, x)
+    x, w = torch.randn(8, 8), torch.randn(8, 8)
+    program = program_of(layered, x, w)
     for _ in range(3):
-        program([x, x])
+        program([x, w])
     assert len(program.frames) == 1
     barrier = threading.Barrier(2)
 
     def work() -> None:
         barrier.wait()
         for _ in range(20):
-            program([x, x])
+            program([x, w])
 
     threads = [threading.Thread(target=work) for _ in range(2)]
     for thread in threads:

@@ -74,11 +74,7 @@ def test_what_cannot_be_built_anew_is_refused(result: Any) -> None:
         make_template(result, lambda obj: False)
 
 
-def test_a_dict_with_a_factory_is_refused_or_built_as_one() -> None:
-    table: Any = defaultdict(list)
-    table["a"] = A
-    try:
-        new = rebuilt(table, B)
-    except TemplateError:
-        return
-    assert type(new) is defaultdict and new["missing"] == []
+def test_a_dict_with_a_factory_keeps_it() -> None:
+    table: defaultdict[str, Any] = defaultdict(list, a=A)
+    new = rebuilt(table, B)
+    assert type(new) is defaultdict and new["a"] is B and new["missing"] == []
