@@ -7,13 +7,15 @@ as plain Python calls on tensors: the caller's, tensors in the arena, or tensors
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch._ops import OpOverload
 
+from dsjit.codegen.clock import StepClock
 from dsjit.codegen.gemm import MatmulPlan, plan_matmul
 from dsjit.codegen.llvm.engine import CompiledKernel
 from dsjit.codegen.llvm.executor import GemmCall, KernelCall, build_sequence, gemm_available
@@ -73,9 +75,13 @@ def assemble(
     matmuls: Matmuls,
     views: Views,
     kernels: Mapping[FusedKernel, CompiledKernel],
+    clock: StepClock | None = None,
 ) -> Program:
-    """The Program that runs `steps` in order and returns the Graph's outputs."""
-    return _Assembler(graph, steps, matmuls, views, kernels).assemble()
+    """The Program that runs `steps` in order and returns the Graph's outputs.
+
+    clock: is told when each step ran; the Program is then not reentrant. Without it, timing costs nothing.
+    """
+    return _Assembler(graph, steps, matmuls, views, kernels, clock).assemble()
 
 
 @dataclass(slots=True)
@@ -85,6 +91,7 @@ class _Assembler:
     matmuls: Matmuls
     views: Views
     kernels: Mapping[FusedKernel, CompiledKernel]
+    clock: StepClock | None = None
     aliases: dict[Value, Value] = field(default_factory=dict)
     placement: Placement = field(init=False)
     lines: list[str] = field(default_factory=list)
@@ -93,6 +100,8 @@ class _Assembler:
     changing: list[Place] = field(default_factory=list)
     bound: dict[Any, str] = field(default_factory=dict)
     pending: list[KernelCall | GemmCall] = field(default_factory=list)
+    pending_steps: list[int] = field(default_factory=list)
+    current: int = 0
     dropped: list[str] = field(default_factory=list)
     arena_tensors: dict[ArenaTensor, int] = field(default_factory=dict)
     variables: dict[Value, str] = field(default_factory=dict)
@@ -123,13 +132,15 @@ class _Assembler:
     def assemble(self) -> Program:
         dying = self._deaths()
         for number, step in enumerate(self.steps):
+            self.current = number
             if isinstance(step.work, FusedKernel):
                 self._kernel(step.work)
             elif step.work.node in self.matmuls:
                 self._matmul(self.matmuls[step.work.node])
             else:
                 self._flush()
-                self._library(step.work.node, step.planned)
+                with self._timed(number):
+                    self._library(step.work.node, step.planned)
             self.dropped += dying.get(number, ())
             if not self.pending:
                 self._drop()
@@ -201,17 +212,34 @@ class _Assembler:
                 self.variables[value] = self.variables[holder]
         slots = tuple(self._slot(value) for value in fused.values)
         self.pending.append(KernelCall(self.kernels[fused], slots))
+        self.pending_steps.append(self.current)
 
     def _matmul(self, plan: MatmulPlan) -> None:
         a, b, c = (self._slot(matrix.base) for matrix in (plan.a, plan.b, plan.c))
         self.pending.append(GemmCall.row_major(plan, (a, b, c)))
+        self.pending_steps.append(self.current)
 
     def _flush(self) -> None:
         if self.pending:
-            run = self._bind("q", build_sequence(tuple(self.pending)).run)
-            self.lines.append(f"{run}(address, threads)")
-            self.pending = []
+            sequence = build_sequence(tuple(self.pending))
+            if self.clock is None:
+                self.lines.append(f"{self._bind('q', sequence.run)}(address, threads)")
+            else:
+                stamps = self.clock.native(tuple(self.pending_steps))
+                self.lines.append(f"{self._bind('q', sequence.run_timed)}(address, threads, {stamps})")
+            self.pending, self.pending_steps = [], []
             self._drop()
+
+    @contextmanager
+    def _timed(self, number: int) -> Iterator[None]:
+        """Around the lines of a step that runs in Python."""
+        if self.clock is None:
+            yield
+            return
+        self.names["tick"] = self.clock.tick
+        self.lines.append(f"tick({number}, False)")
+        yield
+        self.lines.append(f"tick({number}, True)")
 
     def _drop(self) -> None:
         """Let go of library tensors that nobody wants any more, so that their memory is free for the next one."""
