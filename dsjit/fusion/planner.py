@@ -23,6 +23,7 @@ from dsjit.fusion.costs import Costs
 from dsjit.fusion.group import Access, Group, covers
 from dsjit.fusion.limits import Limits
 from dsjit.fusion.operands import LIBRARY, NodeInfo, NodeKind, describe, operand_access
+from dsjit.fusion.siblings import absorb_sibling, axis_map
 from dsjit.fusion.views import Views, is_view
 from dsjit.ir.graph import Graph, Node, Value
 
@@ -98,6 +99,8 @@ class _Planner:
             self._require(value)
         for position in range(len(self.graph.nodes) - 1, -1, -1):
             self._place(self.graph.nodes[position], position)
+        for value in list(self.wanted_by):
+            self._unite_readers(value)
         self.units.reverse()
         return FusionPlan(tuple(_in_order(self.units, self.successors)), self.info, self.views, tuple(self.reasons))
 
@@ -140,6 +143,7 @@ class _Planner:
             return
         self.info[node] = info
         value = node.output
+        self._unite_readers(value)
         consumers = list(self.wanted_by.get(value, ()))
         groups = [unit for unit in consumers if isinstance(unit, Group)]
         if value not in self.required and self._duplicate(node, position, groups):
@@ -152,6 +156,38 @@ class _Planner:
                 return
             self.reasons.append(Reason(node, _reader(group, value, self.views), text))
         self._anchor(node, position)
+
+    def _unite_readers(self, value: Value) -> None:
+        """Make one kernel of groups that read `value` over the same points and do not depend on each other."""
+        groups = [unit for unit in self.wanted_by.get(value, ()) if isinstance(unit, Group)]
+        for number, first in enumerate(groups):
+            for second in groups[number + 1 :]:
+                for group, sibling in ((first, second), (second, first)):
+                    mapping = axis_map(group, sibling, value)
+                    if mapping is not None and self._may_unite(group, sibling):
+                        self._unite(group, sibling, mapping)
+                        self._unite_readers(value)
+                        return
+
+    def _may_unite(self, group: Group, sibling: Group) -> bool:
+        if len(group.members) + len(sibling.members) > self.limits.members:
+            return False
+        if len(group.needs) + len(sibling.needs) > self.limits.buffers:
+            return False
+        return not self._reaches(group, sibling) and not self._reaches(sibling, group)
+
+    def _unite(self, group: Group, sibling: Group, mapping: dict[int, int]) -> None:
+        for value in sibling.needs:
+            self.wanted_by[value].pop(sibling)
+            self.wanted_by[value][group] = None
+        absorb_sibling(group, sibling, mapping)
+        self.units.remove(sibling)
+        following = self.successors.pop(sibling, {})
+        self.successors.setdefault(group, {}).update(following)
+        for consumers in self.successors.values():
+            if sibling in consumers:
+                del consumers[sibling]
+                consumers[group] = None
 
     def _place_library(self, node: Node, position: int) -> None:
         unit = LibraryUnit(node, len(self.units), position, position, view=is_view(node))
