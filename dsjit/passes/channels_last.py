@@ -3,7 +3,8 @@
 Why: oneDNN, which runs convolutions, computes in blocks of channels. On row-major (NCHW) tensors it reorders each
 input and each output; channels-last tensors it reads and writes as they are. One reorder at the entry and one at the
 exit of a run of convolutions, pointwise ops and poolings replace two for every convolution; what is left of them is a
-copy that fuses with its neighbours. What the caller gets keeps its strides.
+copy that fuses with its neighbours. What the caller gets keeps its strides. In that order, a convolution whose window
+is one pixel is a matrix product.
 
 Before:
     def graph(x0: f32[1, 4, 5, 5], x1: f32[8, 4, 3, 3], x2: f32[8, 8, 1, 1]):
@@ -14,11 +15,18 @@ Before:
 After:
     def graph(x0: f32[1, 4, 5, 5], x1: f32[8, 4, 3, 3], x2: f32[8, 8, 1, 1]):
         t3 = aten.clone.default(x0, memory_format=torch.channels_last)
-        t4 = aten.convolution.default(t3, x1, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
-        t5 = aten.relu.default(t4)
-        t6 = aten.convolution.default(t5, x2, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
-        t7 = aten.clone.default(t6, memory_format=torch.contiguous_format)
-        return t7
+        t4 = aten.clone.default(x1, memory_format=torch.channels_last)
+        t5 = aten.convolution.default(t3, t4, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+        t6 = aten.relu.default(t5)
+        t7 = aten.permute.default(t6, [0, 2, 3, 1])
+        t8 = aten.view.default(t7, [-1, 8])
+        t9 = aten.view.default(x2, [8, 8])
+        t10 = aten.t.default(t9)
+        t11 = aten.mm.default(t8, t10)
+        t12 = aten.view.default(t11, [1, 5, 5, 8])
+        t13 = aten.permute.default(t12, [0, 3, 1, 2])
+        t14 = aten.clone.default(t13, memory_format=torch.contiguous_format)
+        return t14
 """
 
 from __future__ import annotations
@@ -28,7 +36,7 @@ from typing import Any, Final
 
 import torch
 
-from dsjit.ir.graph import Arg, Graph, Node, Source, TensorType, Value
+from dsjit.ir.graph import Arg, Graph, Node, Source, TensorType, Value, contiguous_strides
 from dsjit.ops.row import Pointwise, Reduction
 from dsjit.ops.table import row_of
 from dsjit.passes.rewrite import inputs_of, rebuild, substitute
@@ -68,6 +76,20 @@ def _is_convolution(node: Node) -> bool:
     )
 
 
+def _is_product(node: Node) -> bool:
+    """Whether the convolution only mixes channels: one pixel, stride 1, no padding, one group, no bias."""
+    image, weight, bias, stride, padding = node.args[:5]
+    return (
+        bias is None
+        and weight.type.shape[2:] == (1, 1)
+        and weight.type.is_contiguous
+        and set(stride) == {1}
+        and set(padding) == {0}
+        and node.args[8] == 1
+        and image.type.dtype is torch.float32
+    )
+
+
 def _nhwc(type_: TensorType) -> TensorType:
     _, channels, height, width = type_.shape
     return replace(type_, strides=(channels * height * width, 1, width * channels, channels))
@@ -96,7 +118,12 @@ class _Reorder:
     def _visit(self, node: Node) -> None:
         if _is_convolution(node):
             image = self._move(node.args[0], node.source)
-            self._emit(node, substitute(node, self.restored), {0: image})
+            if _is_product(node):
+                self._multiply(node, image)
+                return
+            # torch would reorder the weight in each call, too, with a strided copy that is far slower than a kernel.
+            weight = self._move(node.args[1], node.source)
+            self._emit(node, substitute(node, self.restored), {0: image, 1: weight})
             return
         inputs = inputs_of(node)
         if not any(value in self.moved for value in inputs):
@@ -113,6 +140,30 @@ class _Reorder:
             for value in inputs:
                 self._restore(value, node.source)
             self.nodes.append(substitute(node, self.restored))
+
+    def _multiply(self, node: Node, image: Value) -> None:
+        """A convolution whose window is one pixel is the product of the pixels and the weight."""
+        source = node.source
+        batch, channels, height, width = image.type.shape
+        out = node.output.type.shape[1]
+        pixels = self._view(aten.permute.default, image, (0, 2, 3, 1), (batch, height, width, channels), source)
+        rows = self._view(aten.view.default, pixels, (-1, channels), (batch * height * width, channels), source)
+        matrix = self._view(aten.view.default, node.args[1], (out, channels), (out, channels), source)
+        turned = self._new(replace(matrix.type, shape=(channels, out), strides=(1, channels)))
+        self.nodes.append(Node(aten.t.default, (matrix,), {}, (turned,), source))
+        product = self._new(replace(rows.type, shape=(rows.type.shape[0], out), strides=(out, 1)))
+        self.nodes.append(Node(aten.mm.default, (rows, turned), {}, (product,), source))
+        shape = (batch, height, width, out)
+        result = self._view(aten.view.default, product, shape, shape, source)
+        moved = self._new(_nhwc(node.output.type))
+        self.nodes.append(Node(aten.permute.default, (result, (0, 3, 1, 2)), {}, (moved,), source))
+        self.moved[node.output] = moved
+
+    def _view(self, op: Any, value: Value, sizes: tuple[int, ...], shape: tuple[int, ...], source: Source) -> Value:
+        """Append a view whose result is row-major."""
+        result = self._new(replace(value.type, shape=shape, strides=contiguous_strides(shape)))
+        self.nodes.append(Node(op, (value, sizes), {}, (result,), source))
+        return result
 
     def _keeps_order(self, node: Node, inputs: list[Value]) -> bool:
         """Whether a pointwise result should be channels-last: its largest operands are."""
