@@ -142,7 +142,7 @@ class Jitted:
     def _trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         timer = StageTimer()
         self.counters.traces += 1
-        with timer.stage("trace"), self._session.tracing(), _no_collection():
+        with timer.stage("trace"), self._session.tracing():
             captured = capture(self._target, args, kwargs, self._name)
         if captured.graph is None:
             self._note_problems(captured)

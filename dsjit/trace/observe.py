@@ -15,6 +15,7 @@ An object that was not reached from a root through observed reads was born durin
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import types
@@ -112,11 +113,16 @@ class Observer:
         except BaseException:
             PATCHES.leave(self._scopes.patches)
             raise
+        # A collection calls back whoever asked for it (profilers, test tools): that is not the traced code's doing.
+        self._collects = gc.isenabled()
+        gc.disable()
         self._hook.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._hook.stop()
+        if self._collects:
+            gc.enable()
         PATCHES.leave(self._scopes.patches)
         if callable(self._profiler):
             sys.setprofile(self._profiler)
