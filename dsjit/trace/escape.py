@@ -35,8 +35,6 @@ def _escapes() -> dict[Any, str]:
         ("requires_grad", "its requires_grad is changed"),
     ):
         table[getattr(tensor, prop).__set__] = reason
-    for function in (torch.from_numpy, torch.frombuffer):
-        table[function] = "memory that Python owns becomes a tensor"
     return table
 
 

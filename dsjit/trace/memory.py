@@ -127,18 +127,11 @@ class Memory:
         key = tensor.untyped_storage()._cdata
         storage = self.storages.get(key)
         known = self.is_known(tensor)
-        if storage is not None and storage.input is None and not known:
-            # Another object over memory that a recorded op made (a shallow copy inside torch).
-            record = TracedTensor(weakref.ref(tensor), storage, storage.current, -1)
-            record.value = self._view_of_root(storage, tensor_type(tensor), self._offset_of(tensor, storage))
-            record.version = storage.version
-            self.tensors[id(tensor)] = record
-            return record
         if not known:
-            if storage is not None and not storage.shared:
-                record = TracedTensor(weakref.ref(tensor), storage, storage.current, -1)
-                record.value = self._view_of_root(storage, tensor_type(tensor), self._offset_of(tensor, storage))
-                record.version = storage.version
+            if storage is not None and (storage.input is None or not storage.shared):
+                # Another object over memory that is known already (a shallow copy inside torch).
+                value = self._view_of_root(storage, tensor_type(tensor), self._offset_of(tensor, storage))
+                record = TracedTensor(weakref.ref(tensor), storage, value, storage.version)
                 self.tensors[id(tensor)] = record
                 return record
             raise CannotTrace(
