@@ -65,9 +65,9 @@ def _guards(title: str, compiled: Program, arguments: Arguments) -> Overhead:
     """What it takes to find out that a model's compiled program answers a call."""
     compiled(*arguments)
     compiled(*arguments)
-    [variant] = importlib.import_module("dsjit.api.entry").jitted_of(compiled).variants
-    [check] = interleaved([lambda: variant.guard.check(arguments, {})])
-    return Overhead(f"guards of {title}", check, GUARD_LIMIT, f"{len(variant.guard.describe())} conditions")
+    [tree] = importlib.import_module("dsjit.api.entry").jitted_of(compiled).trees
+    [check] = interleaved([lambda: tree.guard.check(arguments, {})])
+    return Overhead(f"guards of {title}", check, GUARD_LIMIT, f"{len(tree.guard.describe())} conditions")
 
 
 def interleaved(functions: list[Callable[[], Any]]) -> list[float]:

@@ -15,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dsjit.ir.dtypes import SHORT_NAMES
-from dsjit.ir.graph import Check, Graph, Node, Source, TensorType, Value, Write
+from dsjit.ir.graph import Graph, Node, Source, TensorType, Value, Write
 from dsjit.ir.print_graph import print_short
 
 DTYPES = {name: dtype for dtype, name in SHORT_NAMES.items()}
@@ -156,14 +156,8 @@ class _Namespace:
 def graph_from_text(text: str, constants: Mapping[str, torch.Tensor] | None = None) -> Graph:
     """The Graph of a printed function; `constants` by name (zeros for those not given)."""
     recorder = GraphRecorder()
-    checks: list[Check] = []
-
-    def check(value: Value, expected: torch.Tensor) -> None:
-        checks.append(Check(value, expected, SOURCE))
-
-    scope: dict[str, Any] = {"torch": torch, "aten": recorder.aten, "check": check}
-    text = textwrap.dedent(text).replace("assert torch.equal(", "check(")
-    code = compile(text, "<graph>", "exec", flags=__future__.annotations.compiler_flag)
+    scope: dict[str, Any] = {"torch": torch, "aten": recorder.aten}
+    code = compile(textwrap.dedent(text), "<graph>", "exec", flags=__future__.annotations.compiler_flag)
     exec(code, scope)
     function = scope["graph"]
     values: dict[str, Value] = {}
@@ -175,7 +169,7 @@ def graph_from_text(text: str, constants: Mapping[str, torch.Tensor] | None = No
         else:
             values[name] = recorder.input(type_.shape, type_.dtype, type_.strides)
     returned = function(**values)
-    return recorder.graph(*(returned if isinstance(returned, tuple) else (returned,)), checks=tuple(checks))
+    return recorder.graph(*(returned if isinstance(returned, tuple) else (returned,)))
 
 
 def example(docstring: str | None) -> tuple[str, str]:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dsjit.api.compile import Compilation
 from dsjit.api.entry import jit, jitted_of
+from dsjit.api.trace_tree import TraceTree
 from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.views import is_view
 from dsjit.ir.graph import Graph, Node, Source, Value
 from dsjit.ir.kernel import Index, Kernel, Load, Store
 from dsjit.ir.print_graph import print_graph
 from dsjit.ir.print_kernel import print_kernel
+from dsjit.trace.outcome import Outcome, OutcomeKind, describe_outcome
 
 __all__ = ["Explanation", "KernelReport", "LibraryReport", "explain"]
+
+_OUTCOMES_SHOWN: Final = 8
+"""Of one look, in the text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,8 @@ class Explanation:
     bytes_before, bytes_after: memory traffic of the captured ops run one by one, and of the program.
     reasons: why a producer was not fused with a consumer.
     compile_seconds: by stage. guards: what must hold for the program to be used again, one line each.
+    branches: where the code looked at what tensors hold, and which outcomes were met; the program is then in parts,
+        and everything above is the sum over the parts of all ways.
     """
 
     name: str
@@ -68,6 +74,7 @@ class Explanation:
     intermediate_bytes: int = 0
     reasons: tuple[str, ...] = ()
     guards: tuple[str, ...] = ()
+    branches: tuple[str, ...] = ()
     compile_seconds: Mapping[str, float] | None = None
     captured: str = ""
     optimized: str = ""
@@ -102,6 +109,10 @@ class Explanation:
             console.print("not fused:")
             for reason in self.reasons:
                 console.print(f"  {escape(reason)}")
+        if self.branches:
+            console.print("branches on what tensors hold:")
+            for branch in self.branches:
+                console.print(f"  {escape(branch)}")
         console.print(f"{len(self.guards)} guards")
 
     def _kernel_table(self) -> Table:
@@ -142,10 +153,9 @@ def explain(function: Callable[..., Any]) -> Callable[..., Explanation]:
         assert jitted is not None
         callee(*args, **kwargs)
         bound = (function.__self__, *args) if jitted_of(function) and hasattr(function, "__self__") else args
-        for variant in jitted.variants:
-            if variant.guard.check(bound, kwargs) is not None:
-                guards = tuple(str(line) for line in variant.guard.describe())
-                return _report(jitted.name, variant.compilation, guards)
+        for tree in jitted.trees:
+            if tree.guard.check(bound, kwargs) is not None:
+                return _report(jitted.name, tree)
         found = (f"{p.reason} (at {p.source})" for verdict in jitted.verdicts for p in verdict.problems)
         reasons = tuple(dict.fromkeys(found))
         return Explanation(jitted.name, reasons or ("no program fits this call",), 0)
@@ -153,35 +163,53 @@ def explain(function: Callable[..., Any]) -> Callable[..., Explanation]:
     return explained
 
 
-def _report(name: str, compilation: Compilation, guards: tuple[str, ...]) -> Explanation:
+def _report(name: str, tree: TraceTree) -> Explanation:
+    compilations = tree.compilations
     kernels: list[KernelReport] = []
     calls: list[LibraryReport] = []
-    for step in compilation.steps:
-        if isinstance(step.work, FusedKernel):
-            kernels.append(kernel_report(step.work))
-        else:
-            node = step.work.node
-            read, written = node_traffic(node)
-            calls.append(LibraryReport(str(node.op), node.source, read, written, node in compilation.matmuls))
+    seconds: dict[str, float] = {}
+    for compilation in compilations:
+        for step in compilation.steps:
+            if isinstance(step.work, FusedKernel):
+                kernels.append(kernel_report(step.work))
+            else:
+                node = step.work.node
+                read, written = node_traffic(node)
+                calls.append(LibraryReport(str(node.op), node.source, read, written, node in compilation.matmuls))
+    for timer in {id(compilation.timer): compilation.timer for compilation in compilations}.values():
+        for stage, spent in timer.seconds.items():
+            seconds[stage] = seconds.get(stage, 0.0) + spent
     after = sum(k.bytes_read + k.bytes_written for k in kernels) + sum(c.bytes_read + c.bytes_written for c in calls)
-    program = compilation.program
     return Explanation(
         name=name,
         eager_reasons=(),
-        ops_captured=len(compilation.captured.nodes),
+        ops_captured=sum(len(compilation.captured.nodes) for compilation in compilations),
         kernels=tuple(kernels),
         library_calls=tuple(calls),
-        bytes_before=_graph_traffic(compilation.captured),
+        bytes_before=sum(_graph_traffic(compilation.captured) for compilation in compilations),
         bytes_after=after,
-        arena_bytes=program.arena_bytes,
-        intermediate_bytes=program.intermediate_bytes,
-        reasons=tuple(str(reason) for reason in compilation.plan.reasons),
-        guards=guards,
-        compile_seconds=dict(compilation.timer.seconds),
-        captured=print_graph(compilation.captured),
-        optimized=print_graph(compilation.optimized),
-        program=program.source,
+        arena_bytes=sum(compilation.program.arena_bytes for compilation in compilations),
+        intermediate_bytes=sum(compilation.program.intermediate_bytes for compilation in compilations),
+        reasons=tuple(str(reason) for compilation in compilations for reason in compilation.plan.reasons),
+        guards=tuple(str(line) for line in tree.guard.describe()),
+        branches=tuple(_branches(tree)),
+        compile_seconds=seconds,
+        captured="\n".join(print_graph(compilation.captured) for compilation in compilations),
+        optimized="\n".join(print_graph(compilation.optimized) for compilation in compilations),
+        program="\n".join(compilation.program.source for compilation in compilations),
     )
+
+
+def _branches(tree: TraceTree) -> Iterator[str]:
+    """A line for each line of the user's that looks at data: at what, and what was seen (at first, for long lists)."""
+    found: dict[tuple[str, OutcomeKind], dict[Outcome, None]] = {}
+    for branch in tree.branches:
+        outcomes = found.setdefault((str(branch.look.source), branch.look.kind), {})
+        outcomes.update(dict.fromkeys(branch.children))
+    for (source, kind), outcomes in found.items():
+        seen = [describe_outcome(kind, outcome) for outcome in outcomes]
+        more = f" and {len(seen) - _OUTCOMES_SHOWN} more" if len(seen) > _OUTCOMES_SHOWN else ""
+        yield f"{source}: {kind.value}: {', '.join(seen[:_OUTCOMES_SHOWN])}{more}"
 
 
 def kernel_report(fused: FusedKernel) -> KernelReport:

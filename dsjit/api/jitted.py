@@ -7,7 +7,7 @@ import gc
 import threading
 import types
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,32 +17,25 @@ import torch
 from dsjit.api.compile import Compilation, StageTimer, compile_graph
 from dsjit.api.session import Session
 from dsjit.api.stats import Counters
+from dsjit.api.trace_tree import Miss, Step, TraceTree, TreeFull, plant
 from dsjit.codegen.interpret import InterpretedProgram
 from dsjit.config import Options
 from dsjit.dump import open_dump
 from dsjit.errors import BackendError, CaptureError, DsjitWarning
-from dsjit.ir.graph import UNKNOWN_SOURCE, Source
+from dsjit.ir.graph import UNKNOWN_SOURCE, Graph, Source
+from dsjit.ir.structure_graph import graph_structure
 from dsjit.passes.reference import run_reference
 from dsjit.trace.capture import Capture, capture
 from dsjit.trace.guards import Guard
 from dsjit.trace.outputs import Hole
 from dsjit.trace.recorder import Untraceable
+from dsjit.trace.segments import Segment
 from dsjit.trace.source import SourceFinder
 
-__all__ = ["EagerVerdict", "Jitted", "Variant"]
+__all__ = ["EagerVerdict", "Jitted"]
 
 RETRIES: Final = 2
 """How often a call that did something which the next one may not do again (it logged) is traced anew."""
-
-
-@dataclass(slots=True, eq=False)
-class Variant:
-    """A compiled Program and the conditions under which it answers a call."""
-
-    guard: Guard
-    program: Callable[[Any], list[torch.Tensor] | None]
-    finish: Callable[[Any, Any, Any], Any]
-    compilation: Compilation
 
 
 @dataclass(slots=True, eq=False)
@@ -65,7 +58,7 @@ class Jitted:
         self._options = options
         self._session = session
         self._name = name
-        self._variants: list[Variant] = []
+        self._trees: list[TraceTree] = []
         self._verdicts: list[EagerVerdict] = []
         self._lock = threading.RLock()
         self._warned: set[str] = set()
@@ -73,7 +66,7 @@ class Jitted:
         self.counters: Counters = session.registry.register(name)
 
     def __repr__(self) -> str:
-        return f"<dsjit.jit of {self._name}: {len(self._variants)} programs>"
+        return f"<dsjit.jit of {self._name}: {len(self.compilations)} programs>"
 
     def __get__(self, instance: Any, owner: type | None = None) -> Any:
         return self if instance is None else types.MethodType(self, instance)
@@ -82,20 +75,27 @@ class Jitted:
         return (_rejit, (self._target, self._options))
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
-        for variant in self._variants:
-            inputs = variant.guard.check(args, kwargs)
+        missed = None
+        for tree in self._trees:
+            inputs = tree.guard.check(args, kwargs)
             if inputs is not None:
-                outputs = variant.program(inputs)
-                if outputs is not None:
-                    counters = self.counters
-                    counters.calls_compiled += 1
-                    counters.cache_hits += 1
-                    return variant.finish(inputs, outputs, (args, kwargs))
-        return self._miss(args, kwargs)
+                leaf = tree.leaf
+                if leaf is not None:
+                    result = leaf.finish(inputs, leaf.run(inputs), (args, kwargs))
+                else:
+                    result = tree.walk(inputs, args, kwargs)
+                    if type(result) is Miss:
+                        missed = missed or (tree, result)
+                        continue
+                counters = self.counters
+                counters.calls_compiled += 1
+                counters.cache_hits += 1
+                return result
+        return self._miss(args, kwargs, missed)
 
     # -- the slow path -------------------------------------------------------------------------------------------
 
-    def _miss(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _miss(self, args: tuple[Any, ...], kwargs: dict[str, Any], missed: tuple[TraceTree, Miss] | None) -> Any:
         session = self._session
         if session.is_tracing():
             # Inside another trace: the ops belong to the outer Graph.
@@ -106,10 +106,10 @@ class Jitted:
             if verdict.guard is None or verdict.guard.check(args, kwargs) is not None:
                 return self._refuse(verdict.problems, args, kwargs)
         limit = self._options.recompile_limit
-        if len(self._variants) + len(self._verdicts) >= limit:
+        if missed is None and len(self._trees) + len(self._verdicts) >= limit:
             return self._over_limit(args, kwargs)
         with self._lock:
-            return self._trace(args, kwargs)
+            return self._trace(args, kwargs, missed)
 
     def _eagerly(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.counters.calls_eager += 1
@@ -126,7 +126,7 @@ class Jitted:
         return f"{self._name} cannot be captured as one graph: {first.reason} (at {_known(first.source)})"
 
     def _over_limit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        changed = self._variants[-1].guard.why_not(args, kwargs) if self._variants else None
+        changed = self._trees[0].guard.why_not(args, kwargs) if self._trees else None
         reason = f"the limit of {self._options.recompile_limit} programs is reached (option recompile_limit)"
         detail = f"; against the newest program: {changed}" if changed else ""
         self._warn(f"{self._name} runs eagerly from now on when no program fits: {reason}{detail}", "limit")
@@ -139,23 +139,29 @@ class Jitted:
             where = _known(source)
             warnings.warn_explicit(text, DsjitWarning, where.file, where.line)
 
-    def _trace(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _trace(self, args: tuple[Any, ...], kwargs: dict[str, Any], missed: tuple[TraceTree, Miss] | None) -> Any:
         timer = StageTimer()
         self.counters.traces += 1
         with timer.stage("trace"), self._session.tracing():
             captured = capture(self._target, args, kwargs, self._name)
-        if captured.graph is None:
+        if not captured.segments:
             self._note_problems(captured)
             return captured.result
         self.counters.calls_traced += 1
         try:
-            self._compile(captured, timer)
+            self._compile(captured, timer, missed)
         except BackendError as error:
-            problem = Untraceable(f"code generation failed: {error}", captured.graph.nodes[0].source)
+            sources = [node.source for segment in captured.segments for node in segment.graph.nodes]
+            problem = Untraceable(f"code generation failed: {error}", sources[0])
             self._verdicts.append(EagerVerdict(captured.guard, (problem,)))
             if self._options.fullgraph:
                 raise
             self._warn(f"{self._name} runs eagerly: code generation failed: {error}", "backend")
+        except TreeFull as full:
+            assert missed is not None
+            self._trees.remove(missed[0])
+            self._verdicts.append(EagerVerdict(missed[0].guard, (Untraceable(full.reason, full.source),)))
+            self._warn(f"{self._name} runs eagerly from now on: {full.reason} (at {full.source})", "full", full.source)
         return captured.result
 
     def _note_problems(self, captured: Capture) -> None:
@@ -174,25 +180,42 @@ class Jitted:
             raise CaptureError(text)
         self._warn(f"{text}; it runs eagerly", text, captured.problems[0].source)
 
-    def _compile(self, captured: Capture, timer: StageTimer) -> None:
-        assert captured.graph is not None and captured.guard is not None and captured.builder is not None
-        session = self._session
-        dump = open_dump(session.environment.dump, self._name) if session.environment.dump else None
-        self.counters.compiles += 1
-        with _no_collection():
-            compilation = compile_graph(captured.graph, session.environment, session.kernels, timer, dump)
-        self.counters.kernels_generated += compilation.generated
-        self.counters.kernels_reused += compilation.reused
-        in_kernels = sum(len(kernel.nodes) for kernel in compilation.kernels)
-        self.counters.ops_in_kernels += in_kernels
-        self.counters.ops_in_library += len(compilation.steps) - len(compilation.kernels)
-        program: Callable[[Any], list[torch.Tensor] | None] = compilation.program
-        if self._options.backend == "eager":
-            program = functools.partial(_run_eagerly, compilation.captured)
-        elif self._options.backend == "interpreter":
-            program = InterpretedProgram(compilation.optimized, compilation.steps, compilation.plan.views)
+    def _compile(self, captured: Capture, timer: StageTimer, missed: tuple[TraceTree, Miss] | None) -> None:
+        assert captured.guard is not None
+        guard, inputs, segments = captured.guard, captured.inputs, captured.segments
         finish = _finisher(captured)
-        self._variants.insert(0, Variant(captured.guard, program, finish, compilation))
+
+        def build(segment: Segment) -> Step:
+            return self._build(segment, timer)
+
+        with _no_collection():
+            if missed is not None and missed[0].grow(missed[1], guard, inputs, segments, build, finish):
+                return
+            self._trees.insert(0, TraceTree(plant(guard, inputs, segments, build, finish)))
+
+    def _build(self, segment: Segment, timer: StageTimer) -> Step:
+        """Compile a segment, or find that an equal one was compiled before."""
+        session, counters = self._session, self.counters
+        structure = graph_structure(segment.graph)
+        compilation = session.programs.get(structure)
+        if compilation is None:
+            dump = open_dump(session.environment.dump, self._name) if session.environment.dump else None
+            counters.compiles += 1
+            compilation = compile_graph(segment.graph, session.environment, session.kernels, timer, dump)
+            session.programs[structure] = compilation
+            counters.kernels_generated += compilation.generated
+            counters.kernels_reused += compilation.reused
+        else:
+            counters.programs_reused += 1
+            counters.kernels_reused += len(compilation.kernels)
+        counters.ops_in_kernels += sum(len(kernel.nodes) for kernel in compilation.kernels)
+        counters.ops_in_library += len(compilation.steps) - len(compilation.kernels)
+        run: Callable[[Sequence[torch.Tensor]], list[torch.Tensor]] = compilation.program
+        if self._options.backend == "eager":
+            run = functools.partial(_run_eagerly, compilation.captured)
+        elif self._options.backend == "interpreter":
+            run = InterpretedProgram(compilation.optimized, compilation.steps, compilation.plan.views)
+        return Step(segment, compilation, run)
 
     @property
     def name(self) -> str:
@@ -207,9 +230,15 @@ class Jitted:
         return self._target
 
     @property
-    def variants(self) -> tuple[Variant, ...]:
-        """The compiled programs, newest first."""
-        return tuple(self._variants)
+    def trees(self) -> tuple[TraceTree, ...]:
+        """What was compiled, newest first: one tree for each kind of call."""
+        return tuple(self._trees)
+
+    @property
+    def compilations(self) -> tuple[Compilation, ...]:
+        """Every program, once, those of the newest tree first."""
+        found = [compilation for tree in self._trees for compilation in tree.compilations]
+        return tuple({id(compilation): compilation for compilation in found}.values())
 
     @property
     def verdicts(self) -> tuple[EagerVerdict, ...]:
@@ -218,7 +247,7 @@ class Jitted:
 
     def clear(self) -> None:
         """Forget every program: the next call traces anew."""
-        self._variants = []
+        self._trees = []
         self._verdicts = []
         self._warned = set()
         self._retries = 0
@@ -242,7 +271,7 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _run_eagerly(graph: Any, inputs: Any) -> list[torch.Tensor] | None:
+def _run_eagerly(graph: Graph, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return list(run_reference(graph, inputs))
 
 

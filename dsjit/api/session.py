@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
+from dsjit.api.compile import Compilation
 from dsjit.api.stats import Registry
 from dsjit.codegen.llvm.engine import KernelCache
 from dsjit.config import Environment
@@ -16,10 +18,11 @@ __all__ = ["Session"]
 
 @dataclass(slots=True)
 class Session:
-    """Shared state, handed to each jitted object when it is made."""
+    """Shared state, handed to each jitted object when it is made. programs: by structure, as long as they are used."""
 
     environment: Environment
     kernels: KernelCache = field(default_factory=KernelCache)
+    programs: WeakValueDictionary[Hashable, Compilation] = field(default_factory=WeakValueDictionary)
     registry: Registry = field(default_factory=Registry)
     local: threading.local = field(default_factory=threading.local)
 

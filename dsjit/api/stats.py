@@ -16,7 +16,8 @@ class Counters:
 
     calls_compiled: calls answered by a compiled Program. calls_traced: calls that ran eagerly under the tracer and
         were compiled for the next time. calls_eager: calls that ran eagerly for a reason (`eager_reasons`).
-    traces, compiles: runs of the tracer, and of the compiler. cache_hits: calls that found a Program.
+    traces, compiles: runs of the tracer, and of the compiler (once for each Program; what looks at data is cut there
+        into several). programs_reused: Programs that were found compiled. cache_hits: calls that found a Program.
     kernels_generated, kernels_reused: machine code made for this object, and found in the process's cache.
     ops_in_kernels, ops_in_library: ops of the compiled Graphs that became part of generated kernels, and that run
         as library calls (native matrix products included).
@@ -27,6 +28,7 @@ class Counters:
     calls_eager: int = 0
     traces: int = 0
     compiles: int = 0
+    programs_reused: int = 0
     cache_hits: int = 0
     kernels_generated: int = 0
     kernels_reused: int = 0

@@ -46,15 +46,14 @@ class Frame:
 class Program:
     """A compiled Graph.
 
-    run: `run(inputs, frame, threads)` returns the output tensors, or None when a Check failed (nothing has been
-        written to the caller's tensors then).
+    run: `run(inputs, frame, threads)` returns the output tensors.
     source: the text of `run`, for reading.
     slots: number of entries in the table of addresses; `fixed` gives those that never change within a frame, as
         (slot, byte offset in the arena), and `constants` as (slot, tensor).
     arena_bytes: size of the arena. intermediate_bytes: sum of the buffers that share it.
     """
 
-    run: Callable[[Sequence[torch.Tensor], Frame, int], list[torch.Tensor] | None]
+    run: Callable[[Sequence[torch.Tensor], Frame, int], list[torch.Tensor]]
     source: str
     slots: int
     fixed: tuple[tuple[int, int], ...]
@@ -64,7 +63,7 @@ class Program:
     intermediate_bytes: int
     frames: list[Frame] = field(default_factory=list)
 
-    def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor] | None:
+    def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Run on tensors of exactly the types that the Graph's inputs have. Reentrant: each run takes a frame."""
         try:
             frame = self.frames.pop()

@@ -3,7 +3,7 @@
 A `Graph` is a straight line of `Node`s in SSA form. One node is one ATen overload; the arguments of a node are
 `Value`s, Python constants, or (nested) tuples of these. Everything is frozen: a pass builds a new Graph.
 
-    Graph  ::= inputs: Value*  nodes: Node*  outputs: Value*  writes: Write*  checks: Check*  constants: {Value: Tensor}
+    Graph  ::= inputs: Value*  nodes: Node*  outputs: Value*  writes: Write*  constants: {Value: Tensor}
     Node   ::= outputs: Value* = op(args: Arg*, kwargs: {str: Arg})      @ source
     Arg    ::= Value | None | bool | int | float | complex | str | dtype | device | layout | ... | tuple[Arg, ...]
     Value  ::= %id : TensorType
@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 import torch
 
-__all__ = ["Arg", "Check", "Graph", "Node", "Source", "TensorType", "Value", "Write", "map_values", "values_in"]
+__all__ = ["Arg", "Graph", "Node", "Source", "TensorType", "Value", "Write", "map_values", "values_in"]
 
 Arg: TypeAlias = Any
 """A `Value`, a Python constant, or a tuple of `Arg`s."""
@@ -137,18 +137,6 @@ class Write:
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
-    """The Python code saw the content of `value` (`.item()`, `bool(t)`): this Graph holds only while it is `expected`.
-
-    expected: a tensor with the shape and dtype of `value`; compared bit for bit.
-    """
-
-    value: Value
-    expected: torch.Tensor
-    source: Source = UNKNOWN_SOURCE
-
-
-@dataclass(frozen=True, slots=True)
 class Graph:
     """A functional, straight-line tensor program. See the module docstring for its grammar."""
 
@@ -156,17 +144,14 @@ class Graph:
     nodes: tuple[Node, ...]
     outputs: tuple[Value, ...]
     writes: tuple[Write, ...] = ()
-    checks: tuple[Check, ...] = ()
     constants: Mapping[Value, torch.Tensor] = field(default_factory=dict)
     name: str = "graph"
 
     def results(self) -> Iterator[Value]:
-        """Every Value that must exist when the run ends: outputs, written values and checked values."""
+        """Every Value that must exist when the run ends: outputs and written values."""
         yield from self.outputs
         for write in self.writes:
             yield write.value
-        for check in self.checks:
-            yield check.value
 
     def producers(self) -> dict[Value, Node]:
         """The node that defines each Value (inputs and constants have none)."""

@@ -19,7 +19,7 @@ import keyword
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any
 
 import torch
 
@@ -28,8 +28,6 @@ from dsjit.ir.graph import Arg, Graph, Node, Source, TensorType, Value
 
 __all__ = ["function_name", "print_graph", "print_short", "print_type"]
 
-_SAME_BITS: Final[dict[int, str]] = {1: "torch.uint8", 2: "torch.int16", 4: "torch.int32", 8: "torch.int64"}
-"""Integer dtypes by width in bytes: how checks compare floats bit for bit."""
 
 
 def print_type(type_: TensorType) -> str:
@@ -144,9 +142,6 @@ def _tail(graph: Graph, names: Mapping[Value, str], *, comment: bool) -> list[st
         return f"  #{_source(source)[1:]}" if comment and _source(source) else ""
 
     lines: list[str] = []
-    for check in graph.checks:
-        name = names[check.value]
-        lines.append(f"assert {_same_bits(name, check.expected)}{note(check.source)}")
     if graph.outputs and graph.writes:
         lines.append(f"results = {_returned(graph, names)}")
     for write in graph.writes:
@@ -160,14 +155,6 @@ def _tail(graph: Graph, names: Mapping[Value, str], *, comment: bool) -> list[st
 
 def _returned(graph: Graph, names: Mapping[Value, str]) -> str:
     return ", ".join(names[value] for value in graph.outputs)
-
-
-def _same_bits(name: str, expected: torch.Tensor) -> str:
-    literal = f"torch.tensor({_literal(expected.tolist())}, dtype={expected.dtype}).reshape({tuple(expected.shape)})"
-    if not expected.dtype.is_floating_point:
-        return f"torch.equal({name}, {literal})"
-    bits = _SAME_BITS[expected.dtype.itemsize]
-    return f"torch.equal({name}.view({bits}), {literal}.view({bits}))"
 
 
 def _source(source: Source) -> str:

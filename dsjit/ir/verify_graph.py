@@ -1,8 +1,8 @@
 """The checker of Graphs: what it accepts, later stages may rely on.
 
 - Every Value is defined once, before its uses, and types are sane (sizes >= 0, one stride per size).
-- Every output, written value and checked value is defined; writes go to inputs, with the input's shape and dtype.
-- Checks and constants have the shape and dtype of their Value.
+- Every output and written value is defined; writes go to inputs, with the input's shape and dtype.
+- Constants have the shape and dtype of their Value.
 - No op writes to an argument, but to those that its node lists in `mutates`.
 - With `run_ops`: shapes and dtypes of results, and strides of views, are what the op computes on meta tensors.
 """
@@ -59,8 +59,6 @@ def verify_graph(graph: Graph, *, run_ops: bool = False) -> None:
             raise VerificationError(f"write at {write.source}: {write.target!r} is not an input")
         if _kind(write.target.type) != _kind(write.value.type):
             raise VerificationError(f"write at {write.source}: {write.value!r} does not fit {write.target!r}")
-    for check in graph.checks:
-        _require_same(check.value.type, check.expected, f"check at {check.source}")
 
 
 def _kind(type_: TensorType) -> tuple[tuple[int, ...], torch.dtype]:

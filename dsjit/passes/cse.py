@@ -26,7 +26,8 @@ from types import NoneType
 from typing import Final
 
 from dsjit.ir.graph import Arg, Graph, Node, Value
-from dsjit.passes.rewrite import is_pure, rebuild, substitute
+from dsjit.ops.properties import is_pure
+from dsjit.passes.rewrite import rebuild, substitute
 from dsjit.passes.storage import Storages
 
 __all__ = ["eliminate_common_subexpressions"]

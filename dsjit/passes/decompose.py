@@ -28,10 +28,11 @@ from dsjit.errors import VerificationError
 from dsjit.ir.graph import Graph, Node, Value
 from dsjit.ops.binding import bind
 from dsjit.ops.builder import Builder
+from dsjit.ops.properties import shares_memory
 from dsjit.ops.row import Decomposition, Pointwise, Reduction
 from dsjit.ops.table import row_of, rule_of
 from dsjit.passes.rewrite import inputs_of, ops_where, rebuild, substitute
-from dsjit.passes.storage import Storages, shares_memory
+from dsjit.passes.storage import Storages
 
 __all__ = ["decompose"]
 

@@ -29,10 +29,11 @@ from typing import Any, Final
 import torch
 
 from dsjit.ir.graph import Arg, Graph, Node, Value
+from dsjit.ops.properties import is_reproducible, shares_memory
 from dsjit.ops.table import rule_of
 from dsjit.passes.reference import evaluate_node
-from dsjit.passes.rewrite import inputs_of, is_reproducible
-from dsjit.passes.storage import Storages, shares_memory
+from dsjit.passes.rewrite import inputs_of
+from dsjit.passes.storage import Storages
 
 __all__ = ["FOLD_LIMIT", "fold_constants"]
 

@@ -12,7 +12,6 @@ from dsjit.passes.channels_last import channels_last
 from dsjit.passes.cse import eliminate_common_subexpressions
 from dsjit.passes.dce import eliminate_dead_code
 from dsjit.passes.decompose import decompose
-from dsjit.passes.drop_checks import drop_checks
 from dsjit.passes.drop_copies import drop_copies
 from dsjit.passes.fold_constants import fold_constants
 from dsjit.passes.hoist_matmul import hoist_matmul
@@ -32,7 +31,6 @@ class Pass:
 
 PASSES: Final[tuple[Pass, ...]] = (
     # What the trace recorded and nobody reads; identities that the user's code and torch's own wrappers left.
-    Pass("drop_checks", drop_checks),
     Pass("dce", eliminate_dead_code),
     Pass("simplify", simplify),
     Pass("cse", eliminate_common_subexpressions),

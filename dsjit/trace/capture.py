@@ -1,4 +1,4 @@
-"""One traced call: the user's function runs for real, and becomes a Graph, a guard and a recipe for its result."""
+"""One traced call: the user's function runs for real, and becomes segments, a guard and a recipe for its result."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from dsjit.trace.observe import Observer
 from dsjit.trace.outputs import ResultBuilder, TemplateError, make_template
 from dsjit.trace.paths import Path, Root
 from dsjit.trace.recorder import Recorder, Untraceable
+from dsjit.trace.segments import Segment, cut
 from dsjit.trace.source import SourceFinder
 from dsjit.trace.warned import Warned, WarningWatch
 
@@ -26,7 +27,8 @@ __all__ = ["Capture", "Found", "Returned", "capture"]
 
 @dataclass(frozen=True, slots=True)
 class Returned:
-    """How one tensor of the result is obtained: from input or output number `number`, whole or as a strided view."""
+    """How one tensor of the result is obtained: from input or output number `number` of the last segment's Graph,
+    whole or as a strided view."""
 
     from_input: bool
     number: int
@@ -60,14 +62,16 @@ def _walk(path: Path, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
 class Capture:
     """What one traced call gave.
 
-    result: what the function returned. problems: why there is no Graph; empty when there is one.
-    guard: when the Graph (or, without a Graph, the verdict) holds again; None when that cannot be told.
+    result: what the function returned. problems: why there are no segments; empty when there are some.
+    guard: when the segments (or, without them, the verdict) hold again; None when that cannot be told.
+    inputs: ids of the Values that the guard's tensors are, in its order.
     """
 
     result: Any
     problems: tuple[Untraceable, ...]
     guard: Guard | None
-    graph: Graph | None = None
+    inputs: tuple[int, ...] = ()
+    segments: tuple[Segment, ...] = ()
     builder: ResultBuilder | None = None
     returned: tuple[Returned, ...] = ()
     found: tuple[Found, ...] = ()
@@ -106,22 +110,28 @@ def _finish(
 ) -> Capture:
     builder = make_template(result, lambda obj: observer.path_of_object(obj) is not None)
     roots = [recorder.memory.locate(tensor) for tensor in builder.tensors]
-    numbers: dict[Value, int] = {}
-    returned: list[Returned] = []
-    inputs = {id(tensor): number for number, (_, tensor) in enumerate(recorder.memory.inputs)}
-    for root in roots:
-        if root.input is not None:
-            returned.append(Returned(True, inputs[id(root.input)], root.view))
-        else:
-            returned.append(Returned(False, numbers.setdefault(root.root, len(numbers)), root.view))
-    graph = recorder.graph(tuple(numbers), name)
-    written = {write.target for write in graph.writes}
-    paths = [observer.path_of(tensor) for _, tensor in recorder.memory.inputs]
-    positions = frozenset(number for number, value in enumerate(graph.inputs) if value in written)
+    inputs = recorder.memory.inputs
+    value_of = {id(tensor): value for value, tensor in inputs}
+    wanted = [root.root if root.input is None else value_of[id(root.input)] for root in roots]
+    fresh = dict.fromkeys(value for value, root in zip(wanted, roots, strict=True) if root.input is None)
+    handed = [value for value, root in zip(wanted, roots, strict=True) if root.input is not None]
+    writes = recorder.memory.writes()
+    segments = cut(recorder.recording(name), fresh, handed, writes)
+    last = segments[-1].graph
+    returned = [_returned(value, root.view, last) for value, root in zip(wanted, roots, strict=True)]
+    written = {write.target for write in writes}
+    paths = [observer.path_of(tensor) for _, tensor in inputs]
+    positions = frozenset(number for number, (value, _) in enumerate(inputs) if value in written)
     assert all(path is not None for path in paths)
     guard = observer.build_guard([path for path in paths if path is not None], positions)
     found = tuple(_find(obj, observer) for obj in builder.existing)
-    return Capture(result, (), guard, graph, builder, tuple(returned), found, warned)
+    ids = tuple(value.id for value, _ in inputs)
+    return Capture(result, (), guard, ids, segments, builder, tuple(returned), found, warned)
+
+
+def _returned(value: Value, view: tuple[tuple[int, ...], tuple[int, ...], int] | None, graph: Graph) -> Returned:
+    from_input = value in graph.inputs and value not in graph.outputs
+    return Returned(from_input, (graph.inputs if from_input else graph.outputs).index(value), view)
 
 
 def _find(obj: Any, observer: Observer) -> Found:

@@ -1,4 +1,4 @@
-"""Notices when the content of a tensor reaches Python by a way that is not an ATen call."""
+"""Notices when the content of a tensor reaches Python by a way that no ATen call tells, or not precisely enough."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any, Final
 
 import torch
 from torch.overrides import TorchFunctionMode
+
+from dsjit.trace.outcome import OutcomeKind
 
 __all__ = ["EscapeWatch"]
 
@@ -41,13 +43,28 @@ def _escapes() -> dict[Any, str]:
 ESCAPES: Final[dict[Any, str]] = _escapes()
 
 
-class EscapeWatch(TorchFunctionMode):
-    """Calls `on_escape(reason)` when memory leaves the tensor world, `on_list(tensor)` before `tolist`."""
+LOOKS: Final[dict[Any, OutcomeKind]] = {
+    torch.Tensor.__bool__: OutcomeKind.TRUTH,
+    torch.Tensor.is_nonzero: OutcomeKind.TRUTH,
+    torch.is_nonzero: OutcomeKind.TRUTH,
+    torch.Tensor.__int__: OutcomeKind.INTEGER,
+    torch.Tensor.__index__: OutcomeKind.INTEGER,
+    torch.Tensor.tolist: OutcomeKind.CONTENT,
+}
+"""Functions that see less of a tensor than its value, or more than one value; the other ways are ATen calls."""
 
-    def __init__(self, on_escape: Callable[[str], None], on_list: Callable[[torch.Tensor], None]) -> None:
+
+class EscapeWatch(TorchFunctionMode):
+    """Calls `on_escape(reason)` when memory leaves the tensor world, and `on_look(kind, tensor)` before Python sees
+    something of a tensor; while it sees it, `looking` is true."""
+
+    def __init__(
+        self, on_escape: Callable[[str], None], on_look: Callable[[OutcomeKind, torch.Tensor], None]
+    ) -> None:
         super().__init__()
         self.on_escape = on_escape
-        self.on_list = on_list
+        self.on_look = on_look
+        self.looking = False
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -55,6 +72,16 @@ class EscapeWatch(TorchFunctionMode):
         reason = ESCAPES.get(function)
         if reason is not None:
             self.on_escape(reason)
-        elif function is torch.Tensor.tolist:
-            self.on_list(args[0])
-        return function(*args, **(kwargs or {}))
+            return function(*args, **(kwargs or {}))
+        kind = LOOKS.get(function)
+        if kind is None:
+            return function(*args, **(kwargs or {}))
+        tensor: torch.Tensor = args[0] if args else (kwargs or {})["input"]
+        if kind is not OutcomeKind.CONTENT and tensor.numel() != 1:
+            return function(*args, **(kwargs or {}))  # raises
+        self.on_look(kind, tensor)
+        self.looking = True
+        try:
+            return function(*args, **(kwargs or {}))
+        finally:
+            self.looking = False

@@ -167,6 +167,16 @@ class Memory:
         self.tensors[id(tensor)] = record
         return record
 
+    def alive(self) -> tuple[Value, ...]:
+        """What the tensors hold that somebody still refers to, and the memory that writes to them would go to."""
+        self.tensors = {key: record for key, record in self.tensors.items() if record.reference() is not None}
+        found: dict[Value, None] = {}
+        for record in self.tensors.values():
+            if record.version == record.storage.version:
+                found[record.value] = None
+            found[record.storage.current] = None
+        return tuple(found)
+
     def fresh(self, type_: TensorType) -> Value:
         self.count += 1
         return Value(self.count - 1, type_)

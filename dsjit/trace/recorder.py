@@ -9,21 +9,24 @@ What tensors hold, through views and in-place writes, is kept by `trace.memory`.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dsjit.ir.graph import Arg, Check, Graph, Node, Source, TensorType, Value
+from dsjit.ir.graph import Arg, Node, Source, TensorType, Value
 from dsjit.ops.binding import bind_arguments
 from dsjit.ops.generator import generator_state, seed_generator, set_generator_state
+from dsjit.ops.properties import is_dynamic
 from dsjit.ops.strided import strided_view
 from dsjit.trace.escape import EscapeWatch
 from dsjit.trace.generator import GeneratorWatch
 from dsjit.trace.memory import CannotTrace, Memory, TracedTensor, tensor_type
+from dsjit.trace.outcome import OutcomeKind, read_outcome
 from dsjit.trace.schema import UNDECLARED_WRITES, functional_variant, traits
+from dsjit.trace.segments import Look, Recording
 from dsjit.trace.source import SourceFinder
 
 __all__ = ["Recorder", "Untraceable"]
@@ -53,9 +56,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.sources = sources
         self.memory = Memory(is_known, sources)
         self.constants: dict[Value, torch.Tensor] = {}
-        self.checks: list[Check] = []
+        self.looks: list[Look] = []
         self.problems: list[Untraceable] = []
-        self.escapes = EscapeWatch(self._on_escape, _unwatched(self._on_content))
+        self.escapes = EscapeWatch(self._on_escape, _unwatched(self._on_look))
         self.generator = GeneratorWatch(_unwatched(self._on_generator))
 
     @classmethod
@@ -112,14 +115,21 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             self.problems.append(Untraceable("the random generator is seeded from outside the program", source))
 
-    def _on_content(self, tensor: torch.Tensor) -> None:
+    def _on_look(self, kind: OutcomeKind, tensor: torch.Tensor) -> None:
         if self.problems:
             return
-        expected = tensor.detach().clone()
+        source = self.sources.current(3)
         try:
-            self.checks.append(Check(self.memory.read(tensor), expected, self.sources.current(3)))
+            self._look(kind, (tensor,), source)
         except CannotTrace as stop:
-            self.problems.append(Untraceable(stop.reason, self.sources.current(3)))
+            self.problems.append(Untraceable(stop.reason, source))
+
+    def _look(self, kind: OutcomeKind, tensors: Sequence[torch.Tensor], source: Source) -> None:
+        """Python sees something of these tensors: another outcome may lead another way."""
+        values = tuple([self.memory.read(tensor) for tensor in tensors])
+        with torch._C._DisableTorchDispatch():
+            outcome = read_outcome(kind, tensors)
+        self.looks.append(Look(len(self.memory.nodes), kind, values, outcome, self.memory.alive(), source))
 
     # -- arguments -----------------------------------------------------------------------------------------------
 
@@ -164,7 +174,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return
             raise CannotTrace(f"{func} changes the shape or storage of a tensor in place")
         if func is aten._local_scalar_dense.default:
-            self.checks.append(Check(read_args[0], args[0].detach().clone(), source))
+            if not self.escapes.looking:
+                self._look(OutcomeKind.NUMBER, (args[0],), source)
             return
         undeclared = UNDECLARED_WRITES.get(func.name())
         if facts.writes or facts.writes_kwargs or (undeclared and _is_training(func, args, kwargs)):
@@ -172,17 +183,18 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return
         tensors = [result] if isinstance(result, torch.Tensor) else result
         if not isinstance(tensors, list | tuple):
-            self._record_content(func, args, kwargs, source)
+            self._record_numbers(func, args, kwargs, source)
             return
         if not all(t is None or isinstance(t, torch.Tensor) for t in tensors):
-            self._record_content(func, args, kwargs, source)
+            self._record_numbers(func, args, kwargs, source)
             return
         if func is aten.as_strided.default:
             # ATen counts the offset from the start of the storage, which is another one for each buffer.
             offset = tensors[0].storage_offset() - args[0].storage_offset()
             func, read_args = strided_view, (*read_args[:3], offset)
         outputs = tuple(self.memory.fresh(_result_type(t)) for t in tensors)
-        self.memory.nodes.append(Node(func, read_args, read_kwargs, outputs, source, effect=facts.random))
+        node = Node(func, read_args, read_kwargs, outputs, source, effect=facts.random)
+        self.memory.nodes.append(node)
         parent = self.memory.lookup(args[0]) if args and isinstance(args[0], torch.Tensor) else None
         for number, (t, value) in enumerate(zip(tensors, outputs, strict=True)):
             if t is None or self.memory.lookup(t) is not None:
@@ -197,6 +209,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.memory.tensors[id(t)] = record
             else:
                 self.memory.remember_root(t, value)
+        if is_dynamic(node):
+            self._look(OutcomeKind.SHAPE, tensors, source)
 
     def _reshape_in_place(
         self, func: Any, tensor: torch.Tensor, args: tuple[Arg, ...], kwargs: dict[str, Arg], source: Source
@@ -212,12 +226,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         record.value, record.parent, record.view = value, before, (pure, args[1:], kwargs, 0)
         return True
 
-    def _record_content(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], source: Source) -> None:
-        """The op returned Python numbers: what it looked at must stay as it is."""
-        for arg in (*args, *kwargs.values()):
-            for t in arg if isinstance(arg, list | tuple) else (arg,):
-                if isinstance(t, torch.Tensor):
-                    self.checks.append(Check(self.memory.read(t), t.detach().clone(), source))
+    def _record_numbers(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], source: Source) -> None:
+        """The op returned Python numbers: what it looked at is what Python saw."""
+        if func is aten.equal.default:
+            self._look(OutcomeKind.EQUAL, args, source)
+            return
+        operands = [t for arg in (*args, *kwargs.values()) for t in (arg if isinstance(arg, list | tuple) else (arg,))]
+        self._look(OutcomeKind.CONTENT, [t for t in operands if isinstance(t, torch.Tensor)], source)
 
     def _record_write(
         self,
@@ -287,16 +302,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     # -- the result ----------------------------------------------------------------------------------------------
 
-    def graph(self, outputs: tuple[Value, ...], name: str) -> Graph:
-        """The Graph of the run, with these results."""
-        return Graph(
+    def recording(self, name: str) -> Recording:
+        """The whole run; to be called when its results have been located."""
+        return Recording(
+            name=name,
             inputs=tuple(value for value, _ in self.memory.inputs),
             nodes=tuple(self.memory.nodes),
-            outputs=outputs,
-            writes=self.memory.writes(),
-            checks=tuple(self.checks),
+            looks=tuple(self.looks),
             constants=dict(self.constants),
-            name=name,
         )
 
 

@@ -178,7 +178,7 @@ def test_a_jitted_function_inside_another_belongs_to_the_outer_graph() -> None:
     outer(X)
     assert_same(call_compiled(outer, X), double(X) + 1)
     assert counters_of(inner).traces == 0
-    assert len(jitted_of(outer).variants[0].compilation.plan.units) == 1
+    assert len(jitted_of(outer).compilations[0].plan.units) == 1
 
 
 def test_jitting_twice_compiles_once() -> None:

@@ -332,7 +332,7 @@ def test_the_counters_tell_what_happened() -> None:
     for x in (X + 1, X + 1, X - 1, X - 1, X + 1):
         jitted(x)
     counters = counters_of(jitted)
-    assert (counters.traces, counters.compiles, counters.calls_traced) == (2, 2, 2)
+    assert (counters.traces, counters.compiles, counters.calls_traced) == (2, 3, 2)
     assert (counters.calls_compiled, counters.calls_eager, counters.cache_hits) == (3, 0, 3)
     total = dsjit.stats()
     assert total.calls_compiled == 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dsjit.ir.graph import Check, Write
+from dsjit.ir.graph import Write
 from dsjit.passes.dce import eliminate_dead_code
 from tests.graphs import GraphRecorder
 
@@ -14,13 +14,13 @@ def names(graph):
 
 
 
-def test_keeps_what_a_write_or_a_check_reads():
+def test_keeps_what_a_write_reads():
     r = GraphRecorder()
     x = r.input([4])
-    written, checked = r.aten.exp.default(x), r.aten.any.default(x)
+    written = r.aten.exp.default(x)
     r.aten.cos.default(x)
-    graph = r.graph(writes=(Write(x, written),), checks=(Check(checked, torch.tensor(True)),))
-    assert names(eliminate_dead_code(graph)) == ["aten.exp.default", "aten.any.default"]
+    graph = r.graph(writes=(Write(x, written),))
+    assert names(eliminate_dead_code(graph)) == ["aten.exp.default"]
 
 
 def test_keeps_nodes_with_an_effect_and_what_they_read():

@@ -19,9 +19,9 @@ def timed_layer() -> tuple[StepTime, ...]:
     x, w = torch.randn(64, 32), torch.randn(32, 48)
     jitted = dsjit.jit(layer)
     jitted(x, w)
-    variant = jitted_of(jitted).variants[0]
-    inputs = variant.guard.check((x, w), {})
-    found = variant.compilation
+    [tree] = jitted_of(jitted).trees
+    inputs = tree.guard.check((x, w), {})
+    [found] = tree.compilations
     return time_steps(found.optimized, found.steps, found.matmuls, found.plan.views, found.kernels, inputs, repeats=3)
 
 

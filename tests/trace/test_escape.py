@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dsjit.trace.escape import EscapeWatch
+from dsjit.trace.outcome import OutcomeKind
 
 
 @pytest.mark.parametrize(
@@ -26,16 +27,29 @@ from dsjit.trace.escape import EscapeWatch
 )
 def test_each_way_out_is_noticed(use: Callable[[torch.Tensor], Any], reason: str) -> None:
     reasons: list[str] = []
-    with EscapeWatch(reasons.append, lambda tensor: None):
+    with EscapeWatch(reasons.append, lambda kind, tensor: None):
         use(torch.zeros(2))
     assert any(reason in text for text in reasons)
 
 
-def test_ordinary_ops_are_no_escape_and_tolist_is_told_apart() -> None:
+def test_ordinary_ops_are_no_escape() -> None:
     reasons: list[str] = []
-    listed: list[torch.Tensor] = []
-    x = torch.zeros(2)
-    with EscapeWatch(reasons.append, listed.append):
-        (x + 1).view(1, 2).sum()
-        assert x.tolist() == [0.0, 0.0]
-    assert reasons == [] and len(listed) == 1 and listed[0] is x
+    with EscapeWatch(reasons.append, lambda kind, tensor: None):
+        (torch.zeros(2) + 1).view(1, 2).sum()
+    assert reasons == []
+
+
+@pytest.mark.parametrize(
+    ("look", "kind"),
+    [
+        (lambda t: t.tolist(), OutcomeKind.CONTENT),
+        (lambda t: bool(t), OutcomeKind.TRUTH),
+        (lambda t: int(t), OutcomeKind.INTEGER),
+        (lambda t: [1, 2, 3][t.long()], OutcomeKind.INTEGER),
+    ],
+)
+def test_what_python_sees_less_or_more_of_than_a_value_is_told_apart(look: Callable[[Any], Any], kind: Any) -> None:
+    looks: list[tuple[OutcomeKind, torch.Tensor]] = []
+    with EscapeWatch(lambda reason: None, lambda kind, tensor: looks.append((kind, tensor))):
+        look(torch.ones(1))
+    assert [found for found, _ in looks] == [kind]

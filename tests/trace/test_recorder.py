@@ -7,21 +7,24 @@ from typing import Any
 import pytest
 import torch
 
+from dsjit.ir.graph import Graph
 from dsjit.ir.verify_graph import verify_graph
 from dsjit.passes.reference import run_reference
 from dsjit.trace.capture import Capture, capture
+from dsjit.trace.outcome import OutcomeKind, read_outcome
 
 
 def captured(function: Any, *args: Any) -> Capture:
     found = capture(function, args, {}, "f")
-    if found.graph is not None:
-        verify_graph(found.graph)
+    for segment in found.segments:
+        verify_graph(segment.graph)
     return found
 
 
-def ops(found: Capture) -> list[str]:
-    assert found.graph is not None
-    return [str(node.op) for node in found.graph.nodes]
+def whole(function: Any, *args: Any) -> Graph:
+    """The Graph of a function that looks at nothing."""
+    [segment] = captured(function, *args).segments
+    return segment.graph
 
 
 def test_the_traced_run_is_the_real_run() -> None:
@@ -38,8 +41,7 @@ def test_writes_become_values_and_are_done_at_the_end() -> None:
         return x + 1
 
     x = torch.arange(3.0)
-    graph = captured(f, x.clone()).graph
-    assert graph is not None
+    graph = whole(f, x.clone())
     assert len(graph.inputs) == len(graph.writes) == 1
     assert not any(node.mutates for node in graph.nodes)
     mine, theirs = x.clone(), x.clone()
@@ -56,9 +58,9 @@ def test_a_write_through_a_view_reaches_the_other_views() -> None:
         return y.t() * whole.sum()
 
     x = torch.arange(6.0).view(2, 3)
-    found = captured(f, x)
-    assert found.graph is not None and not found.graph.writes
-    assert torch.equal(run_reference(found.graph, [x])[0], f(x))
+    graph = whole(f, x)
+    assert not graph.writes
+    assert torch.equal(run_reference(graph, [x])[0], f(x))
 
 
 def test_every_node_names_the_users_line() -> None:
@@ -66,23 +68,22 @@ def test_every_node_names_the_users_line() -> None:
         y = torch.nn.functional.gelu(x)
         return y.softmax(-1)
 
-    graph = captured(f, torch.ones(2, 2)).graph
-    assert graph is not None
+    graph = whole(f, torch.ones(2, 2))
     first = f.__code__.co_firstlineno
     assert [node.source.line for node in graph.nodes] == [first + 1, first + 2]
     assert {node.source.file for node in graph.nodes} == {__file__}
 
 
-def test_content_seen_by_python_becomes_a_check() -> None:
-    graph = captured(lambda x: x * x.sum().item(), torch.ones(3)).graph
-    assert graph is not None
-    (check,) = graph.checks
-    assert torch.equal(check.expected, torch.tensor(3.0))
+def test_a_run_is_cut_where_python_looks_at_data() -> None:
+    before, after = captured(lambda x: x * x.sum().item(), torch.ones(3)).segments
+    assert before.look is not None and before.look.kind is OutcomeKind.NUMBER
+    assert [str(node.op) for node in before.graph.nodes] == ["aten.sum.default"]
+    assert [str(node.op) for node in after.graph.nodes] == ["aten.mul.Tensor"]
+    assert before.look.outcome == read_outcome(OutcomeKind.NUMBER, run_reference(before.graph, [torch.ones(3)]))
 
 
 def test_tensors_made_of_numbers_are_constants() -> None:
-    graph = captured(lambda x: x + torch.tensor([1.0, 2.0]), torch.ones(2)).graph
-    assert graph is not None
+    graph = whole(lambda x: x + torch.tensor([1.0, 2.0]), torch.ones(2))
     assert [c.tolist() for c in graph.constants.values()] == [[1.0, 2.0]]
 
 
@@ -99,6 +100,6 @@ def test_tensors_made_of_numbers_are_constants() -> None:
 )
 def test_what_leaves_the_world_of_tensors_is_a_problem_with_its_reason(function: Any, reason: str) -> None:
     found = captured(function, torch.ones(2))
-    assert found.graph is None
+    assert not found.segments
     assert reason in found.problems[0].reason
     assert found.problems[0].source.file == __file__

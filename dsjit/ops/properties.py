@@ -1,0 +1,71 @@
+"""What is known of an op beyond its row: sharing memory, being moved or merged, sizes that depend on data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Final
+
+import torch
+
+from dsjit.ir.graph import Node
+from dsjit.ops.strided import strided_view
+
+__all__ = ["is_dynamic", "is_pure", "is_reproducible", "shares_memory"]
+
+aten = torch.ops.aten
+
+_SHARE_WITHOUT_SAYING: Final[frozenset[Any]] = frozenset({aten._unsafe_view.default, strided_view})
+"""Ops that have no schema, or one that promises a fresh result, and whose result is the argument's memory."""
+
+
+@cache
+def shares_memory(op: Callable[..., Any]) -> bool:
+    """Whether results of `op` are, or may be, memory of an argument: by its schema's alias annotations."""
+    if op in _SHARE_WITHOUT_SAYING:
+        return True
+    schema = getattr(op, "_schema", None)
+    return schema is not None and any(
+        result.alias_info is not None and not result.alias_info.is_write for result in schema.returns
+    )
+
+
+@cache
+def _is_deterministic(op: Callable[..., Any]) -> bool:
+    return torch.Tag.nondeterministic_seeded not in getattr(op, "tags", ())
+
+
+_UNDEFINED: Final[frozenset[Any]] = frozenset(
+    {
+        aten.empty.memory_format,
+        aten.empty_like.default,
+        aten.empty_permuted.default,
+        aten.empty_strided.default,
+        aten.new_empty.default,
+        aten.new_empty_strided.default,
+    }
+)
+"""Factories whose content is not defined: it is what happens to be in memory."""
+
+
+def is_pure(node: Node) -> bool:
+    """Whether the node may be removed, merged with an equal node, or run at another time.
+
+    Not so for effects, for ops that write to clones of their arguments, and for ops that draw random numbers.
+    """
+    return not node.effect and not node.mutates and _is_deterministic(node.op)
+
+
+def is_reproducible(node: Node) -> bool:
+    """Whether equal arguments give equal results, at compile time and on every run.
+
+    Ops from outside torch are not trusted: one may read a clock, whatever its schema says.
+    """
+    return is_pure(node) and getattr(node.op, "namespace", "") in ("aten", "prims") and node.op not in _UNDEFINED
+
+
+def is_dynamic(node: Node) -> bool:
+    """Whether the contents of the operands decide the shape of the result; indexing by integers is static."""
+    if node.op is torch.ops.aten.index.Tensor:
+        return any(value.type.dtype in (torch.bool, torch.uint8) for value in node.args[1] if value is not None)
+    return torch.Tag.dynamic_output_shape in getattr(node.op, "tags", ())
