@@ -83,7 +83,7 @@ def capture(
 ) -> Capture:
     """Call `function(*args, **kwargs)` once, for real, and record it. Whatever it raises is raised."""
     observer = Observer(function, args, kwargs)
-    recorder = Recorder(lambda tensor: observer.path_of(tensor) is not None, SourceFinder())
+    recorder = Recorder(lambda tensor: observer.path_of(tensor) is not None, SourceFinder(), observer.pauses())
     warned = WarningWatch()
     with ExitStack() as watches:
         try:

@@ -142,6 +142,10 @@ class Observer:
 
     # ---------------------------------------------------------------- what the recorder asks
 
+    def pauses(self) -> tuple[Callable[[], None], Callable[[], None]]:
+        """To be called before and after work that is not the user's code: none of it is observed."""
+        return self._hook.pauses()
+
     def path_of(self, tensor: torch.Tensor) -> Path | None:
         """Where `tensor` was met first, or None when it was born during the trace (or never read)."""
         return self.path_of_object(tensor)

@@ -47,12 +47,19 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A dispatch mode that executes every op for real and appends it to `nodes`.
 
     is_known: whether an outside tensor can be found again by a path from the function's roots.
+    pauses: to be called before and after the recorder's own work, for those who watch the user's code.
     escapes, generator: to be active around the recorder; they notice content that leaves the tensor world, and what
         is done to the state of the random generator.
     """
 
-    def __init__(self, is_known: Callable[[torch.Tensor], bool], sources: SourceFinder) -> None:
+    def __init__(
+        self,
+        is_known: Callable[[torch.Tensor], bool],
+        sources: SourceFinder,
+        pauses: tuple[Callable[[], None], Callable[[], None]],
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.pause, self.resume = pauses
         self.sources = sources
         self.memory = Memory(is_known, sources)
         self.constants: dict[Value, torch.Tensor] = {}
@@ -80,13 +87,28 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return result
         if self.problems:
             return func(*args, **kwargs)
-        source = self.sources.current(2)
+        self.pause()
+        try:
+            return self._run(func, args, kwargs, self.sources.current(2), facts.foreign)
+        finally:
+            self.resume()
+
+    def _run(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], source: Source, foreign: bool
+    ) -> Any:
         try:
             recorded = self._arguments(func, args), {k: self._argument(func, v) for k, v in kwargs.items()}
         except CannotTrace as stop:
             self.problems.append(Untraceable(stop.reason, source))
-            return func(*args, **kwargs)
-        result = func(*args, **kwargs)
+            recorded = None
+        if foreign:  # its kernel may be the user's Python
+            self.resume()
+            result = func(*args, **kwargs)
+            self.pause()
+        else:
+            result = func(*args, **kwargs)
+        if recorded is None:
+            return result
         try:
             self._record(func, args, kwargs, recorded[0], recorded[1], result, source)
         except CannotTrace as stop:

@@ -30,6 +30,7 @@ class OpTraits:
     random: it draws from a random generator.
     dynamic: the shape of its result depends on the content of its arguments.
     metadata: it changes the sizes, strides or storage of an argument in place.
+    foreign: it is not one of torch's own, and its kernel may be Python code of the user's.
     """
 
     writes: tuple[int, ...]
@@ -39,6 +40,7 @@ class OpTraits:
     random: bool
     dynamic: bool
     metadata: bool
+    foreign: bool
 
 
 @cache
@@ -65,6 +67,7 @@ def traits(op: Any) -> OpTraits:
         random=torch.Tag.nondeterministic_seeded in op.tags,
         dynamic=torch.Tag.dynamic_output_shape in op.tags,
         metadata=torch.Tag.inplace_view in op.tags or schema.name in ("aten::resize_", "aten::set_"),
+        foreign=op.namespace not in ("aten", "prims"),
     )
 
 
