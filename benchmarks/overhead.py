@@ -16,18 +16,26 @@ from benchmarks.worker import State
 from benchmarks.workloads import language, residual
 from benchmarks.workloads.workload import Arguments, Program, cast
 
-__all__ = ["CALL_LIMIT", "GUARD_LIMIT", "Overhead", "call_overheads"]
+__all__ = ["CALL_LIMIT", "Overhead", "call_overheads"]
 
 CALL_LIMIT: Final = 10e-6
 """Seconds that a warm call of a function of four tensors may take beyond eager's."""
 
-GUARD_LIMIT: Final = 60e-6
-"""Seconds that the guards of a whole model may take."""
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """A model whose guards are timed. limit: the seconds that they may take."""
 
-GUARDED: Final[tuple[tuple[str, Callable[[], Program], Callable[[int], Arguments]], ...]] = (
-    ("BERT-base, 12 layers", language.bert(12), language.token_ids),
-    ("BERT-base, 4 layers", language.bert(4), language.token_ids),
-    ("ResNet-50", residual.resnet50, residual.images),
+    title: str
+    model: Callable[[], Program]
+    inputs: Callable[[int], Arguments]
+    limit: float = 60e-6
+
+
+GUARDED: Final = (
+    Guarded("BERT-base, 12 layers", language.bert(12), language.token_ids),
+    Guarded("BERT-base, 4 layers", language.bert(4), language.token_ids),
+    Guarded("ResNet-50", residual.resnet, residual.images),
+    Guarded("ResNet-152", lambda: residual.resnet(152), residual.images, limit=150e-6),
 )
 
 REPEATS, CALLS = 30, 500
@@ -55,19 +63,20 @@ def call_overheads(state: State) -> list[Overhead]:
     eager, jitted = interleaved([lambda: four_tensors(*tensors), lambda: compiled(*tensors)])
     note = f"{jitted * 1e6:.1f} µs a call, {eager * 1e6:.1f} µs in eager, tensors of 4 floats, three ops"
     overheads = [Overhead("warm call of a function of 4 tensors, over eager", jitted - eager, CALL_LIMIT, note)]
-    for title, model, inputs in GUARDED:
-        module = cast(model(), torch.float32)
-        overheads.append(_guards(title, DSJIT.compile(module), inputs(0)))
+    for guarded in GUARDED:
+        module = cast(guarded.model(), torch.float32)
+        overheads.append(_guards(guarded, DSJIT.compile(module)))
     return overheads
 
 
-def _guards(title: str, compiled: Program, arguments: Arguments) -> Overhead:
+def _guards(guarded: Guarded, compiled: Program) -> Overhead:
     """What it takes to find out that a model's compiled program answers a call."""
+    arguments = guarded.inputs(0)
     compiled(*arguments)
     compiled(*arguments)
     [tree] = importlib.import_module("dsjit.api.entry").jitted_of(compiled).trees
     [check] = interleaved([lambda: tree.guard.check(arguments, {})])
-    return Overhead(f"guards of {title}", check, GUARD_LIMIT, f"{len(tree.guard.describe())} conditions")
+    return Overhead(f"guards of {guarded.title}", check, guarded.limit, f"{len(tree.guard.describe())} conditions")
 
 
 def interleaved(functions: list[Callable[[], Any]]) -> list[float]:

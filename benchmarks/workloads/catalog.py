@@ -47,7 +47,7 @@ WORKLOADS: Final[tuple[Workload, ...]] = (
         "resnet50",
         "ResNet-50",
         tuple(f"{batch}x3x{pixels}x{pixels}" for batch, pixels in residual.IMAGE_SHAPES),
-        residual.resnet50,
+        residual.resnet,
         residual.images,
         MODEL,
     ),

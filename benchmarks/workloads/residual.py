@@ -1,4 +1,4 @@
-"""ResNet-50, written from its paper: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", 2015."""
+"""ResNet-50 and its deeper kin, written from their paper: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", 2015."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from torch import Tensor, nn
 
 from benchmarks.workloads.workload import Arguments, seeded
 
-__all__ = ["IMAGE_SHAPES", "ResNet50", "images", "resnet50"]
+__all__ = ["IMAGE_SHAPES", "ResNet", "images", "resnet"]
 
 IMAGE_SHAPES = ((2, 224), (1, 160), (3, 96))
 """(batch, height and width in pixels)"""
 
 EXPANSION = 4
-STAGES = ((64, 3), (128, 4), (256, 6), (512, 3))
-"""(inner channels, blocks) of conv2_x to conv5_x: table 1 of the paper, column "50-layer"."""
+INNER = (64, 128, 256, 512)
+BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+"""Inner channels, and blocks by depth, of conv2_x to conv5_x: table 1 of the paper."""
 
 
 def _convolution(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
@@ -47,15 +48,16 @@ class Bottleneck(nn.Module):
         return result
 
 
-class ResNet50(nn.Module):
-    """(n, 3, h, w) images to (n, classes) logits."""
+class ResNet(nn.Module):
+    """(n, 3, h, w) images to (n, classes) logits; depth: 50, 101 or 152 layers."""
 
-    def __init__(self, classes: int = 1000) -> None:
+    def __init__(self, depth: int = 50, classes: int = 1000) -> None:
         super().__init__()
         self.stem = _convolution(3, 64, 7, stride=2)
         self.relu = nn.ReLU(inplace=True)
         self.pool = nn.MaxPool2d(3, stride=2, padding=1)
-        widths = (64, *(inner * EXPANSION for inner, _ in STAGES))
+        widths = (64, *(inner * EXPANSION for inner in INNER))
+        plan = zip(INNER, BLOCKS[depth], pairwise(widths), strict=True)
         self.stages = nn.Sequential(
             *(
                 nn.Sequential(
@@ -64,7 +66,7 @@ class ResNet50(nn.Module):
                         for block in range(blocks)
                     )
                 )
-                for stage, ((inner, blocks), (inputs, outputs)) in enumerate(zip(STAGES, pairwise(widths), strict=True))
+                for stage, (inner, blocks, (inputs, outputs)) in enumerate(plan)
             )
         )
         self.classifier = nn.Linear(widths[-1], classes)
@@ -76,9 +78,9 @@ class ResNet50(nn.Module):
         return logits
 
 
-def resnet50() -> ResNet50:
+def resnet(depth: int = 50) -> ResNet:
     """He initialisation, and batch norms whose statistics and affine are not the identity."""
-    model = ResNet50()
+    model = ResNet(depth)
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -158,3 +158,18 @@ def test_explain_tells_the_branches() -> None:
     explained = dsjit.explain(jitted)(torch.zeros(8))
     [line] = explained.branches
     assert "the truth of a tensor: True, False" in line and __file__ in line
+
+
+def test_equal_layers_that_are_jitted_one_by_one_share_their_programs() -> None:
+    layers = [torch.nn.TransformerEncoderLayer(32, 4, 64, batch_first=True).eval() for _ in range(6)]
+    dsjit.reset_stats()
+    jitted = [dsjit.jit(layer) for layer in layers]
+    with torch.no_grad():
+        for _ in range(2):
+            x = torch.randn(2, 5, 32)
+            for layer in jitted:
+                x = layer(x)
+    totals = dsjit.stats().total
+    assert totals.compiles == 1
+    assert totals.programs_reused == 5
+    assert totals.calls_compiled == 6

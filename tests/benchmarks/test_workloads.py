@@ -48,9 +48,10 @@ def test_building_leaves_the_random_stream_alone(name: str) -> None:
     [
         (language.bert(12), 109_482_240),
         (language.gpt2(12), 124_439_808),
-        (residual.ResNet50, 25_557_032),
+        (residual.ResNet, 25_557_032),
+        (lambda: residual.ResNet(152), 60_192_808),
     ],
-    ids=["bert-base", "gpt2-small", "resnet-50"],
+    ids=["bert-base", "gpt2-small", "resnet-50", "resnet-152"],
 )
 def test_models_have_the_published_number_of_parameters(model: Callable[[], nn.Module], parameters: int) -> None:
     with torch.device("meta"):
@@ -66,7 +67,7 @@ def test_llama_has_the_published_layer_size() -> None:
 
 def test_resnet_halves_the_image_five_times() -> None:
     with torch.device("meta"):
-        model = residual.ResNet50().eval()
+        model = residual.ResNet().eval()
         features = model.stages(model.pool(model.stem(torch.empty(2, 3, 224, 224))))
     assert features.shape == (2, 2048, 7, 7)
 
