@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -256,10 +257,20 @@ def _points(index: Index, sizes: Mapping[str, int]) -> int:
     return count
 
 
+_COPIES_FIRST: Final = frozenset(
+    {torch.ops.aten.addmm.default, torch.ops.aten.addmv.default, torch.ops.aten.baddbmm.default}
+)
+"""Ops that copy their first operand into the result, and then add the product to it."""
+
+
 def node_traffic(node: Node) -> tuple[int, int]:
-    """(bytes read, bytes written) of one op run on its own: its operands and its results, each once."""
+    """(bytes read, bytes written) of one op run on its own by torch: its operands and its results, each once; the
+    result twice more, written and read, by products that start from a copy of an operand."""
     read = sum(value.type.nbytes for value in dict.fromkeys(node.inputs()))
-    return read, sum(value.type.nbytes for value in node.outputs)
+    written = sum(value.type.nbytes for value in node.outputs)
+    if node.op in _COPIES_FIRST:
+        return read + written, 2 * written
+    return read, written
 
 
 def _graph_traffic(graph: Graph) -> int:
