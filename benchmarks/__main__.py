@@ -84,7 +84,12 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     console = Console()
     if not console.is_terminal:
         console = Console(width=FILE_WIDTH)
-    workloads = [workload for workload in WORKLOADS if workload.name in options.only]
+    dtype = DTYPES[options.dtype]
+    chosen = [workload for workload in WORKLOADS if workload.name in options.only]
+    workloads = [workload for workload in chosen if dtype in workload.tolerances]
+    for workload in chosen:
+        if workload not in workloads:
+            console.print(f"{workload.name} is not measured in {options.dtype}", style="yellow")
     machine = describe(options.threads)
     with (
         tempfile.TemporaryDirectory(prefix="benchmarks-") as scratch,
@@ -99,7 +104,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     ):
         plan = Plan(
             contenders=_contenders(options, console),
-            dtype=DTYPES[options.dtype],
+            dtype=dtype,
             check_dtypes=() if options.no_checks else tuple(DTYPES.values()),
             rounds=QUICK_ROUNDS if options.quick else ROUNDS,
             budget=options.budget,
@@ -107,7 +112,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
             cache=options.cache or Path(scratch),
             reused=_reused(options.reuse, machine, console),
         )
-        overall = progress.add_task("workloads", total=len(options.only))
+        overall = progress.add_task("workloads", total=len(workloads))
         report = Report(machine, shlex.join(["python", "-m", "benchmarks", *arguments]), _now(), [])
         for workload in workloads:
             result = measure_workload(workload, plan, progress)

@@ -45,9 +45,14 @@ def in_float64(case: Case) -> Any:
 
 
 def tensors(value: object, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every tensor in a result with its path: containers, mappings, and attributes of other objects (KV caches)."""
+    """Every tensor in a result with its path: containers, mappings, and attributes of other objects (KV caches).
+
+    Python's numbers count as tensors of no dimension.
+    """
     if isinstance(value, Tensor):
         yield path, value
+    elif isinstance(value, (bool, int, float)):
+        yield path, torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
     elif isinstance(value, Mapping):
         for key in value:
             yield from tensors(value[key], f"{path}.{key}")

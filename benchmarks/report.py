@@ -29,7 +29,9 @@ class Sheet:
 
 def sheets(report: Report) -> list[Sheet]:
     """The tables of a report, in order; a table without rows is left out."""
-    every = (_steady(report), _cold(report), _equality(report), _work(report), _overheads(report))
+    every = (
+        _steady(report), _varied(report), _cold(report), _equality(report), _work(report), _overheads(report)
+    )  # fmt: skip
     return [sheet for sheet in every if sheet.rows]
 
 
@@ -105,6 +107,53 @@ def _steady(report: Report) -> Sheet:
         ("workload", *(title for _, title in titles), *(f"over {title}" for _, title in rivals), "target"),
         rows,
     )
+
+
+def _varied(report: Report) -> Sheet:
+    titles = _titles(report)
+    rows = []
+    for result in report.workloads:
+        own = result.contender("dsjit")
+        if own.varied:
+            counted = [calls.counters for calls in own.varied if calls.counters]
+            rows.append(
+                (
+                    _label(result),
+                    *(_text(result.contender(name).mean_varied, milliseconds) for name, _ in titles),
+                    *(_warm_up(result.contender(name)) for name, _ in titles),
+                    str(sum(len(calls.seconds) for calls in own.varied)),
+                    str(sum(each.calls_compiled for each in counted)),
+                    str(sum(each.calls_traced for each in counted)),
+                    str(sum(each.calls_eager for each in counted)),
+                    ", ".join(str(_unequal(result.contender(name))) for name, _ in titles),
+                )
+            )
+    return Sheet(
+        "Calls that vary",
+        "Each timed call has an input that no call before it had. The mean time of a timed call in ms, with all that "
+        "was traced and compiled in it (the table above has the median round); the seconds of the warm-up, on other "
+        "inputs; how dsjit's timed calls ran; and how many calls of each contender, warm-up included, differed from "
+        "eager's results.",
+        (
+            "workload",
+            *(title for _, title in titles),
+            *(f"{title}, warm-up" for _, title in titles),
+            "calls",
+            "compiled",
+            "traced",
+            "eager",
+            "unequal",
+        ),
+        rows,
+    )
+
+
+def _warm_up(result: ContenderResult) -> str:
+    return f"{sum(sum(calls.seconds) for calls in result.warm_up):.2f}" if result.warm_up else MISSING
+
+
+def _unequal(result: ContenderResult) -> int:
+    return sum(calls.unequal for calls in (*result.warm_up, *result.varied))
 
 
 def _cold(report: Report) -> Sheet:

@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.machine import Machine
 from benchmarks.overhead import Overhead
-from benchmarks.worker import Cold, ShapeCheck
+from benchmarks.worker import Cold, ShapeCheck, VariedCalls
 
 __all__ = ["ContenderResult", "Report", "WorkloadResult", "load", "save"]
 
@@ -25,6 +25,7 @@ COLD_FRACTION = 0.1
 class ContenderResult:
     """One contender on one workload. `rounds` has the median seconds of a warm call for each round.
 
+    Where calls vary, `rounds` has the means, `varied` the calls of each round, `warm_up` those before them.
     `reused` says that `cold` was taken from an earlier run. `error` says why figures are missing.
     """
 
@@ -32,11 +33,18 @@ class ContenderResult:
     cold: Cold | None = None
     reused: bool = False
     rounds: list[float] = dataclasses.field(default_factory=list)
+    warm_up: list[VariedCalls] = dataclasses.field(default_factory=list)
+    varied: list[VariedCalls] = dataclasses.field(default_factory=list)
     error: str | None = None
 
     @property
     def median(self) -> float | None:
         return statistics.median(self.rounds) if self.rounds else None
+
+    @property
+    def mean_varied(self) -> float | None:
+        """Mean seconds of a timed call where calls vary, compiles and all."""
+        return statistics.mean(s for calls in self.varied for s in calls.seconds) if self.varied else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +76,10 @@ class WorkloadResult:
 
     @property
     def equal(self) -> bool | None:
-        return all(check.comparison.equal for check in self.checks) if self.checks else None
+        own = self.contender("dsjit")
+        verdicts = [check.comparison.equal for check in self.checks]
+        verdicts += [calls.unequal == 0 for calls in (*own.warm_up, *own.varied)]
+        return all(verdicts) if verdicts else None
 
     @property
     def precise(self) -> bool | None:
@@ -76,10 +87,12 @@ class WorkloadResult:
 
     @property
     def compiled(self) -> bool | None:
-        cold = self.contender("dsjit").cold
-        counted = [check.counters for check in self.checks] + [cold.counters if cold else None]
+        own = self.contender("dsjit")
+        counted = [check.counters for check in self.checks] + [own.cold.counters if own.cold else None]
         present = [counters for counters in counted if counters]
-        return all(counters.all_compiled for counters in present) if present else None
+        varied = [calls.counters for calls in own.varied if calls.counters]
+        verdicts = [counters.all_compiled for counters in present] + [each.calls_eager == 0 for each in varied]
+        return all(verdicts) if verdicts else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +113,7 @@ def save(report: Report, path: Path) -> None:
 
 
 def load(path: Path) -> Report:
-    """Read a report that `save` wrote. Raises `OSError`, `json.JSONDecodeError`, and `KeyError` for a missing field."""
+    """Read a report that `save` wrote. Raises `OSError`, `json.JSONDecodeError`, and `TypeError` for missing fields."""
     report: Report = _decode(Report, json.loads(path.read_text()))
     return report
 
@@ -115,5 +128,5 @@ def _decode(annotation: Any, value: Any) -> Any:
     if dataclasses.is_dataclass(annotation):
         hints = typing.get_type_hints(annotation)
         names = [field.name for field in dataclasses.fields(annotation)]
-        return annotation(**{name: _decode(hints[name], value[name]) for name in names})  # type: ignore[operator]
+        return annotation(**{name: _decode(hints[name], value[name]) for name in names if name in value})  # type: ignore[operator]
     return value

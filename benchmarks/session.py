@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,18 @@ from rich.progress import Progress, TaskID
 from benchmarks.contenders import DSJIT, Contender
 from benchmarks.overhead import Overhead, call_overheads
 from benchmarks.results import ContenderResult, Report, WorkloadResult
-from benchmarks.worker import Cold, ShapeCheck, Worker, WorkerError, check_shapes, measure_cold
+from benchmarks.worker import (
+    VARIED_CALLS,
+    WARM_UP_CALLS,
+    Cold,
+    ShapeCheck,
+    VariedCalls,
+    Worker,
+    WorkerError,
+    check_shapes,
+    measure_cold,
+    measure_varied,
+)
 from benchmarks.workloads.workload import Workload
 
 __all__ = ["Plan", "measure_overheads", "measure_workload"]
@@ -83,11 +94,14 @@ def measure_workload(workload: Workload, plan: Plan, progress: Progress) -> Work
             results[contender.name] = result
             if worker is not None:
                 workers[contender.name] = worker
-        advance = display.steps(f"{workload.title}: warm calls", plan.rounds)
-        for _ in range(plan.rounds):
-            for name, worker in workers.items():
-                results[name].rounds.append(statistics.median(worker.measure()))
-            advance()
+        if workload.varied:
+            _varied_rounds(workload, plan, display, workers, results)
+        else:
+            advance = display.steps(f"{workload.title}: warm calls", plan.rounds)
+            for _ in range(plan.rounds):
+                for name, worker in workers.items():
+                    results[name].rounds.append(statistics.median(worker.measure()))
+                advance()
     checks, check_error = _check(workload, plan, display) if DSJIT in plan.contenders else ([], None)
     progress.remove_task(display.task)
     return WorkloadResult(
@@ -100,6 +114,34 @@ def measure_workload(workload: Workload, plan: Plan, progress: Progress) -> Work
         checks,
         check_error,
     )
+
+
+def _varied_rounds(
+    workload: Workload,
+    plan: Plan,
+    display: _Display,
+    workers: dict[str, Worker],
+    results: dict[str, ContenderResult],
+) -> None:
+    """Warm up on inputs, then time rounds of others; a round counts with its mean, whatever was compiled in it."""
+    warm_up = range(1, 1 + WARM_UP_CALLS)
+    for name in list(workers):
+        workers[name].begin(measure_varied, plan.dtype, warm_up)
+        try:
+            calls: VariedCalls = display.wait(workers[name], f"{workload.title}: {name}, warming up", plan.budget)
+            results[name].warm_up.append(calls)
+        except WorkerError as error:
+            results[name] = replace(results[name], error=str(error))
+            del workers[name]
+    advance = display.steps(f"{workload.title}: rounds of new inputs", plan.rounds)
+    for number in range(plan.rounds):
+        start = warm_up.stop + number * VARIED_CALLS
+        for name, worker in workers.items():
+            worker.begin(measure_varied, plan.dtype, range(start, start + VARIED_CALLS))
+            calls = worker.answer(timeout=plan.budget)
+            results[name].varied.append(calls)
+            results[name].rounds.append(statistics.mean(calls.seconds))
+        advance()
 
 
 def _start(
@@ -121,7 +163,7 @@ def _start(
 
 def _check(workload: Workload, plan: Plan, display: _Display) -> tuple[list[ShapeCheck], str | None]:
     checks: list[ShapeCheck] = []
-    for dtype in plan.check_dtypes:
+    for dtype in (each for each in plan.check_dtypes if each in workload.tolerances):
         with Worker(workload.name, DSJIT.name, str(plan.cache), plan.threads) as worker:
             worker.begin(check_shapes, dtype)
             try:

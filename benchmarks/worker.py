@@ -32,13 +32,17 @@ __all__ = [
     "Failure",
     "ShapeCheck",
     "State",
+    "VariedCalls",
     "Worker",
     "WorkerError",
     "check_shapes",
     "measure_cold",
+    "measure_varied",
 ]
 
 WARM_CALLS = 3
+WARM_UP_CALLS = 48
+VARIED_CALLS = 16
 CHECKED_CALLS = 3
 SECONDS_PER_ROUND = 0.1
 CALLS_PER_ROUND = 1000
@@ -46,9 +50,10 @@ CALLS_PER_ROUND = 1000
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """`dsjit.stats()` after some calls."""
+    """`dsjit.stats()` after some calls. `calls_traced` ran eagerly, and were compiled for the next time."""
 
     calls_compiled: int
+    calls_traced: int
     calls_eager: int
     eager_reasons: dict[str, int]
     compiles: int
@@ -90,6 +95,16 @@ class ShapeCheck:
     shape: str
     tolerance: str
     comparison: Comparison
+    counters: Counters | None
+
+
+@dataclass(frozen=True, slots=True)
+class VariedCalls:
+    """Calls that each took an input which no call before it had: the seconds of each, how many results were not
+    eager's, and dsjit's counters for them."""
+
+    seconds: list[float]
+    unequal: int
     counters: Counters | None
 
 
@@ -185,10 +200,14 @@ def _serve(connection: Connection, state: State, cache: str, threads: int) -> No
                 connection.send(Failure(message, traceback.format_exc()))
 
 
-def _seconds(case: Case) -> float:
+def _timed(case: Case) -> tuple[float, Any]:
     start = time.perf_counter()
-    case()
-    return time.perf_counter() - start
+    result = case()
+    return time.perf_counter() - start, result
+
+
+def _seconds(case: Case) -> float:
+    return _timed(case)[0]
 
 
 def measure_cold(state: State, dtype: torch.dtype) -> Cold:
@@ -220,6 +239,27 @@ def _measure(state: State) -> list[float]:
         seconds.append(_seconds(state.compiled))
     gc.enable()
     return seconds
+
+
+def measure_varied(state: State, dtype: torch.dtype, draws: range) -> VariedCalls:
+    """Call the compiled program once for each of `draws`, then eager, and compare. `measure_cold` comes before."""
+    assert state.compiled is not None
+    workload = catalog.find(state.workload)
+    program = workload.build(dtype).program
+    inputs = [workload.arguments(dtype, 0, draw) for draw in draws]
+    cases = [Case(state.compiled.program, arguments) for arguments in inputs]
+    _reset_counters(state)
+    gc.collect()
+    gc.disable()
+    timed = [_timed(case) for case in cases]
+    gc.enable()
+    counters = _counters(state)
+    tolerance = workload.tolerances[dtype]
+    unequal = 0
+    for arguments, (_, result) in zip(inputs, timed, strict=True):
+        expected = program(*arguments)
+        unequal += not compare(result, expected, expected, tolerance).equal
+    return VariedCalls([seconds for seconds, _ in timed], unequal, counters)
 
 
 def check_shapes(state: State, dtype: torch.dtype) -> list[ShapeCheck]:
@@ -254,6 +294,7 @@ def _counters(state: State) -> Counters | None:
     stats = importlib.import_module("dsjit").stats()
     return Counters(
         stats.calls_compiled,
+        stats.calls_traced,
         stats.calls_eager,
         dict(stats.eager_reasons),
         stats.compiles,

@@ -78,7 +78,8 @@ OPTION_ROWS: Final[tuple[OptionRow, ...]] = (
         '"eager" or "fast"',
         _one_of("eager", "fast"),
         '"eager": round where eager rounds, no contraction, no fast-math, eager\'s random stream. '
-        '"fast": reserved for leave to deviate; for now it means the same.',
+        '"fast": inside a kernel, bfloat16 and float16 values stay in float32 from op to op, multiply-adds may be '
+        "contracted and constants reassociated. NaN and infinities keep their meaning, random streams are eager's.",
     ),
     OptionRow(
         "backend",

@@ -7,7 +7,7 @@ from typing import Final
 
 import torch
 
-from benchmarks.workloads import attention, experts, language, pointwise, residual
+from benchmarks.workloads import attention, control_flow, experts, language, pointwise, residual
 from benchmarks.workloads.workload import Tolerance, Workload
 
 __all__ = ["WORKLOADS", "find"]
@@ -31,6 +31,13 @@ MODEL: Final = {
     torch.bfloat16: Tolerance(1.6e-2, 3e-2),
 }
 """Many layers: a rounding that falls the other way in one layer is carried through the later ones."""
+
+
+CHOSEN: Final = {torch.float32: MODEL[torch.float32]}
+"""As MODEL, where a rounding can turn a choice, in which bfloat16 is another program."""
+
+ITERATED: Final = {torch.float32: Tolerance(1e-5, 1e-4)}
+"""An iteration carries its roundings through every step, amplified by the condition of the problem."""
 
 
 def _sizes(shapes: Sequence[Sequence[int]], unit: str = "") -> tuple[str, ...]:
@@ -108,6 +115,60 @@ WORKLOADS: Final[tuple[Workload, ...]] = (
         attention.modality_attention,
         attention.modality_inputs,
         LAYER,
+    ),
+    Workload(
+        "early_exit",
+        "Early-exit classifier, 12 layers",
+        tuple(f"batch {batch}" for batch in control_flow.EXIT_BATCHES),
+        control_flow.early_exit,
+        control_flow.exit_inputs,
+        CHOSEN,
+        varied=True,
+    ),
+    Workload(
+        "newton_matrix",
+        "Newton, inverse square root, `while` on a tensor",
+        tuple(f"{batch}x{size}x{size}" for batch, size in control_flow.MATRIX_SHAPES),
+        lambda: control_flow.inverse_square_root,
+        control_flow.matrix_inputs,
+        ITERATED,
+        varied=True,
+    ),
+    Workload(
+        "newton_item",
+        "Newton, Kepler's equation, `.item()`",
+        tuple(f"{count} orbits" for count in control_flow.ORBIT_COUNTS),
+        lambda: control_flow.eccentric_anomaly,
+        control_flow.orbit_inputs,
+        ITERATED,
+        varied=True,
+    ),
+    Workload(
+        "beam_search",
+        "Beam search, `.item()`",
+        tuple(f"{length} tokens" for length in control_flow.PROMPT_LENGTHS),
+        control_flow.beam_search,
+        control_flow.beam_inputs,
+        CHOSEN,
+        varied=True,
+    ),
+    Workload(
+        "routed_experts",
+        "Mixture of 8 experts, top 2, rows by `nonzero`",
+        tuple(f"{tokens} tokens" for tokens in control_flow.ROUTED_TOKENS),
+        control_flow.routed_experts,
+        control_flow.routed_inputs,
+        CHOSEN,
+        varied=True,
+    ),
+    Workload(
+        "adaptive_steps",
+        "Adaptive computation time",
+        tuple(f"batch {batch}" for batch in control_flow.ADAPTIVE_BATCHES),
+        control_flow.adaptive_steps,
+        control_flow.adaptive_inputs,
+        CHOSEN,
+        varied=True,
     ),
 )
 

@@ -1,4 +1,4 @@
-"""ResNet-50 and its deeper kin, written from their paper: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", 2015."""
+"""ResNet-50 and its deeper kin: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition", 2015."""
 
 from __future__ import annotations
 

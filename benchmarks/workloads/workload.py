@@ -12,6 +12,9 @@ from torch.utils._pytree import tree_map
 
 __all__ = ["Arguments", "Case", "Program", "Tolerance", "Workload", "cast", "seeded"]
 
+SEED_STRIDE = 1000
+"""Between the seeds of two draws for one shape; a workload has fewer shapes."""
+
 Program: TypeAlias = Callable[..., Any]
 Arguments: TypeAlias = tuple[Any, ...]
 
@@ -42,9 +45,13 @@ class Case:
 class Workload:
     """A program with three input shapes or more; the first one is the one that is timed.
 
-    `model()` makes the callable in float32, `inputs(i)` its arguments for `shapes[i]`. `tolerances` has float32 and
-    bfloat16. `target` is the least speed in steady state, as a multiple of torch.compile's default, that dsjit
-    promises.
+    `model()` makes the callable in float32, `inputs(i)` its arguments for `shapes[i]`, from the current seed.
+    `tolerances` has the dtypes in which outputs are compared. `target` is the least speed in steady state, as a
+    multiple of torch.compile's default, that dsjit promises.
+
+    `varied` says that what the program does depends on what its input tensors hold: every timed call then takes
+    another input, which no call before it had, and its result is compared with eager's. Outcomes depend on roundings
+    there, so that float64 arithmetic and bfloat16 are other programs: they are compared in float32 only.
     """
 
     name: str
@@ -54,6 +61,7 @@ class Workload:
     inputs: Callable[[int], Arguments]
     tolerances: Mapping[torch.dtype, Tolerance]
     target: float = 1.0
+    varied: bool = False
 
     def build(self, dtype: torch.dtype, shape_index: int = 0) -> Case:
         """A new program in evaluation mode with arguments: the same numbers on every call, rounded from float32."""
@@ -62,10 +70,10 @@ class Workload:
             program = self.model()
         return Case(cast(program, dtype), self.arguments(dtype, shape_index))
 
-    def arguments(self, dtype: torch.dtype, shape_index: int) -> Arguments:
-        """The arguments for one input shape: the same numbers on every call, rounded from float32."""
+    def arguments(self, dtype: torch.dtype, shape_index: int, draw: int = 0) -> Arguments:
+        """The arguments for one input shape: the same numbers for the same `draw`, rounded from float32."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(30 + shape_index)
+            torch.manual_seed(30 + shape_index + SEED_STRIDE * draw)
             arguments: Arguments = tree_map(lambda leaf: cast(leaf, dtype), self.inputs(shape_index))
         return arguments
 

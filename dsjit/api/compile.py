@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -15,8 +15,9 @@ from dsjit.codegen.gemm import MatmulPlan
 from dsjit.codegen.llvm.engine import CompiledKernel, KernelCache
 from dsjit.codegen.placement import Step
 from dsjit.codegen.program import Program
-from dsjit.config import Environment
+from dsjit.config import Environment, Numerics
 from dsjit.dump import Dump
+from dsjit.fusion.drop_roundings import drop_roundings
 from dsjit.fusion.group import Group
 from dsjit.fusion.limits import Limits
 from dsjit.fusion.lower import FusedKernel, lower_group
@@ -68,7 +69,12 @@ class Compilation:
 
 
 def compile_graph(
-    graph: Graph, environment: Environment, cache: KernelCache, timer: StageTimer, dump: Dump | None
+    graph: Graph,
+    numerics: Numerics,
+    environment: Environment,
+    cache: KernelCache,
+    timer: StageTimer,
+    dump: Dump | None,
 ) -> Compilation:
     """Optimise, fuse, lower, emit and assemble `graph`.
 
@@ -79,13 +85,14 @@ def compile_graph(
         if dump is not None:
             dump.write_stage(name, stage)
 
+    fast = numerics == "fast"
     on_stage("trace", graph)
     with timer.stage("passes"):
         optimized = run_passes(graph, check=environment.check, on_stage=on_stage)
     with timer.stage("fusion"):
         plan = plan_fusion(optimized, Limits(), CPU)
     with timer.stage("lowering"):
-        units = [lower_group(u, plan.info, plan.views) if isinstance(u, Group) else u for u in plan.units]
+        units = [_lower(u, plan, fast) if isinstance(u, Group) else u for u in plan.units]
         steps, matmuls = choose_steps(units, plan.views)
     fused = [unit for unit in units if isinstance(unit, FusedKernel)]
     if environment.check:
@@ -95,7 +102,7 @@ def compile_graph(
         for kernel in fused:
             dump.write_kernel(print_kernel(kernel.kernel))
     with timer.stage("codegen"):
-        result = cache.compile_kernels([kernel.kernel for kernel in fused])
+        result = cache.compile_kernels([kernel.kernel for kernel in fused], fast)
         compiled = dict(zip(fused, result.kernels, strict=True))
     if dump is not None and result.ir_text:
         dump.write("module.ll", result.ir_text)
@@ -108,6 +115,11 @@ def compile_graph(
     )
     _print_stages(compilation, environment.debug, result.ir_text)
     return compilation
+
+
+def _lower(group: Group, plan: FusionPlan, fast: bool) -> FusedKernel:
+    fused = lower_group(group, plan.info, plan.views)
+    return replace(fused, kernel=drop_roundings(fused.kernel)) if fast else fused
 
 
 def _print_stages(compilation: Compilation, level: int, ir_text: str) -> None:

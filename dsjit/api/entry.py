@@ -88,6 +88,9 @@ def _name_of(function: Any) -> str:
 def disable(function: Any) -> Any:
     """The original of a jitted function; a jitted module is put back to eager in place and returned."""
     if isinstance(function, torch.nn.Module):
+        jitted = jitted_of(function)
+        if jitted is not None:
+            jitted.release_parts()
         function._compiled_call_impl = None
         return function
     return function.target if isinstance(function, Jitted) else function

@@ -15,6 +15,7 @@ from typing import Any, Final
 import torch
 
 from dsjit.api.compile import Compilation, StageTimer, compile_graph
+from dsjit.api.parts import outermost_callables
 from dsjit.api.session import Session
 from dsjit.api.stats import Counters
 from dsjit.api.trace_tree import Miss, Step, TraceTree, TreeFull, plant
@@ -27,7 +28,6 @@ from dsjit.ir.structure_graph import graph_structure
 from dsjit.passes.reference import run_reference
 from dsjit.trace.capture import Capture, capture
 from dsjit.trace.guards import Guard
-from dsjit.trace.outputs import Hole
 from dsjit.trace.recorder import Untraceable
 from dsjit.trace.segments import Segment
 from dsjit.trace.source import SourceFinder
@@ -63,6 +63,7 @@ class Jitted:
         self._lock = threading.RLock()
         self._warned: set[str] = set()
         self._retries = 0
+        self._parts: list[torch.nn.Module] = []
         self.counters: Counters = session.registry.register(name)
 
     def __repr__(self) -> str:
@@ -80,18 +81,25 @@ class Jitted:
             inputs = tree.guard.check(args, kwargs)
             if inputs is not None:
                 leaf = tree.leaf
-                if leaf is not None:
-                    result = leaf.finish(inputs, leaf.run(inputs), (args, kwargs))
-                else:
-                    result = tree.walk(inputs, args, kwargs)
-                    if type(result) is Miss:
-                        missed = missed or (tree, result)
-                        continue
+                try:
+                    if leaf is not None:
+                        outputs = leaf.run(inputs)
+                    else:
+                        found = tree.walk(inputs, args, kwargs)
+                        if type(found) is Miss:
+                            missed = missed or (tree, found)
+                            continue
+                        leaf, inputs, outputs = found
+                except Exception:
+                    break
                 counters = self.counters
                 counters.calls_compiled += 1
                 counters.cache_hits += 1
-                return result
-        return self._miss(args, kwargs, missed)
+                return leaf.finish(inputs, outputs, (args, kwargs))
+        else:
+            return self._miss(args, kwargs, missed)
+        # Eager raises the same, from the user's line. Nothing that anybody could see has happened yet.
+        return self._eagerly("the compiled program raised an exception", args, kwargs)
 
     # -- the slow path -------------------------------------------------------------------------------------------
 
@@ -106,7 +114,7 @@ class Jitted:
             if verdict.guard is None or verdict.guard.check(args, kwargs) is not None:
                 return self._refuse(verdict.problems, args, kwargs)
         limit = self._options.recompile_limit
-        if missed is None and len(self._trees) + len(self._verdicts) >= limit:
+        if (missed is None or missed[0].full) and len(self._trees) + len(self._verdicts) >= limit:
             return self._over_limit(args, kwargs)
         with self._lock:
             return self._trace(args, kwargs, missed)
@@ -162,7 +170,23 @@ class Jitted:
             self._trees.remove(missed[0])
             self._verdicts.append(EagerVerdict(missed[0].guard, (Untraceable(full.reason, full.source),)))
             self._warn(f"{self._name} runs eagerly from now on: {full.reason} (at {full.source})", "full", full.source)
+            if not full.by_shape:  # modules whose sizes depend on data would be compiled for each size
+                self._compile_parts()
         return captured.result
+
+    def _compile_parts(self) -> None:
+        """Compile the modules that a jitted module calls, in place, unless they are compiled already."""
+        module = getattr(self._target, "__self__", None)
+        for part in outermost_callables(module) if isinstance(module, torch.nn.Module) else ():
+            if part._compiled_call_impl is None:
+                part._compiled_call_impl = Jitted(part._call_impl, self._options, self._session, type(part).__name__)
+                self._parts.append(part)
+
+    def release_parts(self) -> None:
+        """Put back to eager what was compiled in place because this object runs eagerly."""
+        for part in self._parts:
+            part._compiled_call_impl = None
+        self._parts = []
 
     def _note_problems(self, captured: Capture) -> None:
         self.counters.calls_eager += 1
@@ -189,19 +213,26 @@ class Jitted:
             return self._build(segment, timer)
 
         with _no_collection():
-            if missed is not None and missed[0].grow(missed[1], guard, inputs, segments, build, finish):
-                return
+            if missed is not None:
+                tree, miss = missed
+                if tree.grow(miss, guard, inputs, segments, build, finish):
+                    return
+                if len(self._trees) + len(self._verdicts) >= self._options.recompile_limit:
+                    tree.full = True
+                    return
             self._trees.insert(0, TraceTree(plant(guard, inputs, segments, build, finish)))
 
     def _build(self, segment: Segment, timer: StageTimer) -> Step:
         """Compile a segment, or find that an equal one was compiled before."""
         session, counters = self._session, self.counters
-        structure = graph_structure(segment.graph)
+        structure = (self._options.numerics, graph_structure(segment.graph))
         compilation = session.programs.get(structure)
         if compilation is None:
             dump = open_dump(session.environment.dump, self._name) if session.environment.dump else None
             counters.compiles += 1
-            compilation = compile_graph(segment.graph, session.environment, session.kernels, timer, dump)
+            compilation = compile_graph(
+                segment.graph, self._options.numerics, session.environment, session.kernels, timer, dump
+            )
             session.programs[structure] = compilation
             counters.kernels_generated += compilation.generated
             counters.kernels_reused += compilation.reused
@@ -280,18 +311,9 @@ def _rejit(target: Callable[..., Any], options: Options) -> Any:
 
 
 def _finisher(captured: Capture) -> Callable[[Any, Any, Any], Any]:
-    """From input and output tensors, and the call's arguments, to the function's result."""
-    builder, returned, found, warned = captured.builder, captured.returned, captured.found, captured.warned
-    assert builder is not None
-    numbers = [r.number for r in returned]
-    direct = all(r.view is None and not r.from_input for r in returned) and numbers == list(range(len(returned)))
-    if direct and isinstance(builder.template, Hole) and not warned:
+    """From input and output tensors, and the call's arguments, to the function's result (and its effects)."""
+    recipe = captured.recipe
+    assert recipe is not None
+    if recipe.first_output:
         return lambda inputs, outputs, call: outputs[0]
-
-    def finish(inputs: Any, outputs: Any, call: Any) -> Any:
-        for warning in warned:
-            warning.again()
-        tensors = outputs if direct else [r.fetch(inputs, outputs) for r in returned]
-        return builder.build(tensors, [f.fetch(*call) for f in found])
-
-    return finish
+    return recipe.finish if recipe.events or recipe.writes else recipe.make

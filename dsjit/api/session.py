@@ -18,7 +18,10 @@ __all__ = ["Session"]
 
 @dataclass(slots=True)
 class Session:
-    """Shared state, handed to each jitted object when it is made. programs: by structure, as long as they are used."""
+    """Shared state, handed to each jitted object when it is made.
+
+    programs: by numerics and structure, as long as they are used.
+    """
 
     environment: Environment
     kernels: KernelCache = field(default_factory=KernelCache)

@@ -12,17 +12,17 @@ generation with trace trees", 2006.)
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeAlias
 
 import torch
 
 from dsjit.api.compile import Compilation
-from dsjit.ir.graph import Source
+from dsjit.ir.graph import TensorType, Value
 from dsjit.ir.structure_graph import graph_structure
 from dsjit.ops.generator import generator_state, set_generator_state
 from dsjit.trace.guards import Guard
-from dsjit.trace.outcome import Outcome, read_outcome
+from dsjit.trace.outcome import Outcome, OutcomeKind, read_outcome
 from dsjit.trace.segments import Look, Segment
 
 __all__ = ["Branch", "Leaf", "Miss", "Step", "TraceTree", "TreeFull", "plant"]
@@ -34,17 +34,27 @@ OUTCOME_LIMIT: Final = 16
 """Outcomes of one look at values, contents or shapes (one that sees new ones again and again will go on to), and
 nodes for one outcome."""
 
+FREE_GROWTH: Final = 32
+HITS_FOR_GROWTH: Final = 4
+"""What a tree grows by is counted: each Leaf, and each program that it needs and the tree did not have. So much is
+free; more must have been paid for, each by so many calls that the tree answered: to trace and compile a way takes as
+long as several eager calls."""
+
+_SOME_SHAPE: Final = TensorType((), torch.bool, (), torch.device("meta"))
+"""Stands for the types of tensors whose shape depends on data."""
+
 Finish: TypeAlias = Callable[[Any, Any, Any], Any]
 Runner: TypeAlias = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
 
 
 class TreeFull(Exception):
-    """No further branch is worth growing; the message says where and why."""
+    """No further branch is worth growing; the message says where and why. by_shape: sizes that depend on data do."""
 
-    def __init__(self, reason: str, source: Source) -> None:
+    def __init__(self, reason: str, look: Look) -> None:
         super().__init__(reason)
         self.reason = reason
-        self.source = source
+        self.source = look.source
+        self.by_shape = look.kind is OutcomeKind.SHAPE
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +83,11 @@ class Leaf:
 
 @dataclass(slots=True, eq=False)
 class Branch:
-    """A program, a look, and the node for each outcome (several, when the way on depends on more Python state)."""
+    """A program, a look, and the node for each outcome (several, when the way on depends on more Python state).
+
+    reads, exports, looked, drops: ids of what the program takes and gives, of what is looked at, and of what nothing
+    wants any more.
+    """
 
     guard: Guard
     inputs: tuple[int, ...]
@@ -81,6 +95,15 @@ class Branch:
     look: Look
     structure: Hashable
     children: dict[Outcome, list[Leaf | Branch]] = field(default_factory=dict)
+    reads: tuple[int, ...] = field(init=False)
+    exports: tuple[int, ...] = field(init=False)
+    looked: tuple[int, ...] = field(init=False)
+    drops: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        segment = self.step.segment
+        self.reads, self.exports, self.drops = segment.reads, segment.exports, segment.drops
+        self.looked = tuple([value.id for value in self.look.values])
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,19 +116,24 @@ class Miss:
 class TraceTree:
     """A tree with the guard of the call that planted it. Not thread-safe to grow; walking while it grows is safe.
 
-    leaf: the root, if it is a Leaf. leaves, branches: all of them.
+    leaf: the root, if it is a Leaf that draws no random numbers: a call may run it without a walk.
+    leaves, branches: all of them. hits: walks that came to a Leaf. growth: see FREE_GROWTH.
+    full: whether calls that it misses are not worth a trace any more.
     """
 
-    __slots__ = ("_draws", "branches", "guard", "leaf", "leaves", "root")
+    __slots__ = ("_draws", "branches", "full", "growth", "guard", "hits", "leaf", "leaves", "root")
 
     def __init__(self, root: Leaf | Branch) -> None:
         self.root = root
         self.guard = root.guard
-        self.leaf = root if isinstance(root, Leaf) else None
         self.leaves: list[Leaf] = []
         self.branches: list[Branch] = []
+        self.hits = 0
+        self.growth = 0
+        self.full = False
         self._draws = False
         self._count(root)
+        self.leaf = root if isinstance(root, Leaf) and not self._draws else None
 
     @property
     def compilations(self) -> tuple[Compilation, ...]:
@@ -114,21 +142,34 @@ class TraceTree:
         return tuple({id(step.compilation): step.compilation for step in steps}.values())
 
     def walk(self, inputs: Sequence[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The result of the call, or a Miss; `inputs` are what the guard returned."""
-        drawn = generator_state() if self._draws else None
+        """The Leaf that the call came to, what its program took and what it returned; or a Miss.
+
+        inputs: what the guard returned. Raises what a program raises; the random generator is then as it was before.
+        """
+        if not self._draws:
+            return self._follow(inputs, args, kwargs)
+        drawn = generator_state()
+        try:
+            found = self._follow(inputs, args, kwargs)
+        except Exception:
+            set_generator_state(drawn)
+            raise
+        if type(found) is Miss:
+            set_generator_state(drawn)
+        return found
+
+    def _follow(self, inputs: Sequence[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         node: Leaf | Branch = self.root
         guard = self.guard
         known = dict(zip(node.inputs, inputs, strict=True))
         way: list[Branch] = []
         while isinstance(node, Branch):
             way.append(node)
-            segment = node.step.segment
-            graph = segment.graph
-            if graph.outputs:
-                outputs = node.step.run([known[value.id] for value in graph.inputs])
-                known.update(zip(segment.exports, outputs, strict=True))
-            outcome = read_outcome(node.look.kind, [known[value.id] for value in node.look.values])
-            for dead in segment.drops:
+            if node.exports:
+                outputs = node.step.run([known[number] for number in node.reads])
+                known.update(zip(node.exports, outputs, strict=True))
+            outcome = read_outcome(node.look.kind, [known[number] for number in node.looked])
+            for dead in node.drops:
                 known.pop(dead, None)
             for child in node.children.get(outcome, ()):
                 if child.guard is guard:
@@ -139,12 +180,11 @@ class TraceTree:
                     known.update(zip(child.inputs, more, strict=True))
                     break
             else:
-                if drawn is not None:
-                    set_generator_state(drawn)
                 return Miss(tuple(way))
             node = child
+        self.hits += 1
         taken = inputs if node.reads is None else [known[number] for number in node.reads]
-        return node.finish(taken, node.run(taken), (args, kwargs))
+        return node, taken, node.run(taken)
 
     def grow(
         self,
@@ -167,33 +207,36 @@ class TraceTree:
         for branch, segment in zip(miss.way, segments, strict=False):
             if branch.structure != _structure(segment) or not _looks_alike(branch.look, segment.look):
                 return False
-            known.update(branch.step.segment.exports)
-            known.difference_update(branch.step.segment.drops)
+            known.update(branch.exports)
+            known.difference_update(branch.drops)
         look = segments[len(miss.way) - 1].look
         rest = segments[len(miss.way) :]
         assert look is not None
         if not _can_start(rest, known):
             return False
         siblings = last.children.get(look.outcome, [])
-        if len(self.leaves) >= LEAF_LIMIT:
-            raise TreeFull(f"what tensors hold led {LEAF_LIMIT} different ways", look.source)
+        ways = len(self.leaves)
+        if ways >= LEAF_LIMIT or self.growth >= FREE_GROWTH + self.hits // HITS_FOR_GROWTH:
+            raise TreeFull(f"what tensors hold led {ways} different ways, and seldom one of them again", look)
         if max(len(last.children), len(siblings)) >= OUTCOME_LIMIT:
-            raise TreeFull(f"{look.kind.value} was seen to be {OUTCOME_LIMIT} different things", look.source)
+            raise TreeFull(f"{look.kind.value} was seen to be {OUTCOME_LIMIT} different things", look)
         node = plant(guard, inputs, rest, build, finish, whole=False)
         last.children[look.outcome] = [*siblings, node]
+        before = len(self.compilations)
         self._count(node)
+        self.growth += 1 + len(self.compilations) - before
         return True
 
     def _count(self, node: Leaf | Branch) -> None:
         stack: list[Leaf | Branch] = [node]
         while stack:
             node = stack.pop()
+            # A walk that misses, or a program that raises, must give back the random numbers that were drawn.
+            self._draws = self._draws or any(each.effect for each in node.step.segment.graph.nodes)
             if isinstance(node, Leaf):
                 self.leaves.append(node)
                 continue
             self.branches.append(node)
-            # A Leaf draws when everything is decided; before it, a walk that misses must give back what it drew.
-            self._draws = self._draws or any(each.effect for each in node.step.segment.graph.nodes)
             stack.extend(child for children in node.children.values() for child in children)
 
 
@@ -218,7 +261,13 @@ def plant(
 
 
 def _structure(segment: Segment) -> Hashable:
-    return graph_structure(segment.graph, with_ids=True)
+    """The key of what a segment does, whatever its look sees: a shape that depends on data is what is looked at."""
+    graph, look = segment.graph, segment.look
+    if look is not None and look.kind is OutcomeKind.SHAPE:
+        *nodes, last = graph.nodes
+        unknown = tuple([Value(value.id, _SOME_SHAPE) for value in last.outputs])
+        graph = replace(graph, nodes=(*nodes, replace(last, outputs=unknown)))
+    return graph_structure(graph, with_ids=True)
 
 
 def _looks_alike(a: Look, b: Look | None) -> bool:

@@ -6,6 +6,10 @@ exit of a run of convolutions, pointwise ops and poolings replace two for every 
 copy that fuses with its neighbours. What the caller gets keeps its strides. In that order, a convolution whose window
 is one pixel is a matrix product.
 
+Precision: oneDNN cuts the sums of row-major convolutions every few channels, and their rounding errors are up to four
+times smaller for it (512 channels). So in float32 many input channels are cut into parts here, as groups of a
+convolution or a batch of products, and a sum over the parts follows, which fuses with what comes next.
+
 Before:
     def graph(x0: f32[1, 4, 5, 5], x1: f32[8, 4, 3, 3], x2: f32[8, 8, 1, 1]):
         t3 = aten.convolution.default(x0, x1, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
@@ -19,7 +23,7 @@ After:
         t5 = aten.convolution.default(t3, t4, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
         t6 = aten.relu.default(t5)
         t7 = aten.permute.default(t6, [0, 2, 3, 1])
-        t8 = aten.view.default(t7, [-1, 8])
+        t8 = aten.view.default(t7, [25, 8])
         t9 = aten.view.default(x2, [8, 8])
         t10 = aten.t.default(t9)
         t11 = aten.mm.default(t8, t10)
@@ -32,14 +36,17 @@ After:
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any, Final
 
 import torch
 
-from dsjit.ir.graph import Arg, Graph, Node, Source, TensorType, Value, contiguous_strides
+from dsjit.ir.graph import Arg, Graph, Node, Source, TensorType, Value
+from dsjit.ops.builder import Builder
 from dsjit.ops.row import Pointwise, Reduction
 from dsjit.ops.table import row_of
 from dsjit.passes.rewrite import inputs_of, rebuild, substitute
+from dsjit.passes.short_chains import product_in_parts
 
 __all__ = ["channels_last"]
 
@@ -47,6 +54,13 @@ aten = torch.ops.aten
 
 FEWEST_CONVOLUTIONS: Final = 2
 """With a single convolution the two reorders at the ends are all there is: nothing is won."""
+
+LONGEST_CHAIN: Final = 144
+"""Products that one chain of additions may take up: 16 channels of a 3x3 window. oneDNN's convolutions on row-major
+images cut their sums there (with AVX-512); those on channels-last images, and BLAS, do not (see `short_chains`)."""
+
+FEWEST_CHANNELS: Final = 16
+"""Channels below which oneDNN's convolutions leave lanes of their registers empty."""
 
 POOLS: Final[frozenset[Any]] = frozenset(
     {aten.max_pool2d_with_indices.default, aten.avg_pool2d.default, aten._adaptive_avg_pool2d.default}
@@ -90,6 +104,24 @@ def _is_product(node: Node) -> bool:
     )
 
 
+def _parts(node: Node) -> int:
+    """Into how many parts of equal size to cut the input channels, so that sums are as precise as eager's.
+
+    Only where results have the precision of the sums: bfloat16 and float16 round once, at the end.
+    """
+    weight = node.args[1].type
+    _, channels, *window = weight.shape
+    if weight.dtype is not torch.float32 or node.args[8] != 1:
+        return 1
+    parts = 1
+    for count in range(2, channels // FEWEST_CHANNELS + 1):
+        if channels // parts * prod(window) <= LONGEST_CHAIN:
+            break
+        if channels % count == 0:
+            parts = count
+    return parts
+
+
 def _nhwc(type_: TensorType) -> TensorType:
     _, channels, height, width = type_.shape
     return replace(type_, strides=(channels * height * width, 1, width * channels, channels))
@@ -118,8 +150,12 @@ class _Reorder:
     def _visit(self, node: Node) -> None:
         if _is_convolution(node):
             image = self._move(node.args[0], node.source)
+            parts = _parts(node)
             if _is_product(node):
-                self._multiply(node, image)
+                self._multiply(node, image, parts)
+                return
+            if parts > 1:
+                self._convolve_parts(node, image, parts)
                 return
             # torch would reorder the weight in each call, too, with a strided copy that is far slower than a kernel.
             weight = self._move(node.args[1], node.source)
@@ -141,29 +177,41 @@ class _Reorder:
                 self._restore(value, node.source)
             self.nodes.append(substitute(node, self.restored))
 
-    def _multiply(self, node: Node, image: Value) -> None:
+    def _multiply(self, node: Node, image: Value, parts: int) -> None:
         """A convolution whose window is one pixel is the product of the pixels and the weight."""
-        source = node.source
+        b = Builder(self.count, node.source)
         batch, channels, height, width = image.type.shape
         out = node.output.type.shape[1]
-        pixels = self._view(aten.permute.default, image, (0, 2, 3, 1), (batch, height, width, channels), source)
-        rows = self._view(aten.view.default, pixels, (-1, channels), (batch * height * width, channels), source)
-        matrix = self._view(aten.view.default, node.args[1], (out, channels), (out, channels), source)
-        turned = self._new(replace(matrix.type, shape=(channels, out), strides=(1, channels)))
-        self.nodes.append(Node(aten.t.default, (matrix,), {}, (turned,), source))
-        product = self._new(replace(rows.type, shape=(rows.type.shape[0], out), strides=(out, 1)))
-        self.nodes.append(Node(aten.mm.default, (rows, turned), {}, (product,), source))
-        shape = (batch, height, width, out)
-        result = self._view(aten.view.default, product, shape, shape, source)
-        moved = self._new(_nhwc(node.output.type))
-        self.nodes.append(Node(aten.permute.default, (result, (0, 3, 1, 2)), {}, (moved,), source))
-        self.moved[node.output] = moved
+        pixels = b.call(aten.permute.default, image, (0, 2, 3, 1))
+        rows = b.call(aten.view.default, pixels, (batch * height * width, channels))
+        matrix = b.call(aten.t.default, b.call(aten.view.default, node.args[1], (out, channels)))
+        product = product_in_parts(b, rows, matrix, parts)
+        self._finish(node, b, b.call(aten.view.default, product, (batch, height, width, out)))
 
-    def _view(self, op: Any, value: Value, sizes: tuple[int, ...], shape: tuple[int, ...], source: Source) -> Value:
-        """Append a view whose result is row-major."""
-        result = self._new(replace(value.type, shape=shape, strides=contiguous_strides(shape)))
-        self.nodes.append(Node(op, (value, sizes), {}, (result,), source))
-        return result
+    def _convolve_parts(self, node: Node, image: Value, parts: int) -> None:
+        """A convolution as the sum of `parts` convolutions, each of some of the input channels: one grouped call."""
+        b = Builder(self.count, node.source)
+        weight, bias, stride, padding, dilation, transposed, output_padding, _ = node.args[1:]
+        out, channels, *window = weight.type.shape
+        batch, _, height, width = node.output.type.shape
+        weights = b.call(aten.view.default, weight, (out, parts, channels // parts, *window))
+        weights = b.call(aten.permute.default, weights, (1, 0, 3, 4, 2))
+        weights = b.call(aten.clone.default, weights, memory_format=torch.contiguous_format)
+        weights = b.call(aten.view.default, weights, (parts * out, *window, channels // parts))
+        weights = b.call(aten.permute.default, weights, (0, 3, 1, 2))
+        type_ = _nhwc(replace(node.output.type, shape=(batch, parts * out, height, width)))
+        settings = (stride, padding, dilation, transposed, output_padding, parts)
+        (grouped,) = b.call_typed(aten.convolution.default, (type_,), image, weights, None, *settings)
+        pixels = b.call(aten.permute.default, grouped, (0, 2, 3, 1))
+        pixels = b.call(aten.view.default, pixels, (batch, height, width, parts, out))
+        result = b.call(aten.sum.dim_IntList, pixels, (3,))
+        self._finish(node, b, result if bias is None else b.call(aten.add.Tensor, result, bias))
+
+    def _finish(self, node: Node, b: Builder, pixels: Value) -> None:
+        """`pixels` (batch, height, width, channels) is what `node` computes."""
+        self.moved[node.output] = b.call(aten.permute.default, pixels, (0, 3, 1, 2))
+        self.nodes += b.nodes
+        self.count = b.next_id
 
     def _keeps_order(self, node: Node, inputs: list[Value]) -> bool:
         """Whether a pointwise result should be channels-last: its largest operands are."""
@@ -185,9 +233,9 @@ class _Reorder:
         self.nodes.append(replace(renewed, args=tuple(args), kwargs=kwargs, outputs=outputs))
 
     def _move(self, value: Value, source: Source) -> Value:
-        if value.type == _nhwc(value.type):
-            return value
         if value not in self.moved:
+            if value.type == _nhwc(value.type):
+                return value
             new = self._new(_nhwc(value.type))
             self.nodes.append(
                 Node(aten.clone.default, (value,), {"memory_format": torch.channels_last}, (new,), source)

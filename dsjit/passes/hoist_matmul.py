@@ -6,7 +6,9 @@ multiplied once, all together, and then sliced. Done when the slices hold at lea
 taken from: then it saves arithmetic, and all but one of the calls. What lies between (slices, views and copies that
 keep rows whole) is replayed on the product. A bias that is added to each row afterwards is hoisted likewise.
 
-The result is equal within what a BLAS guarantees: a row of a larger product may be rounded differently.
+The result is equal within what a BLAS guarantees: a row of a larger product may be rounded differently. Products of
+few rows are the more precise ones (BLAS adds them up in the lanes of a register, in as many short chains), so the one
+that takes their place is cut into parts (`short_chains`).
 
 Before:
     def graph(x0: f32[8, 4], x1: f32[4, 5]):
@@ -36,11 +38,13 @@ import torch
 
 from dsjit.ir.graph import Arg, Graph, Node, TensorType, Value, contiguous_strides
 from dsjit.ops.binding import bind_arguments
+from dsjit.ops.builder import Builder
 from dsjit.ops.row import View
 from dsjit.ops.table import row_of
 from dsjit.ops.views import view_strides
 from dsjit.passes.dce import eliminate_dead_code
 from dsjit.passes.rewrite import inputs_of, ops_where, rebuild, substitute
+from dsjit.passes.short_chains import product_in_parts
 from dsjit.passes.storage import Storages
 
 __all__ = ["hoist_matmul"]
@@ -63,13 +67,21 @@ class _Family:
 
     base: the tensor; for biases, the family of the products that they are added to.
     operand: position of the slice among the arguments of each member.
-    row_count: rows of all slices together.
+    row_count: rows of all slices together. most_rows: of the largest.
     """
 
     base: Value | _Family
     operand: int
     members: list[Node] = field(default_factory=list)
     row_count: int = 0
+    most_rows: int = 0
+
+    def add(self, node: Node) -> None:
+        type_ = node.args[self.operand].type
+        rows = type_.numel // type_.shape[-1]
+        self.members.append(node)
+        self.row_count += rows
+        self.most_rows = max(self.most_rows, rows)
 
     def root(self) -> Value:
         return self.base.root() if isinstance(self.base, _Family) else self.base
@@ -79,6 +91,23 @@ class _Family:
         type_ = self.root().type
         return len(self.members) > 1 and self.row_count * type_.shape[-1] >= type_.numel
 
+
+    def parts(self, member: Node) -> int:
+        """Into how many parts the products of all rows are cut: those that BLAS makes of few rows."""
+        type_ = self.root().type
+        if self.most_rows > FEW_ROWS or isinstance(self.base, _Family) or member.kwargs:
+            return 1
+        if type_.dtype not in (torch.float32, torch.float64) or type_.numel // type_.shape[-1] <= FEW_ROWS:
+            return 1
+        counts = range(min(MOST_PARTS, type_.shape[-1] // SHORTEST_CHAIN), 1, -1)
+        return next((count for count in counts if type_.shape[-1] % count == 0), 1)
+
+
+FEW_ROWS: Final = 8
+MOST_PARTS: Final = 16
+SHORTEST_CHAIN: Final = 16
+"""Up to 8 rows, MKL adds in the 16 float32 lanes of an AVX-512 register; beyond, in one chain for up to 384 products.
+Parts of fewer than 16 products would cost more than they gain."""
 
 _PRODUCTS: Final[Mapping[Any, int]] = {aten.mm.default: 0, aten.addmm.default: 1, aten.linear.default: 0}
 """Ops that treat the rows of one operand alike, and the position of that operand."""
@@ -107,9 +136,7 @@ def _choose(graph: Graph) -> dict[Node, _Family]:
         else:
             continue
         if found is not None:
-            operand: Value = node.args[found.operand]
-            found.members.append(node)
-            found.row_count += operand.type.numel // operand.type.shape[-1]
+            found.add(node)
             if not isinstance(found.base, _Family):
                 family_of[node.outputs[0]] = found
     paying = [family for family in families.values() if family.pays()]
@@ -295,11 +322,35 @@ class _Replay:
         width = member.outputs[0].type.shape[-1]
         flat = member.op in (aten.mm.default, aten.addmm.default) and len(shape) > 2
         operand = self._view(base, (base.type.numel // shape[-1], shape[-1]), member) if flat else base
+        parts = family.parts(member)
+        if parts > 1:
+            self.product = self._in_parts(member, operand, parts, (*shape[:-1], width))
+            self._values[family.root()] = self.product
+            return
         result = _typed(member.outputs[0], (*operand.type.shape[:-1], width))
         args = (*member.args[: family.operand], operand, *member.args[family.operand + 1 :])
         product = self._emit(member.op, (result,), args, member, **member.kwargs).output
         self.product = self._view(product, (*shape[:-1], width), member) if flat else product
         self._values[family.root()] = self.product
+
+    def _in_parts(self, member: Node, operand: Value, parts: int, shape: tuple[int, ...]) -> Value:
+        depth = operand.type.shape[-1]
+        rows = self._view(operand, (operand.type.numel // depth, depth), member)
+        b = Builder(next(self._ids), member.source)
+        bias: Arg = None
+        if member.op is aten.linear.default:
+            matrix = b.call(aten.t.default, member.args[1])
+            bias = member.args[2] if len(member.args) > 2 else None
+        else:
+            *before, _, matrix = member.args
+            bias = before[0] if before else None
+        product = product_in_parts(b, rows, matrix, parts)
+        if bias is not None:
+            product = b.call(aten.add.Tensor, product, bias)
+        for _ in b.nodes[1:]:  # one id each; the first one is taken
+            next(self._ids)
+        self._nodes += b.nodes
+        return self._view(product, shape, member)
 
     def rows_of(self, value: Value) -> Value:
         """What `value`, made of rows of the base by members and row-keeping ops, is on the product."""

@@ -14,6 +14,8 @@
 Arguments of plain structure (tuples, lists, dictionaries, named tuples, dataclasses) are taken apart here, since
 callers build them anew for each call. Other objects (modules, user objects, functions) live long: they are looked up
 by identity in `tables`, and what was read from them is checked by the native loop, and so is torch's global state.
+
+What does not stay the same object from call to call, since each call writes it, is fetched and checked here, too.
 """
 
 from __future__ import annotations
@@ -31,9 +33,12 @@ from dsjit.trace.facts import (
     FunctionOf,
     Identical,
     Missing,
+    NumberOf,
     OfType,
+    Present,
     SameAs,
     TensorOf,
+    has_identity,
 )
 from dsjit.trace.paths import Index, Item, Keys, Length
 
@@ -48,7 +53,7 @@ class ArgumentFacts:
 
     plain: checked by the generated code, in order. rest: everything else, in order.
     structure: slots that the generated code takes apart. tensors: slots of tensors found in it.
-    keys: slots of the objects by which a table is found.
+    keys: slots of the objects by which a table is found. moving: slots of objects that may be others on each call.
     """
 
     plain: tuple[Fact, ...]
@@ -56,13 +61,18 @@ class ArgumentFacts:
     structure: frozenset[int]
     tensors: tuple[int, ...]
     keys: tuple[int, ...]
+    moving: tuple[int, ...] = ()
 
 
-def split_facts(facts: Sequence[Fact], roots: tuple[int, ...], fixed: frozenset[int]) -> ArgumentFacts:
+def split_facts(
+    facts: Sequence[Fact], roots: tuple[int, ...], fixed: frozenset[int], changing: frozenset[int] = frozenset()
+) -> ArgumentFacts:
     """Divide the facts of a guard.
 
-    roots: slots of `args` and `kwargs`. fixed: slots whose object the guard itself holds.
+    roots: slots of `args` and `kwargs`. fixed: slots whose object the guard itself holds. changing: positions of the
+    facts about what each call changes, and about what is reached through that.
     """
+    on_the_way = _on_the_way(facts, changing)
     demoted: set[int] = set()
     while True:
         structure = set(roots)
@@ -72,12 +82,14 @@ def split_facts(facts: Sequence[Fact], roots: tuple[int, ...], fixed: frozenset[
         rest: list[Fact] = []
         available = set(roots) | fixed
         again = False
-        for fact in facts:
-            if fact.parent not in structure:
+        for position, fact in enumerate(facts):
+            if fact.parent not in structure and position not in changing:
                 rest.append(fact)
+                if fact.slot in on_the_way:
+                    plain.append(fact)
                 continue
             expectation = fact.expectation
-            if isinstance(expectation, SameAs) and expectation.slot not in available:
+            if isinstance(expectation, SameAs) and expectation.slot not in available and position not in changing:
                 # The other object is only reached through the tables: this object's facts go there as well.
                 demoted.add(fact.parent)
                 again = True
@@ -88,6 +100,8 @@ def split_facts(facts: Sequence[Fact], roots: tuple[int, ...], fixed: frozenset[
             available.add(fact.slot)
             if isinstance(expectation, TensorOf):
                 tensors.append(fact.slot)
+            elif position in changing:
+                continue
             elif isinstance(expectation, OfType) and _takes_apart(expectation.type) and fact.slot not in demoted:
                 structure.add(fact.slot)
             else:
@@ -99,7 +113,23 @@ def split_facts(facts: Sequence[Fact], roots: tuple[int, ...], fixed: frozenset[
         for slot in (fact.parent, fact.expectation.slot if isinstance(fact.expectation, SameAs) else -1):
             if slot in available and slot not in fixed and slot not in roots:
                 keys[slot] = None
-    return ArgumentFacts(tuple(plain), tuple(rest), frozenset(structure), tuple(tensors), tuple(keys))
+    moving = [f.slot for n, f in enumerate(facts) if n in changing and f.slot >= 0 and has_identity(f.expectation)]
+    return ArgumentFacts(tuple(plain), tuple(rest), frozenset(structure), tuple(tensors), tuple(keys), tuple(moving))
+
+
+def _on_the_way(facts: Sequence[Fact], changing: frozenset[int]) -> set[int]:
+    """The slots through which the changing facts are reached, and those that they compare with."""
+    definers = {fact.slot: fact for fact in facts if fact.slot >= 0}
+    found: set[int] = set()
+    for position in changing:
+        expectation = facts[position].expectation
+        wanted = [facts[position].parent, *([expectation.slot] if isinstance(expectation, SameAs) else [])]
+        while wanted:
+            slot = wanted.pop()
+            if slot in definers and slot not in found:
+                found.add(slot)
+                wanted.append(definers[slot].parent)
+    return found
 
 
 def _takes_apart(cls: type) -> bool:
@@ -118,7 +148,8 @@ def argument_check(
 
     names: of the slots that exist before (`args`, `kwargs`, and what `namespace` holds).
     input_slots: of the argument tensors to hand to `verify`, in order.
-    namespace: must hold `tensors`, `tables`, `verify`, `slow`, `residual` and `residual_holds`.
+    namespace: must hold `tensors`, `tables`, `taken` (for each table, ids of the objects that it was made for),
+        `verify`, `slow`, `residual` and `residual_holds`.
     """
     lines = ["def check(args, kwargs):"]
     names = dict(names)
@@ -129,7 +160,8 @@ def argument_check(
         if isinstance(fact.step, Keys) and fact.expectation == Constant(()) and types.get(fact.parent) is dict:
             lines.append(f"    if {parent}: return None")
             continue
-        lines.append(f"    {found} = {_read(fact, parent, types.get(fact.parent), number, namespace)}")
+        kind = types.get(fact.parent) if fact.parent in split.structure else None
+        lines.append(f"    {found} = {_read(fact, parent, kind, number, namespace)}")
         condition = _mismatch(fact, found, number, names, namespace)
         if condition:
             lines.append(f"    if {condition}: return None")
@@ -137,6 +169,9 @@ def argument_check(
             names[fact.slot] = found
             if isinstance(fact.expectation, OfType):
                 types[fact.slot] = fact.expectation.type
+    apart = [names[f.slot] for f in split.plain if f.slot in split.structure and has_identity(f.expectation)]
+    if len(apart) > 1:
+        lines.append(f"    if len({{{', '.join(f'id({name})' for name in apart)}}}) != {len(apart)}: return None")
     if split.tensors:
         lines.append(f"    if not tensors({', '.join(names[slot] for slot in split.tensors)}): return None")
     ids = [f"id({names[slot]})" for slot in split.keys]
@@ -145,6 +180,7 @@ def argument_check(
     lines += [
         f"    table = tables.get({key})",
         "    if table is None: return slow(args, kwargs)",
+        *_moved(split, names, apart, key),
         f"    inputs = verify(table{handed})",
         "    if type(inputs) is not tuple: return slow(args, kwargs)",
         "    return inputs if not residual or residual_holds(args, kwargs) else None",
@@ -153,6 +189,19 @@ def argument_check(
     exec(compile(source, "<dsjit argument check>", "exec"), namespace)
     function: Callable[[tuple[Any, ...], dict[str, Any]], Any] = namespace["check"]
     return source, function
+
+
+def _moved(split: ArgumentFacts, names: dict[int, str], apart: Sequence[str], key: str) -> list[str]:
+    """Lines that return None when an object which may be another one on each call is one that was told from it."""
+    if not split.moving:
+        return []
+    moving = [names[slot] for slot in split.moving]
+    ids = ", ".join(f"id({name})" for name in dict.fromkeys([*moving, *apart]))
+    count = len(dict.fromkeys([*moving, *apart]))
+    return [
+        f"    moved = {{{ids}}}",
+        f"    if len(moved) != {count} or not taken[{key}].isdisjoint(moved): return None",
+    ]
 
 
 def _read(fact: Fact, parent: str, kind: type | None, number: int, namespace: dict[str, Any]) -> str:
@@ -164,7 +213,7 @@ def _read(fact: Fact, parent: str, kind: type | None, number: int, namespace: di
             return f"len({parent})"
         if isinstance(step, Keys):
             return f"tuple({parent})"
-        if isinstance(step, Item) and type(step.key) is str:
+        if isinstance(step, Item) and type(step.key) is str and not isinstance(fact.expectation, NumberOf | Present):
             return f"{parent}[{step.key!r}]"
     namespace[f"get{number}"] = step.get
     return f"get{number}({parent})"

@@ -54,17 +54,31 @@ LOOKS: Final[dict[Any, OutcomeKind]] = {
 """Functions that see less of a tensor than its value, or more than one value; the other ways are ATen calls."""
 
 
+_REQUIRES_GRAD: Final = torch.Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+
+
 class EscapeWatch(TorchFunctionMode):
     """Calls `on_escape(reason)` when memory leaves the tensor world, and `on_look(kind, tensor)` before Python sees
-    something of a tensor; while it sees it, `looking` is true."""
+    something of a tensor; while it sees it, `looking` is true.
+
+    on_item: called with a tensor and its `item`, in place of that.
+    on_gradient_read: called before Python reads whether a tensor requires a gradient.
+    on_call: when set, called with any other function, its arguments, and the call itself, in place of that.
+    """
 
     def __init__(
-        self, on_escape: Callable[[str], None], on_look: Callable[[OutcomeKind, torch.Tensor], None]
+        self,
+        on_escape: Callable[[str], None],
+        on_look: Callable[[OutcomeKind, torch.Tensor], None],
+        on_item: Callable[[torch.Tensor, Callable[[], Any]], Any] = lambda tensor, item: item(),
     ) -> None:
         super().__init__()
         self.on_escape = on_escape
         self.on_look = on_look
+        self.on_item = on_item
+        self.on_call: Callable[[Any, tuple[Any, ...], Callable[[], Any]], Any] | None = None
         self.looking = False
+        self.on_gradient_read: Callable[[], None] = lambda: None
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -75,7 +89,13 @@ class EscapeWatch(TorchFunctionMode):
             return function(*args, **(kwargs or {}))
         kind = LOOKS.get(function)
         if kind is None:
-            return function(*args, **(kwargs or {}))
+            if function == _REQUIRES_GRAD:
+                self.on_gradient_read()
+            elif function is torch.Tensor.item:
+                return self.on_item(args[0], lambda: function(*args, **(kwargs or {})))
+            if self.on_call is None:
+                return function(*args, **(kwargs or {}))
+            return self.on_call(function, (args, kwargs), lambda: function(*args, **(kwargs or {})))
         tensor: torch.Tensor = args[0] if args else (kwargs or {})["input"]
         if kind is not OutcomeKind.CONTENT and tensor.numel() != 1:
             return function(*args, **(kwargs or {}))  # raises

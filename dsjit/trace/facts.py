@@ -33,9 +33,12 @@ __all__ = [
     "FunctionOf",
     "Identical",
     "Missing",
+    "NumberOf",
     "OfType",
+    "Present",
     "SameAs",
     "TensorOf",
+    "has_identity",
     "holds",
     "is_constant",
     "same_constant",
@@ -56,6 +59,10 @@ _SCALAR_TYPES: Final = frozenset(
         torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, types.CodeType, re.Pattern,
     }
 )  # fmt: skip
+
+
+_IMMUTABLE: Final = (tuple, frozenset, types.MethodType, staticmethod, classmethod, property)
+"""What Python makes anew, or shares, as it likes."""
 
 
 def is_constant(value: object) -> bool:
@@ -136,6 +143,30 @@ class Missing:
 
     def __str__(self) -> str:
         return "is absent"
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """Something is stored there."""
+
+    def matches(self, value: object) -> bool:
+        return value is not ABSENT
+
+    def __str__(self) -> str:
+        return "is there"
+
+
+@dataclass(frozen=True, slots=True)
+class NumberOf:
+    """A number of exactly this type, which is only added to."""
+
+    type: type
+
+    def matches(self, value: object) -> bool:
+        return type(value) is self.type
+
+    def __str__(self) -> str:
+        return f"is a {self.type.__qualname__}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,7 +276,9 @@ class TensorOf:
         )
 
 
-Expectation: TypeAlias = Constant | Identical | Missing | OfType | FunctionOf | SameAs | TensorOf | ArrayOf
+Expectation: TypeAlias = (
+    Constant | Identical | Missing | Present | NumberOf | OfType | FunctionOf | SameAs | TensorOf | ArrayOf
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +294,13 @@ class Fact:
     expectation: Expectation
     slot: int
     path: Path
+
+
+def has_identity(expectation: Expectation) -> bool:
+    """Whether code can tell such an object from an equal one: it can be changed, or compared by `is`."""
+    if isinstance(expectation, OfType):
+        return not issubclass(expectation.type, _IMMUTABLE)
+    return isinstance(expectation, TensorOf | FunctionOf)
 
 
 def holds(expectation: Expectation, value: object, slots: Sequence[Any]) -> bool:

@@ -54,13 +54,12 @@ _MODULES: Final = {
     "socket": "uses a socket",
 }
 _FUNCTIONS: Final = {
-    ("logging", "Logger._log"): "logs",
     ("os", "_Environ.__setitem__"): "writes os.environ",
     ("os", "_Environ.__delitem__"): "writes os.environ",
 }
 
 
-PASSING: Final = frozenset({"warns", "logs"})
+PASSING: Final = frozenset({"warns"})
 """What a call often does once only."""
 
 _IN_MEMORY: Final = (io.StringIO, io.BytesIO)
@@ -87,8 +86,11 @@ def forbidden_code(module: str, qualname: str) -> str | None:
 
 
 def blame(frame: types.FrameType | None) -> Source | None:
-    """The user's line that `frame` runs for; None when torch or another library called, not the user."""
+    """The user's line that `frame` runs for; None when torch or another library called, not the user, or when it is
+    logging's way to a record (whole records are told again)."""
     while frame is not None and is_stdlib_file(frame.f_code.co_filename):
+        if frame.f_globals.get("__name__") == "logging":
+            return None
         frame = frame.f_back
     if frame is None or is_library_file(frame.f_code.co_filename):
         return None

@@ -20,12 +20,14 @@ from dsjit.trace.facts import (
     Missing,
     SameAs,
     TensorOf,
+    has_identity,
     holds,
     shorten,
     walk,
 )
 from dsjit.trace.native_guard import native_loop
 from dsjit.trace.overlap import Overlap
+from dsjit.trace.paths import Referent
 from dsjit.trace.state import TorchState
 
 __all__ = ["Guard", "GuardLine"]
@@ -52,6 +54,9 @@ class Guard:
     concrete objects is one table for each combination of them. A table's failure is no verdict: the facts are then
     walked in Python, and when they hold (a constant was assigned anew, a parameter replaced), a new table is made.
 
+    changing: positions of facts that no table holds, about what each call writes. met: tensors that the facts speak of,
+    by slot, as the traced call met them.
+
     `check(args, kwargs)` returns the Graph's input tensors, in order, or None. It never raises, and runs no code of
     the user's but `__eq__` and `__hash__` of dictionary keys.
     """
@@ -70,6 +75,8 @@ class Guard:
         state: TorchState,
         native: bool,
         first: tuple[tuple[Any, ...], dict[str, Any]],
+        changing: frozenset[int] = frozenset(),
+        met: Mapping[int, torch.Tensor] | None = None,
     ) -> None:
         self._facts = facts
         self._roots = {**roots, FUNCTION_SLOT: function}
@@ -78,21 +85,25 @@ class Guard:
         self._state = state
         self._suspect: Fact | None = None
         self._definers = {fact.slot: fact for fact in facts if fact.slot >= 0}
-        self._split = split_facts(facts, (ARGS_SLOT, KWARGS_SLOT), frozenset(self._roots))
+        self._distinct = tuple(fact.slot for fact in facts if fact.slot >= 0 and has_identity(fact.expectation))
+        self._split = split_facts(facts, (ARGS_SLOT, KWARGS_SLOT), frozenset(self._roots), changing)
         self._overlap = Overlap(written) if written else None
         self._binder: Binder | None = None
         self._residual: dict[int, Fact] = {}
         self._tables: dict[Any, bytearray] = {}
+        self._taken: dict[Any, frozenset[int]] = {}
         self._bindings: dict[Any, Binding] = {}
         self._sighted: dict[Any, None] = {}
-        self._prepare(native, first)
+        self._prepare(native, first, met or {})
 
     def __repr__(self) -> str:
         return f"<Guard: {len(self._facts)} facts, {len(self._inputs)} input tensors>"
 
     # ---------------------------------------------------------------- making
 
-    def _prepare(self, native: bool, first: tuple[tuple[Any, ...], dict[str, Any]]) -> None:
+    def _prepare(
+        self, native: bool, first: tuple[tuple[Any, ...], dict[str, Any]], met: Mapping[int, torch.Tensor]
+    ) -> None:
         argument_tensors = frozenset(self._split.tensors)
         arguments = [slot for slot in self._inputs if slot in argument_tensors]
         self._argument_positions = [n for n, slot in enumerate(self._inputs) if slot in argument_tensors]
@@ -100,19 +111,22 @@ class Guard:
         self._metadata = {fact.slot: fact for fact in self._split.rest if isinstance(fact.expectation, TensorOf)}
         namespace: dict[str, Any] = {
             "tables": self._tables,
+            "taken": self._taken,
             "slow": self._slow,
             "verify": _never,
             "residual": self._residual,
             "residual_holds": self._residual_holds,
         }
-        loop = native_loop() if native else None
+        # What a weak reference leads to may be gone, with all the addresses that a table would hold of it.
+        dangling = any(isinstance(fact.step, Referent) for fact in self._facts)
+        loop = native_loop() if native and not dangling else None
         if loop is not None:
             self._binder = Binder(self._facts_by_slot(), loop.layout, self._state.probes(), self._residual)
             namespace["verify"] = loop.verify
         slots = self._new_slots(*first)
         if walk(self._split.plain, slots) is None:
             self._sighted[self._key(slots)] = None
-        namespace["tensors"] = self._tensors_match = self._tensor_check(slots)
+        namespace["tensors"] = self._tensors_match = self._tensor_check({**dict(enumerate(slots)), **met})
         names = {slot: f"root{slot}" for slot in self._roots} | {ARGS_SLOT: "args", KWARGS_SLOT: "kwargs"}
         namespace.update({names[slot]: obj for slot, obj in self._roots.items()})
         self.source, self._quick = argument_check(self._split, names, arguments, namespace)
@@ -127,7 +141,7 @@ class Guard:
                 found.setdefault(fact.slot, [])
         return found
 
-    def _tensor_check(self, slots: Sequence[Any]) -> Callable[..., bool]:
+    def _tensor_check(self, slots: Mapping[int, Any]) -> Callable[..., bool]:
         """A check of the argument tensors' metadata, and that no two of them are one object."""
         expected = [fact.expectation for fact in self._split.plain if isinstance(fact.expectation, TensorOf)]
         tensors = [slots[slot] for slot in self._split.tensors]
@@ -174,11 +188,15 @@ class Guard:
             again: tuple[torch.Tensor, ...] | None = self._quick(args, kwargs)
             return again
         self._suspect = walk(self._split.rest, slots)
-        if self._suspect is not None:
+        if self._suspect is not None or not self._are_distinct(slots):
             return None
         if self._binder is not None:
             self._bind(key, slots)
         return tuple([slots[slot] for slot in self._inputs])
+
+    def _are_distinct(self, slots: Sequence[Any]) -> bool:
+        """Whether what were several objects still are (one object met twice is a fact: SameAs)."""
+        return len({id(slots[slot]) for slot in self._distinct}) == len(self._distinct)
 
     def _bind(self, key: Any, slots: Sequence[Any]) -> None:
         """Make a table, unless these objects are met for the first time (they may never come again)."""
@@ -190,13 +208,16 @@ class Guard:
             return
         self._tables.pop(key, None)
         self._bindings.pop(key, None)
+        self._taken.pop(key, None)
         if len(self._tables) >= TABLE_LIMIT:
             oldest = next(iter(self._tables))
-            del self._tables[oldest], self._bindings[oldest]
+            del self._tables[oldest], self._bindings[oldest], self._taken[oldest]
         binding = self._binder.bind(
             slots, self._metadata, len(self._inputs), self._argument_positions, self._bound_positions
         )
         self._bindings[key] = binding
+        fixed = set(self._distinct).difference(self._split.moving, self._split.structure, self._split.tensors)
+        self._taken[key] = frozenset([id(slots[slot]) for slot in fixed])
         self._tables[key] = binding.table
 
     def _residual_holds(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -239,6 +260,8 @@ class Guard:
         tensors = [slots[slot] for slot in self._split.tensors]
         if len(set(map(id, tensors))) != len(tensors):
             return "two arguments are now the same tensor"
+        if not self._are_distinct(slots):
+            return "what were two objects is now one"
         if not self._tensors_match(*tensors):
             return "requires_grad of an argument tensor changed"
         if self._overlap is not None:

@@ -62,6 +62,11 @@ class RootView:
     view: tuple[tuple[int, ...], tuple[int, ...], int] | None
 
 
+def _require_no_gradient(tensor: torch.Tensor) -> None:
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise CannotTrace("gradients are wanted, and training is not compiled: call it under torch.no_grad()")
+
+
 def tensor_type(t: torch.Tensor) -> TensorType:
     return TensorType(tuple(t.shape), t.dtype, t.stride(), t.device)
 
@@ -70,7 +75,8 @@ class Memory:
     """Reads and writes of tensors, as Values; appends the Nodes that views and writes take to `nodes`.
 
     is_known: whether an outside tensor can be found again by a path from the function's roots.
-    inputs: the outside tensors that were read, with their Values, in order.
+    inputs: the outside tensors that were read, with their Values, in order. returned: by memory, the tensor object that
+        was located first.
     """
 
     def __init__(self, is_known: Callable[[torch.Tensor], bool], sources: SourceFinder) -> None:
@@ -80,6 +86,7 @@ class Memory:
         self.inputs: list[tuple[Value, torch.Tensor]] = []
         self.tensors: dict[int, TracedTensor] = {}
         self.storages: dict[int, Storage] = {}
+        self.returned: dict[int, int] = {}
         self.count = 0
 
     def read(self, tensor: torch.Tensor) -> Value:
@@ -87,6 +94,8 @@ class Memory:
         record = self.lookup(tensor)
         if record is None:
             record = self._meet(tensor)
+        elif record.storage.input is not None:
+            _require_no_gradient(tensor)
         return self._refresh(record, tensor)
 
     def lookup(self, tensor: torch.Tensor) -> TracedTensor | None:
@@ -137,8 +146,7 @@ class Memory:
             raise CannotTrace(
                 "a tensor of unknown origin is used: it is no argument, attribute, global or closure variable"
             )
-        if tensor.requires_grad and torch.is_grad_enabled():
-            raise CannotTrace("gradients are wanted, and training is not compiled: call it under torch.no_grad()")
+        _require_no_gradient(tensor)
         value = self.fresh(tensor_type(tensor))
         self.inputs.append((value, tensor))
         if storage is not None:
@@ -214,7 +222,12 @@ class Memory:
         if type_.dtype is not storage.current.type.dtype or tensor.is_conj() or tensor.is_neg():
             # No strides lead from the root to such a view: the op that made it runs again, and gives a view again.
             return RootView(record.value, None, None)
-        view = None if whole else (type_.shape, type_.strides, offset)
+        if storage.input is None:
+            # The first tensor object of a memory is the one that the program returns, any other is a view of it.
+            itself = whole and id(tensor) == self.returned.setdefault(id(storage), id(tensor))
+        else:
+            itself = whole and tensor is storage.input
+        view = None if itself else (type_.shape, type_.strides, offset)
         return RootView(storage.current, storage.input, view)
 
     def writes(self) -> tuple[Write, ...]:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import array
+import contextvars
 import enum
 import functools
+import inspect
+import threading
 import types
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 import numpy
 import torch
 
+from dsjit.trace.before import Before, Key
 from dsjit.trace.facts import (
     ARGS_SLOT,
     FUNCTION_SLOT,
@@ -26,14 +31,18 @@ from dsjit.trace.facts import (
     FunctionOf,
     Identical,
     Missing,
+    NumberOf,
     OfType,
+    Present,
     SameAs,
     TensorOf,
     is_constant,
+    same_constant,
 )
 from dsjit.trace.library import is_library_code, is_observable, is_plumbing
 from dsjit.trace.paths import (
     ABSENT,
+    Asked,
     Attribute,
     Closure,
     Contents,
@@ -50,16 +59,13 @@ from dsjit.trace.paths import (
     instance_dict,
 )
 
-__all__ = ["MODULE_TABLES", "Meetings", "Node", "Notes"]
+__all__ = ["Meetings", "Node", "Notes"]
 
 _CONTAINER_LIMIT: Final = 50_000
 """Elements of containers that one trace may note; above it, the call is not captured."""
 
 _NUMPY_LIMIT: Final = 1 << 16
 """Bytes of a numpy array whose content is guarded."""
-
-MODULE_TABLES: Final = ("_parameters", "_buffers", "_modules")
-"""Where `nn.Module.__getattr__` looks, in its order."""
 
 _CONTAINERS: Final = (list, tuple, dict, set, frozenset, deque)
 
@@ -82,13 +88,22 @@ _STATELESS: Final = (
 )
 
 
+_UNGUARDED: Final = (bytearray, memoryview, array.array, threading.local)
+"""Types whose instances hold what neither their attributes nor their elements, as noted here, tell."""
+
+
 @dataclass(slots=True, eq=False)
 class Node:
-    """An object that existed before the trace, the slot and path by which it was met first, and the steps noted."""
+    """An object that existed before the trace, the slot and path by which it was met first, and the steps noted.
+
+    origin: slot of the root that the path starts at. light: a container whose contents have not been noted.
+    """
 
     obj: Any
     slot: int
     path: Path
+    origin: int
+    light: bool = False
     known: set[Step] = field(default_factory=set)
 
 
@@ -103,6 +118,10 @@ class Meetings(Protocol):
 
     def on_instance(self, node: Node) -> None: ...
 
+    def on_variable(self, node: Node, step: Item | Closure, value: Any, code: types.CodeType) -> bool:
+        """`code` uses a global or closure variable: whether it only adds or stores to it, so that it is noted."""
+        ...
+
     def on_problem(self, reason: str) -> None: ...
 
 
@@ -110,6 +129,10 @@ class Notes:
     """nodes: by the object's id. facts, found: each fact with the node it reads from and the value it found.
 
     roots: objects that a guard holds itself, by slot. metadata: tensors met, with what they were then.
+    before: what was there before the call, which is what facts are about. plain: places of which the value was noted.
+    stored: variables that were stored to, and read by nothing: node, step, and what was there.
+    held: objects without a node that the guard holds itself. is_traced: the Value of a number that the call took out
+        of a tensor; None for others.
     """
 
     def __init__(self, meetings: Meetings, grad_mode: bool) -> None:
@@ -119,6 +142,11 @@ class Notes:
         self.roots: dict[int, Any] = {}
         self.slot_count = 0
         self.metadata: list[tuple[Node, TensorOf]] = []
+        self.before = Before()
+        self.plain: set[Key] = set()
+        self.stored: list[tuple[Node, Step, Any]] = []
+        self.held: dict[int, Any] = {}
+        self.is_traced: Callable[[object], object] = lambda number: None
         self._meetings = meetings
         self._grad_mode = grad_mode
         self._elements = 0
@@ -126,10 +154,10 @@ class Notes:
     def meet_call(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Note the roots of the call. Must come first."""
         roots = (("args", args), ("kwargs", kwargs), (_label(function), function))
-        nodes = [self._new_node(obj, Path(None, Root(label))) for label, obj in roots]
+        nodes = [self._new_node(obj, Path(None, Root(label)), None) for label, obj in roots]
         assert [node.slot for node in nodes] == [ARGS_SLOT, KWARGS_SLOT, FUNCTION_SLOT]
         for node in nodes:
-            self._explore(node)
+            self.explore(node)
 
     def node_of(self, obj: object) -> Node | None:
         """The node of an object that was met."""
@@ -140,21 +168,59 @@ class Notes:
         """The node of an object that the guard holds itself: a class, a module, a dictionary of globals."""
         node = self.nodes.get(id(obj))
         if node is None:
-            node = self._new_node(obj, Path(None, Root(label, id(obj))))
+            node = self._new_node(obj, Path(None, Root(label, id(obj))), None)
             self.roots[node.slot] = obj
         return node
 
     # ---------------------------------------------------------------- facts
 
+    def guarded_facts(self, with_gradients: bool) -> tuple[Fact, ...]:
+        """Every fact. with_gradients: `requires_grad` counts in any grad mode, since the code asked for it."""
+        if not with_gradients or self._grad_mode:
+            return tuple(self.facts)
+        met = {id(expectation): TensorOf.of(node.obj, True) for node, expectation in self.metadata}
+        return tuple(replace(fact, expectation=met.get(id(fact.expectation), fact.expectation)) for fact in self.facts)
+
     def note(self, node: Node, step: Step, value: Any) -> None:
-        """`step` from `node` finds `value`: record it, once, and look into the value."""
-        if step in node.known:
-            return
+        """`step` from `node` finds `value`: record what was there before the call, once, and look into it."""
+        self.plain.add(self.before.key(node.obj, step))
+        if step not in node.known:
+            value = self.before.original(node.obj, step, value)
+            path = node.path.then(step)
+            expectation, child = self._expect(value, path, node.origin)
+            self._record(node, step, expectation, value, NO_SLOT if child is None else child.slot, path)
+            if child is not None:
+                self.explore(child)
+        met = self.nodes.get(id(value))
+        if met is not None and met.light and met.obj is value:
+            self.explore(met)
+
+    def note_light(self, node: Node, step: Step, container: Any) -> bool:
+        """The same for a container of which the contents may not matter; False when they were noted already."""
+        met = self.nodes.get(id(container))
+        if step in node.known or met is not None:
+            return met is not None and met.light and met.obj is container
+        if self.before.original(node.obj, step, container) is not container:
+            return False
         path = node.path.then(step)
-        expectation, child = self._expect(value, path)
-        self._record(node, step, expectation, value, NO_SLOT if child is None else child.slot, path)
-        if child is not None:
-            self._explore(child)
+        child = self._new_node(container, path, node.origin)
+        child.light = True
+        self._record(node, step, OfType(type(container)), container, child.slot, path)
+        self.before.take_container(container)
+        return True
+
+    def note_number(self, node: Node, step: Step, number: int | float) -> None:
+        """A number of this type is there, whatever its value."""
+        self._record(node, step, NumberOf(type(number)), number, NO_SLOT, node.path.then(step))
+
+    def note_presence(self, node: Node, step: Step, value: Any) -> None:
+        """Something is there, or nothing."""
+        if step not in node.known:
+            value = self.before.original(node.obj, step, value)
+            expectation = Missing() if value is ABSENT else Present()
+            path = node.path.then(step)
+            self.facts.append(Fact(node.slot, step, expectation, NO_SLOT, path))
+            self.found.append((node, value))
 
     def note_shallow(self, node: Node, step: Step, value: Any) -> None:
         """The same for library state: constants by value, anything else by identity, and no look inside."""
@@ -167,40 +233,41 @@ class Notes:
         if step not in node.known:
             self._record(node, step, Constant(keys), keys, NO_SLOT, node.path.then(step))
 
+    def unchanged(self, old: Any, now: Any) -> bool:
+        """Whether `now` is what `old` was, on each run."""
+        return now is old or (same_constant(old, now) and self.is_traced(now) is None)
+
     def note_attributes(self, node: Node) -> None:
         """Every attribute in the object's `__dict__`, and that there are no others."""
         entries = instance_dict(node.obj)
         if entries is not None and InstanceKeys() not in node.known:
-            self.note_keys(node, InstanceKeys(), tuple(entries))
-            for name in tuple(entries):
-                self.note(node, Attribute(name), entries[name])
+            self.before.take_instance(node.obj)
+            content = self.before.content(entries)
+            assert isinstance(content, dict)
+            self.note_keys(node, InstanceKeys(), tuple(content))
+            for name in tuple(content):
+                self.note(node, Attribute(name), content[name])
 
     def note_contents(self, node: Node) -> None:
         """Every element of a container, and that there are no others."""
         obj = node.obj
-        native = next(kind for kind in _CONTAINERS if isinstance(obj, kind))
-        self._elements += native.__len__(obj)  # a subclass's own __len__ is the user's code
+        content = self.before.content(obj)
+        self._elements += len(content)
         if self._elements > _CONTAINER_LIMIT:
             self._meetings.on_problem(f"reads containers of more than {_CONTAINER_LIMIT} elements ({node.path})")
             return
-        step: Step
-        if isinstance(obj, dict):
-            keys = Keys().get(obj)
-            self.note_keys(node, Keys(), keys)
-            for key in keys:
-                step = Item(key)
-                self.note(node, step, step.get(obj))
+        if isinstance(content, dict):
+            self.note_keys(node, Keys(), tuple(content))
+            for key, value in content.items():
+                self.note(node, Item(key), value)
         elif isinstance(obj, set | frozenset):
-            elements = Contents().get(obj)
-            if not all(is_constant(item) or isinstance(item, type | enum.Enum) for item in elements):
+            if not all(is_constant(item) or isinstance(item, type | enum.Enum) for item in content):
                 self._meetings.on_problem(f"reads {node.path}, a set of objects")
-            self.note_keys(node, Contents(), elements)
+            self.note_keys(node, Contents(), frozenset(content))
         else:
-            count = Length().get(obj)
-            self.note(node, Length(), count)
-            for position in range(count):
-                step = Index(position)
-                self.note(node, step, step.get(obj))
+            self.note(node, Length(), len(content))
+            for position, value in enumerate(content):
+                self.note(node, Index(position), value)
 
     def note_function(self, node: Node) -> None:
         """The function ran: its defaults, closure and attributes were there to be read."""
@@ -209,7 +276,9 @@ class Notes:
             self.note(node, Slot(name), getattr(function, name))
         for index, name in enumerate(function.__code__.co_freevars):
             step = Closure(name, index)
-            self.note(node, step, step.get(function))
+            value = step.get(function)
+            if not self._meetings.on_variable(node, step, value, function.__code__):
+                self.note(node, step, value)
         if function.__dict__:
             self.note_attributes(node)
 
@@ -220,7 +289,7 @@ class Notes:
             self.note(node, Attribute(name), table)
             return known
         path = node.path.then(Attribute(name))
-        child = self._new_node(table, path)
+        child = self._new_node(table, path, node.origin)
         self._record(node, Attribute(name), OfType(type(table)), table, child.slot, path)
         return child
 
@@ -229,15 +298,15 @@ class Notes:
         self.facts.append(Fact(node.slot, step, expectation, slot, path))
         self.found.append((node, value))
 
-    def _new_node(self, value: Any, path: Path) -> Node:
-        node = Node(value, self.slot_count, path)
+    def _new_node(self, value: Any, path: Path, origin: int | None) -> Node:
+        node = Node(value, self.slot_count, path, self.slot_count if origin is None else origin)
         self.slot_count += 1
         self.nodes[id(value)] = node
         return node
 
     # ---------------------------------------------------------------- values
 
-    def _expect(self, value: Any, path: Path) -> tuple[Expectation, Node | None]:
+    def _expect(self, value: Any, path: Path, origin: int) -> tuple[Expectation, Node | None]:
         """What to expect of `value`, and its new node when there is more to note about it."""
         kind = type(value)
         if value is ABSENT:
@@ -257,18 +326,18 @@ class Notes:
             return SameAs(known.slot, known.path), None
         if issubclass(kind, torch.Tensor):
             metadata = TensorOf.of(value, self._grad_mode)
-            node = self._new_node(value, path)
+            node = self._new_node(value, path, origin)
             self.metadata.append((node, metadata))
             return metadata, node
         if kind is types.FunctionType:
             if is_library_code(value.__code__, value.__globals__):
                 return Identical(value), None
-            return FunctionOf(value.__code__), self._new_node(value, path)
+            return FunctionOf(value.__code__), self._new_node(value, path, origin)
         if kind in _PARTS or issubclass(kind, _CONTAINERS) or is_observable(kind):
-            return OfType(kind), self._new_node(value, path)
-        return self._expect_foreign(value, path)
+            return OfType(kind), self._new_node(value, path, origin)
+        return self._expect_foreign(value, path, origin)
 
-    def _expect_foreign(self, value: Any, path: Path) -> tuple[Expectation, Node | None]:
+    def _expect_foreign(self, value: Any, path: Path, origin: int) -> tuple[Expectation, Node | None]:
         """Objects of classes that are written in C, or that belong to machinery."""
         kind = type(value)
         if issubclass(kind, numpy.ndarray):
@@ -280,33 +349,56 @@ class Notes:
             self._meetings.on_problem(f"reads the iterator {path}, whose state cannot be guarded")
         elif kind.__module__.startswith("numpy.random"):
             self._meetings.on_problem(f"reads the numpy generator {path}, whose state cannot be guarded")
-        elif not issubclass(kind, _STATELESS) and not is_plumbing(kind) and instance_dict(value):
-            return OfType(kind), self._new_node(value, path)
-        return Identical(value), None
+        elif issubclass(kind, _UNGUARDED):
+            self._meetings.on_problem(f"reads the {kind.__qualname__} {path}, whose content cannot be guarded")
+        elif kind is functools._lru_cache_wrapper and not is_library_code(*_code_and_scope(value.__wrapped__)):
+            self._meetings.on_problem(f"calls {path}, whose cache cannot be guarded")
+        elif issubclass(kind, types.SimpleNamespace | contextvars.ContextVar) or (
+            not issubclass(kind, _STATELESS) and not is_plumbing(kind) and instance_dict(value)
+        ):
+            return OfType(kind), self._new_node(value, path, origin)
+        self.held[id(value)] = value
+        wraps = "__wrapped__" in (instance_dict(value) or ())  # a jitted function, called from this one
+        return Identical(value), self._new_node(value, path, origin) if wraps else None
 
-    def _explore(self, node: Node) -> None:
+    def explore(self, node: Node) -> None:
         """Note what meeting an object gives away at once: parts of methods, contents of containers."""
+        node.light = False
         obj, kind = node.obj, type(node.obj)
         if kind is types.FunctionType:
+            self.before.take_instance(obj)
             self._meetings.on_function(node)
             return
         if kind in _PARTS:
             for step in _PARTS[kind]:
                 self.note(node, step, step.get(obj))
             return
+        if kind is contextvars.ContextVar:
+            self.note(node, Asked("get", contextvars.ContextVar.get, (ABSENT,)), obj.get(ABSENT))
+            return
         if issubclass(kind, torch.Tensor):
             if instance_dict(obj):
                 self.note_attributes(node)
             return
+        if is_observable(kind):
+            self.before.take_instance(obj)
         if issubclass(kind, _CONTAINERS):
             self.note_contents(node)
         if is_observable(kind):
             self._meetings.on_instance(node)
-        elif instance_dict(obj) and not is_plumbing(kind):
+        elif issubclass(kind, types.SimpleNamespace) or (instance_dict(obj) and not is_plumbing(kind)):
             self.note_attributes(node)
+        elif "__wrapped__" in (instance_dict(obj) or ()):
+            self.note(node, Attribute("__wrapped__"), obj.__wrapped__)
 
 
 def _label(function: Callable[..., Any]) -> str:
     if isinstance(function, types.FunctionType | types.MethodType):
         return function.__name__
     return "function" if isinstance(function, functools.partial) else "self"
+
+
+def _code_and_scope(function: Any) -> tuple[types.CodeType, dict[str, Any]]:
+    """What tells whether a function is a library's; built-in functions are."""
+    inner = inspect.unwrap(function)
+    return getattr(inner, "__code__", _code_and_scope.__code__), getattr(inner, "__globals__", globals())

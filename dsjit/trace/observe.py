@@ -16,36 +16,54 @@ An object that was not reached from a root through observed reads was born durin
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from enum import Enum
-from typing import Any
+from typing import Any, Final
 
 import torch
 
 from dsjit.errors import CaptureError
 from dsjit.ir.graph import UNKNOWN_SOURCE, Source
+from dsjit.trace.accumulators import CANDIDATES, Accumulators
+from dsjit.trace.before import MODULE_TABLES
 from dsjit.trace.effects import (
     Effect,
+    EffectFinder,
     EffectKind,
     Problem,
-    class_effects,
-    fact_effects,
-    metadata_effects,
+    changing_facts,
     stored_attribute,
 )
-from dsjit.trace.facts import same_constant
+from dsjit.trace.facts import ARGS_SLOT, FUNCTION_SLOT, KWARGS_SLOT
 from dsjit.trace.forbidden import FORBIDDEN_NAMES, PASSING, RandomStates, blame, forbidden_builtin, forbidden_code
 from dsjit.trace.guards import Guard
-from dsjit.trace.library import is_library_code, is_stdlib_file
-from dsjit.trace.notes import MODULE_TABLES, Node, Notes
+from dsjit.trace.library import is_library_code, is_library_file, is_stdlib_file
+from dsjit.trace.notes import Node, Notes
+from dsjit.trace.numbers_leaks import LeakWatch
 from dsjit.trace.patching import PATCHES
-from dsjit.trace.paths import ABSENT, Attribute, Item, Keys, Path, Slot, instance_dict, static_lookup
+from dsjit.trace.paths import (
+    ABSENT,
+    Asked,
+    Attribute,
+    Item,
+    Keys,
+    Path,
+    Root,
+    Slot,
+    Step,
+    instance_dict,
+    static_lookup,
+)
 from dsjit.trace.profile_hook import ProfileHook
+from dsjit.trace.replay import HELD, Location
 from dsjit.trace.scopes import Scopes
 from dsjit.trace.state import TorchState, foreign_modes
+from dsjit.trace.uses import may_add
 
 __all__ = ["Effect", "EffectKind", "Observer", "Problem"]
 
@@ -62,7 +80,7 @@ class _Where(Enum):
 
 def _where(entry: Any, name: str) -> _Where:
     """entry: what the class has under the name, or ABSENT."""
-    if name in ("__class__", "__weakref__"):
+    if name in ("__class__", "__weakref__", "_compiled_call_impl"):  # the last one is how a module is called
         return _Where.NOWHERE
     if name == "__dict__":
         return _Where.WHOLE
@@ -71,6 +89,13 @@ def _where(entry: Any, name: str) -> _Where:
         return _Where.INSTANCE
     stored = kind is types.MemberDescriptorType or kind is types.GetSetDescriptorType
     return _Where.SLOT if stored else _Where.CLASS
+
+
+_MODULE_WRITERS: Final = frozenset(
+    getattr(torch.nn.Module, name).__code__
+    for name in ("__setattr__", "__delattr__", "register_buffer", "register_parameter", "add_module")
+)
+"""What they look up in a module's `__dict__` is noted by `Observer.on_write`, or as single reads."""
 
 
 class Observer:
@@ -87,13 +112,17 @@ class Observer:
         self._state = TorchState.current()
         self._scopes = Scopes(self._problem)
         self._notes = self._scopes.notes = Notes(self._scopes, self._state.grad_mode)
+        self._accumulators = self._scopes.accumulators = Accumulators(self._notes)
+        self.leaks = LeakWatch(self._notes.found, self._scopes.classes)
         self._lookups: dict[tuple[type, str], _Where] = {}
         self.seen: set[tuple[int, str]] = set()
-        self._writes: dict[tuple[int, str], tuple[Node, Any, Source]] = {}
+        self._writes: dict[tuple[int, str], tuple[Node, Any]] = {}
+        self._sources: dict[tuple[int, str], Source] = {}
         self._hook = ProfileHook(self._on_code, self._on_builtin)
         self._problems: list[Problem] = []
         self._effects: tuple[Effect, ...] = ()
         self._busy = False
+        self.asks_for_gradients = False
 
     # ---------------------------------------------------------------- the trace's begin and end
 
@@ -129,7 +158,8 @@ class Observer:
         elif self._profiler is not None:
             self._profiler.enable()
         try:
-            self._scopes.note_classes()
+            self._scopes.note_hooks()
+            self._accumulators.finish()
             self._find_effects()
         except Exception as error:
             self._unobservable(error)
@@ -141,6 +171,10 @@ class Observer:
             self._problem(f"changes torch's global state ({changed})")
 
     # ---------------------------------------------------------------- what the recorder asks
+
+    def tell_again(self) -> None:
+        """Ask `leaks` about all code and every built-in function that runs from now on."""
+        self._hook.tell_again()
 
     def pauses(self) -> tuple[Callable[[], None], Callable[[], None]]:
         """To be called before and after work that is not the user's code: none of it is observed."""
@@ -155,6 +189,45 @@ class Observer:
         node = self._notes.node_of(obj)
         return None if node is None else node.path
 
+    def existed(self, obj: object) -> bool:
+        """Whether the object was there before the call, as far as was seen."""
+        return self._notes.node_of(obj) is not None or self._notes.held.get(id(obj)) is obj
+
+    def locate(self, obj: object) -> Location | None:
+        """How a compiled call finds an object that existed before."""
+        node = self._notes.node_of(obj)
+        if node is None:
+            return Location(HELD, obj, ()) if self._notes.held.get(id(obj)) is obj else None
+        steps: list[Step] = []
+        path = node.path
+        while path.parent is not None:
+            assert not isinstance(path.step, Root)
+            steps.append(path.step)
+            path = path.parent
+        if node.origin in (ARGS_SLOT, KWARGS_SLOT):
+            return Location(node.origin, None, tuple(reversed(steps)))
+        root = self._function if node.origin == FUNCTION_SLOT else self._notes.roots[node.origin]
+        return Location(HELD, root, tuple(reversed(steps)))
+
+    def listen_to_numbers(self, is_traced: Callable[[object], object]) -> None:
+        """is_traced: the Value of a number that the call took out of a tensor; None for others."""
+        self._notes.is_traced = is_traced
+
+    def is_watching(self) -> bool:
+        """Whether what runs now is the traced code."""
+        return not self._busy
+
+    def refuse(self, reason: str) -> None:
+        """The line that is running does what a compiled call could not repeat."""
+        frame: types.FrameType | None = sys._getframe(1)
+        while frame is not None and is_library_file(frame.f_code.co_filename):
+            frame = frame.f_back
+        self._problem(reason, blame(frame) or UNKNOWN_SOURCE)
+
+    def note_answer(self, owner: Any, label: str, step: Asked) -> None:
+        """The call depends on what `owner`, which a guard holds itself, answers."""
+        self._undisturbed(lambda: self._notes.note(self._notes.root_node(owner, label), step, step.get(owner)))
+
     def tensor_paths(self) -> tuple[Path, ...]:
         """Paths of all tensors met so far, in the order in which they were met."""
         return tuple(node.path for node, _ in self._notes.metadata)
@@ -167,7 +240,8 @@ class Observer:
     @property
     def problems(self) -> tuple[Problem, ...]:
         """Everything that keeps the call from being captured; complete once the `with` block ended."""
-        return (*self._problems, *(Problem(str(effect), effect.source) for effect in self._effects))
+        lost = (Problem(str(effect), effect.source) for effect in self._effects if effect.write is None)
+        return (*self._problems, *lost)
 
     def build_guard(self, input_paths: Sequence[Path], written: frozenset[int], *, native: bool = True) -> Guard:
         """The check that later calls must pass. Call it after the `with` block, in the state of the trace.
@@ -175,13 +249,11 @@ class Observer:
         input_paths: from `path_of`, of the tensors that the Graph takes, without duplicates.
         written: which of them (by position) the Graph writes in place.
         native: whether known objects may be checked by native code; the result is the same either way.
-
-        The guard of a call with effects fails as long as they last: it tells when the very same call comes again.
         """
         slots = self._slots_of(input_paths)
         return Guard(
             function=self._function,
-            facts=tuple(self._notes.facts),
+            facts=self._notes.guarded_facts(self.asks_for_gradients),
             roots=self._notes.roots,
             slot_count=self._notes.slot_count,
             inputs=tuple(slots[path] for path in input_paths),
@@ -189,7 +261,14 @@ class Observer:
             state=self._state,
             native=native,
             first=(self._args, self._kwargs),
+            changing=changing_facts(self._notes, self._effects),
+            met={node.slot: node.obj for node, _ in self._notes.metadata},
         )
+
+    @property
+    def parts(self) -> tuple[object, ...]:
+        """What the observer is made of."""
+        return self._notes.before, self._notes, self._scopes.accumulators, self._scopes, self.leaks
 
     def _slots_of(self, paths: Sequence[Path]) -> dict[Path, int]:
         slots = {node.path: node.slot for node, _ in self._notes.metadata}
@@ -202,8 +281,9 @@ class Observer:
 
     def _on_builtin(self, function: Any, frame: types.FrameType) -> bool:
         """A built-in function is called; True when its calls are of no interest."""
+        no_leak = self.leaks.on_builtin(function, frame)
         if function.__name__ not in FORBIDDEN_NAMES:
-            return True
+            return no_leak
         reason = forbidden_builtin(function)
         if reason is not None:
             self._forbid(reason, frame)
@@ -219,6 +299,9 @@ class Observer:
                 self._unobservable(error)
         elif is_stdlib_file(code.co_filename):
             module = scope.get("__name__", "")
+            if module == "logging" and code.co_qualname == "Logger.isEnabledFor":
+                self._on_level(frame.f_locals["self"], frame.f_locals["level"])
+                return False
             if module == "os" and code.co_qualname == "_Environ.__getitem__":
                 self._on_environ(frame.f_locals["key"])
                 return False  # each key is a read of its own
@@ -226,12 +309,15 @@ class Observer:
             if reason is not None:
                 self._forbid(reason, frame.f_back)
                 return False
-        return True
+        return self.leaks.on_code(frame)
 
     def _on_environ(self, key: str) -> None:
         data: dict[Any, Any] = os.environ.__dict__["_data"]
         encoded = os.environ.encodekey(key)
         self._notes.note(self._notes.root_node(data, "os.environ"), Item(encoded), data.get(encoded, ABSENT))
+
+    def _on_level(self, logger: logging.Logger, level: int) -> None:
+        self.note_answer(logger, f"logger({logger.name})", Asked("isEnabledFor", type(logger).isEnabledFor, (level,)))
 
     def on_read(self, obj: object, name: str, value: object) -> None:
         """An attribute of an instance was found by the default lookup."""
@@ -240,6 +326,12 @@ class Observer:
             return
         node = self._notes.nodes.get(id(obj))
         if node is not None:
+            if type(value) in CANDIDATES:
+                frame = sys._getframe(2)
+                if name == "__dict__" and frame.f_code in _MODULE_WRITERS:
+                    return
+                if may_add(frame.f_code, name) and self._undisturbed(self._note_addition, node, name, value, frame):
+                    return
             self.seen.add(key)
             self._undisturbed(self._note_read, node, name, value)
 
@@ -267,23 +359,38 @@ class Observer:
             self.seen.add(key)
             self._undisturbed(self._note_module_entry, node, name)
 
-    def on_write(self, obj: object, name: str) -> None:
-        """An attribute of an instance is about to be set or deleted."""
+    def on_write(self, obj: object, name: str, value: object) -> None:
+        """An attribute of an instance is about to be set, or deleted (`value` is ABSENT)."""
         node = self._notes.nodes.get(id(obj))
         if node is not None and not self._busy:
-            self._undisturbed(self._note_write, node, name, sys._getframe(2))
+            self._undisturbed(self._note_write, node, name, value, sys._getframe(2))
 
-    def _undisturbed(self, note: Callable[..., None], *arguments: Any) -> None:
+    def _undisturbed(self, note: Callable[..., Any], *arguments: Any) -> Any:
         """Call `note` without seeing its own reads and calls."""
         self._busy = True
         self._hook.muted[0] = 1
         try:
-            note(*arguments)
+            answer = note(*arguments)
+            self.leaks.on_notes()
+            return answer
         except Exception as error:
             self._unobservable(error)
+            return None
         finally:
             self._busy = False
             self._hook.muted[0] = 0
+
+    @contextmanager
+    def undisturbed(self) -> Iterator[None]:
+        """While it lasts, nothing is seen."""
+        before = self._busy
+        self._busy = True
+        self._hook.muted[0] = 1
+        try:
+            yield
+        finally:
+            self._busy = before
+            self._hook.muted[0] = int(before)
 
     # ---------------------------------------------------------------- notes of one event
 
@@ -293,7 +400,7 @@ class Observer:
         if where is None:
             where = self._lookups[cls, name] = _where(static_lookup(cls, name), name)
             if where is not _Where.NOWHERE:
-                self._scopes.note_class(cls, name)
+                self._scopes.note_class(cls, name, whole=True)
         if where is _Where.WHOLE:
             self._notes.note_attributes(node)
         elif where is _Where.SLOT:
@@ -318,11 +425,42 @@ class Observer:
             if value is not ABSENT:
                 return
 
-    def _note_write(self, node: Node, name: str, frame: types.FrameType) -> None:
-        source = blame(frame) or UNKNOWN_SOURCE
-        self._writes.setdefault((id(node.obj), name), (node, stored_attribute(node.obj, name), source))
-        self.seen.add((id(node.obj), name))
+    def _note_addition(self, node: Node, name: str, value: object, frame: types.FrameType) -> bool:
+        """The same for a read that may serve only to add to what is there."""
+        step = self._step_of(node, name)
+        return step is not None and self._accumulators.read_attribute(node, step, value, frame)
+
+    def _step_of(self, node: Node, name: str) -> Attribute | Slot | None:
+        """How an attribute that the instance itself stores is read."""
+        if type(static_lookup(type(node.obj), name)) is types.MemberDescriptorType:
+            return Slot(name)
+        return Attribute(name) if name in (instance_dict(node.obj) or ()) else None
+
+    def _note_write(self, node: Node, name: str, value: object, frame: types.FrameType) -> None:
+        key = id(node.obj), name
+        current = stored_attribute(node.obj, name)
+        step = self._step_of(node, name)
+        if key not in self._sources:
+            self._sources[key] = blame(frame) or UNKNOWN_SOURCE
+        if step is not None and self._accumulators.stores(node.obj, step, frame, current, value):
+            return
+        if key not in self._writes:
+            self._writes[key] = node, current
+            if isinstance(node.obj, torch.nn.Module):
+                self._note_places(node, name)
+            elif value is ABSENT and step is not None:
+                self._notes.note_presence(node, step, current)
+        self.seen.add(key)
         self.seen.add((id(node.obj), "." + name))
+
+    def _note_places(self, node: Node, name: str) -> None:
+        """Which of a module's tables a name is in decides where it is stored."""
+        entries = instance_dict(node.obj) or {}
+        self._notes.note_presence(node, Attribute(name), entries.get(name, ABSENT))
+        for table in MODULE_TABLES:
+            if table in entries:
+                owner = self._notes.table_node(node, table, entries[table])
+                self._notes.note_presence(owner, Item(name), entries[table].get(name, ABSENT))
 
     # ---------------------------------------------------------------- problems and effects
 
@@ -341,23 +479,12 @@ class Observer:
             self._problem(reason, source)
 
     def _find_effects(self) -> None:
-        effects: dict[tuple[Path, str, object], Effect] = {}
-        for (_, name), (node, old, source) in self._writes.items():
+        for (_, name), (node, old) in self._writes.items():
             new = stored_attribute(node.obj, name)
-            if new is not old and not same_constant(old, new):
-                effect = Effect(node.path, "attribute", name, new, source)
-                effects[effect.path, effect.kind, effect.name] = effect
-            elif old is not ABSENT:
+            if old is not ABSENT and self._notes.unchanged(old, new):
                 self._note_stored(node, name)
-        notes = self._notes
-        facts = ((fact, node, value) for fact, (node, value) in zip(notes.facts, notes.found, strict=True))
-        for effect in (
-            *fact_effects(facts),
-            *class_effects(self._scopes.classes),
-            *metadata_effects(notes.metadata, self._state.grad_mode),
-        ):
-            effects.setdefault((effect.path, effect.kind, effect.name), effect)
-        self._effects = tuple(effects.values())
+        finder = EffectFinder(self._notes, self._accumulators, self._scopes.classes, self._sources)
+        self._effects = finder.find(self._state.grad_mode)
 
     def _note_stored(self, node: Node, name: str) -> None:
         """A write left what was there: then the call depends on it having been there."""

@@ -1,4 +1,4 @@
-"""How a result is built anew on each call: the shape of what the function returned, with holes for tensors.
+"""How objects are built anew on each call: the shape of what the function returned or stored, with holes for tensors.
 
 Objects that existed before the run are fetched again by their path; objects born during the run (a dict, a
 dataclass, a transformers ModelOutput, a key-value cache) are built anew, with the same sharing among them.
@@ -8,23 +8,33 @@ from __future__ import annotations
 
 import enum
 import types
-from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import torch
 
-__all__ = ["ResultBuilder", "Template", "TemplateError", "make_template"]
+from dsjit.trace.library import is_library_code, is_plumbing
+from dsjit.trace.stand_in import StandIn
+
+__all__ = ["Existing", "Fixed", "Hole", "Template", "TemplateError", "TemplateMaker", "build_template"]
 
 
 class TemplateError(Exception):
-    """The result holds an object that cannot be built anew."""
+    """An object cannot be built anew."""
 
 
 @dataclass(frozen=True, slots=True)
 class Hole:
-    """Tensor number `index` of the result."""
+    """Tensor number `index`."""
+
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class NumberHole:
+    """The content of tensor number `index`, as a Python number."""
 
     index: int
 
@@ -47,7 +57,8 @@ class Existing:
 class Born:
     """An object made during the run. `label` names it, so that shared objects stay shared.
 
-    items: elements of a list, tuple or set. pairs: entries of a dict. state: entries of the object's attributes.
+    items: elements of a list, tuple, set or deque. limit: of a deque's length. pairs: entries of a dict.
+    state: entries of the object's attributes.
     """
 
     label: int
@@ -55,6 +66,7 @@ class Born:
     items: tuple[Template, ...] = ()
     pairs: tuple[tuple[Template, Template], ...] = ()
     state: tuple[tuple[str, Template], ...] = ()
+    limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +76,7 @@ class Again:
     label: int
 
 
-Template: TypeAlias = Hole | Fixed | Existing | Born | Again
+Template: TypeAlias = Hole | NumberHole | Fixed | Existing | Born | Again
 
 IMMUTABLE = (
     type(None), bool, int, float, complex, str, bytes, range, slice, type, enum.Enum, torch.dtype, torch.device,
@@ -73,58 +85,75 @@ IMMUTABLE = (
 )  # fmt: skip
 
 
-@dataclass(slots=True)
-class ResultBuilder:
-    """A Template, with the tensors and existing objects of the run that made it, in the order of their numbers."""
+class TemplateMaker:
+    """Makes templates of several objects, between which sharing is kept.
 
-    template: Template
-    tensors: list[torch.Tensor]
-    existing: list[Any]
-
-    def build(self, tensors: Sequence[torch.Tensor], existing: Sequence[Any]) -> Any:
-        """The result with these tensors in its holes and these objects in place of the existing ones."""
-        return _build(self.template, tensors, existing, {})
-
-
-def make_template(result: Any, existed: Callable[[Any], bool]) -> ResultBuilder:
-    """The Template of `result`. `existed` tells objects from before the run from those born in it.
-
-    Raises TemplateError for an object that cannot be built anew.
+    existed: tells objects from before the run from those born in it. is_traced: tells numbers that the run took out
+    of tensors from others (None). tensors: what fills the holes, with such numbers in their places.
+    existing: the objects of before that the templates refer to. uses: ids of traced numbers, one entry for each place.
     """
-    maker = _Maker(existed)
-    return ResultBuilder(maker.make(result), maker.tensors, maker.existing)
 
-
-class _Maker:
-    def __init__(self, existed: Callable[[Any], bool]) -> None:
+    def __init__(
+        self, existed: Callable[[Any], bool], is_traced: Callable[[float], Any] = lambda number: None
+    ) -> None:
         self.existed = existed
-        self.tensors: list[torch.Tensor] = []
+        self.is_traced = is_traced
+        self.uses: list[int] = []
+        self.tensors: list[torch.Tensor | float] = []
         self.holes: dict[int, int] = {}
         self.existing: list[Any] = []
+        self.numbers: dict[int, int] = {}
         self.labels: dict[int, int] = {}
         self.kept: list[Any] = []
 
+    def references_to_numbers(self, more: Iterable[Any] = ()) -> dict[int, int]:
+        """How often what the templates were made of, and this object, refer to each traced number, by id.
+
+        more: objects that are referred to once more, by variables and the like.
+        """
+        further = Counter(id(obj) for obj in more)
+        return {key: count + 1 + further[key] for key, count in Counter(self.uses).items()}
+
+    def find(self, obj: Any) -> int:
+        """The number of an object of before in `existing`."""
+        if id(obj) not in self.numbers:
+            self.numbers[id(obj)] = len(self.existing)
+            self.existing.append(obj)
+        return self.numbers[id(obj)]
+
     def make(self, obj: Any) -> Template:
+        """The Template of one object. Raises TemplateError when it holds something that cannot be built anew."""
         if isinstance(obj, torch.Tensor):
-            if id(obj) not in self.holes:
-                self.holes[id(obj)] = len(self.tensors)
-                self.tensors.append(obj)
-            return Hole(self.holes[id(obj)])
+            return Existing(self.find(obj)) if self.existed(obj) else Hole(self._hole(obj))
+        if type(obj) is float and self.is_traced(obj) is not None:
+            self.uses.append(id(obj))
+            return NumberHole(self._hole(obj))
+        if isinstance(obj, StandIn):
+            return Fixed(obj.original)
+        if isinstance(obj, types.FunctionType) and not self.existed(obj):
+            if obj.__closure__ and not is_library_code(obj.__code__, obj.__globals__):
+                raise TemplateError(f"the call hands out {obj.__qualname__}, a function with a closure made in it")
+            return Fixed(obj)
         if isinstance(obj, IMMUTABLE):
             return Fixed(obj)
         if id(obj) in self.labels:
             return Again(self.labels[id(obj)])
         if self.existed(obj):
-            self.existing.append(obj)
-            return Existing(len(self.existing) - 1)
+            return Existing(self.find(obj))
         label = self.labels[id(obj)] = len(self.labels)
         self.kept.append(obj)
         return self._born(obj, label)
 
+    def _hole(self, obj: torch.Tensor | float) -> int:
+        if id(obj) not in self.holes:
+            self.holes[id(obj)] = len(self.tensors)
+            self.tensors.append(obj)
+        return self.holes[id(obj)]
+
     def _born(self, obj: Any, label: int) -> Template:
         cls = type(obj)
         if isinstance(obj, tuple):
-            if all(type(item) in IMMUTABLE for item in obj):
+            if all(type(item) in IMMUTABLE and self.is_traced(item) is None for item in obj):
                 return Fixed(obj)
             return Born(label, cls, items=tuple(self.make(item) for item in obj))
         pairs: tuple[tuple[Template, Template], ...] = ()
@@ -133,9 +162,12 @@ class _Maker:
             pairs = tuple((self.make(k), self.make(v)) for k, v in obj.items())
         elif isinstance(obj, list | set | frozenset):
             items = tuple(self.make(item) for item in obj)
-        elif cls.__module__ == "builtins" or cls.__flags__ & (1 << 9) == 0:
-            raise TemplateError(f"the result holds a {cls.__qualname__}, which cannot be built anew on each call")
-        return Born(label, cls, items, pairs, tuple((k, self.make(v)) for k, v in _attributes(obj)))
+        elif isinstance(obj, deque):
+            items = tuple(self.make(item) for item in deque.__iter__(obj))
+        elif cls.__module__ == "builtins" or cls.__flags__ & (1 << 9) == 0 or is_plumbing(cls):
+            raise TemplateError(f"the call hands out a {cls.__qualname__}, which cannot be built anew on each call")
+        limit = obj.maxlen if isinstance(obj, deque) else None
+        return Born(label, cls, items, pairs, tuple((k, self.make(v)) for k, v in _attributes(obj)), limit)
 
 
 def _attributes(obj: Any) -> list[tuple[str, Any]]:
@@ -150,11 +182,17 @@ def _attributes(obj: Any) -> list[tuple[str, Any]]:
     return found
 
 
-def _build(
+def build_template(
     template: Template, tensors: Sequence[torch.Tensor], existing: Sequence[Any], made: dict[int, Any]
 ) -> Any:
+    """The object, with these tensors in its holes and these objects in place of those of before.
+
+    made: objects that templates before this one made, by label; those of this one are added.
+    """
     if isinstance(template, Hole):
         return tensors[template.index]
+    if isinstance(template, NumberHole):
+        return tensors[template.index].item()
     if isinstance(template, Fixed):
         return template.value
     if isinstance(template, Existing):
@@ -167,22 +205,27 @@ def _build(
 def _build_born(template: Born, tensors: Sequence[torch.Tensor], existing: Sequence[Any], made: dict[int, Any]) -> Any:
     cls = template.cls
     if issubclass(cls, tuple | frozenset):
-        items = [_build(item, tensors, existing, made) for item in template.items]
+        items = [build_template(item, tensors, existing, made) for item in template.items]
         value = cls._make(items) if hasattr(cls, "_make") else cls(items)
         made[template.label] = value
         return value
     value = cls.__new__(cls)
+    if issubclass(cls, deque):
+        deque.__init__(cast("deque[Any]", value), (), template.limit)
     made[template.label] = value
     if issubclass(cls, list):
-        list.extend(cast(list[Any], value), [_build(item, tensors, existing, made) for item in template.items])
+        list.extend(cast(list[Any], value), [build_template(item, tensors, existing, made) for item in template.items])
+    elif issubclass(cls, deque):
+        items = [build_template(item, tensors, existing, made) for item in template.items]
+        deque.extend(cast("deque[Any]", value), items)
     elif issubclass(cls, set):
-        set.update(cast(set[Any], value), [_build(item, tensors, existing, made) for item in template.items])
+        set.update(cast(set[Any], value), [build_template(item, tensors, existing, made) for item in template.items])
     elif issubclass(cls, dict):
         put = OrderedDict.__setitem__ if issubclass(cls, OrderedDict) else dict.__setitem__
         for key, item in template.pairs:
-            made_key = _build(key, tensors, existing, made)
-            put(cast(dict[Any, Any], value), made_key, _build(item, tensors, existing, made))
+            made_key = build_template(key, tensors, existing, made)
+            put(cast(dict[Any, Any], value), made_key, build_template(item, tensors, existing, made))
     for name, item in template.state:
-        object.__setattr__(value, name, _build(item, tensors, existing, made))
+        object.__setattr__(value, name, build_template(item, tensors, existing, made))
     return value
 

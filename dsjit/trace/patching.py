@@ -44,7 +44,7 @@ class Listener(Protocol):
 
     def on_module_lookup(self, module: torch.nn.Module, name: str) -> None: ...
 
-    def on_write(self, obj: object, name: str) -> None: ...
+    def on_write(self, obj: object, name: str, value: object) -> None: ...
 
 
 def patches_for(cls: type) -> tuple[Patch, ...]:
@@ -149,7 +149,7 @@ def _wrap_setattr(current: _Current, original: Callable[[Any, str, Any], None]) 
     def __setattr__(self: Any, name: str, value: Any) -> None:
         listener = current.listener
         if listener is not None:
-            listener.on_write(self, name)
+            listener.on_write(self, name, value)
         original(self, name, value)
 
     return __setattr__
@@ -159,7 +159,7 @@ def _wrap_delattr(current: _Current, original: Callable[[Any, str], None]) -> Ca
     def __delattr__(self: Any, name: str) -> None:
         listener = current.listener
         if listener is not None:
-            listener.on_write(self, name)
+            listener.on_write(self, name, ABSENT)
         original(self, name)
 
     return __delattr__

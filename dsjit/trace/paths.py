@@ -16,6 +16,7 @@ from typing import Any, Final, TypeAlias, final
 __all__ = [
     "ABSENT",
     "Absent",
+    "Asked",
     "Attribute",
     "Closure",
     "Contents",
@@ -228,8 +229,23 @@ class Contents:
         return prefix
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What `question(container, *arguments)` answers, where only the code of Python's own tells (a logger's level)."""
+
+    name: str
+    question: Callable[..., Any]
+    arguments: tuple[Any, ...]
+
+    def get(self, container: Any) -> Any:
+        return self.question(container, *self.arguments)
+
+    def render(self, prefix: str) -> str:
+        return f"{prefix}.{self.name}({', '.join(map(str, self.arguments))})"
+
+
 Step: TypeAlias = (
-    Attribute | Slot | Item | Index | Closure | Lookup | Referent | Length | Keys | InstanceKeys | Contents
+    Attribute | Slot | Item | Index | Closure | Lookup | Referent | Length | Keys | InstanceKeys | Contents | Asked
 )
 
 _MODULE_TABLES: Final = frozenset({Attribute("_parameters"), Attribute("_buffers"), Attribute("_modules")})

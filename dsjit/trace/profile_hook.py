@@ -117,6 +117,11 @@ class ProfileHook:
         else:
             self._set_profile((self.muted, self._codes, self._builtins, self._tell))
 
+    def tell_again(self) -> None:
+        """Tell of code objects and built-in functions that were of no interest so far."""
+        self._codes.clear()
+        self._builtins.clear()
+
     def stop(self) -> None:
         sys.setprofile(None)
 

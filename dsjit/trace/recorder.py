@@ -9,7 +9,7 @@ What tensors hold, through views and in-place writes, is kept by `trace.memory`.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,8 +23,10 @@ from dsjit.ops.properties import is_dynamic
 from dsjit.ops.strided import strided_view
 from dsjit.trace.escape import EscapeWatch
 from dsjit.trace.generator import GeneratorWatch
-from dsjit.trace.memory import CannotTrace, Memory, TracedTensor, tensor_type
-from dsjit.trace.outcome import OutcomeKind, read_outcome
+from dsjit.trace.memory import CannotTrace, Memory, RootView, TracedTensor, tensor_type
+from dsjit.trace.numbers import Numbers
+from dsjit.trace.numbers_calls import call_with_numbers
+from dsjit.trace.outcome import Outcome, OutcomeKind, read_outcome
 from dsjit.trace.schema import UNDECLARED_WRITES, functional_variant, traits
 from dsjit.trace.segments import Look, Recording
 from dsjit.trace.source import SourceFinder
@@ -47,6 +49,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """A dispatch mode that executes every op for real and appends it to `nodes`.
 
     is_known: whether an outside tensor can be found again by a path from the function's roots.
+    may_hand_out: whether traced numbers may be given to Python now (see `trace.numbers`).
     pauses: to be called before and after the recorder's own work, for those who watch the user's code.
     escapes, generator: to be active around the recorder; they notice content that leaves the tensor world, and what
         is done to the state of the random generator.
@@ -57,6 +60,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         is_known: Callable[[torch.Tensor], bool],
         sources: SourceFinder,
         pauses: tuple[Callable[[], None], Callable[[], None]],
+        may_hand_out: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.pause, self.resume = pauses
@@ -65,7 +69,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.constants: dict[Value, torch.Tensor] = {}
         self.looks: list[Look] = []
         self.problems: list[Untraceable] = []
-        self.escapes = EscapeWatch(self._on_escape, _unwatched(self._on_look))
+        self.replacing = False
+        self.numbers = Numbers(self, may_hand_out)
+        self.escapes = EscapeWatch(self._on_escape, _unwatched(self._on_look), self._on_item)
         self.generator = GeneratorWatch(_unwatched(self._on_generator))
 
     @classmethod
@@ -146,12 +152,73 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         except CannotTrace as stop:
             self.problems.append(Untraceable(stop.reason, source))
 
+    # -- numbers taken out of tensors ----------------------------------------------------------------------------
+
+    def _on_item(self, tensor: torch.Tensor, item: Callable[[], float]) -> Any:
+        """`tensor.item()`, which `item` does: what Python gets."""
+        value = None
+        self.pause()
+        try:
+            with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+                value = self.numbers.value_to_hand_out(tensor)
+        except CannotTrace as stop:
+            self.give_up(stop.reason)
+        finally:
+            self.resume()
+        if value is None:
+            return item()
+        self.escapes.on_call = self._on_call
+        self.escapes.looking = True
+        try:
+            return self.numbers.hand_out(item(), value, torch.finfo(tensor.dtype).max)
+        finally:
+            self.escapes.looking = False
+
+    def _on_call(self, function: Any, arguments: tuple[Any, ...], call: Callable[[], Any]) -> Any:
+        """A torch function is called with traced numbers among its arguments, or with other arguments."""
+        passed = self.numbers.among(arguments)
+        if self.problems or not passed:
+            return call()
+        return call_with_numbers(self, self.numbers, passed, function, call)
+
+    def alive(self) -> tuple[Value, ...]:
+        """What Python can still reach: the content of tensors, and numbers."""
+        return (*self.memory.alive(), *self.numbers.alive())
+
+    def is_recording(self) -> bool:
+        return not self.problems
+
+    def give_up(self, reason: str) -> None:
+        self.problems.append(Untraceable(reason, self.sources.current()))
+
+    def value_of(self, tensor: torch.Tensor) -> Value:
+        return self.memory.read(tensor)
+
+    def emit(self, op: Any, args: tuple[Arg, ...], kwargs: Mapping[str, Arg], type_: TensorType) -> Value:
+        value = self.memory.fresh(type_)
+        self.memory.nodes.append(Node(op, args, kwargs, (value,), self.sources.current()))
+        return value
+
+    def constant(self, number: float) -> Value:
+        with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+            tensor = torch.tensor(number, dtype=torch.float64)
+        value = self.memory.fresh(tensor_type(tensor))
+        self.constants[value] = tensor
+        return value
+
+    def look_at(self, kind: OutcomeKind, value: Value, outcome: Outcome) -> None:
+        if not self.problems:
+            position, source = len(self.memory.nodes), self.sources.current()
+            self.looks.append(Look(position, kind, (value,), outcome, self.alive(), source))
+
     def _look(self, kind: OutcomeKind, tensors: Sequence[torch.Tensor], source: Source) -> None:
         """Python sees something of these tensors: another outcome may lead another way."""
+        if kind in (OutcomeKind.NUMBER, OutcomeKind.CONTENT) and any(tensor.is_complex() for tensor in tensors):
+            self.numbers.stop()  # Python's complex numbers read floats
         values = tuple([self.memory.read(tensor) for tensor in tensors])
         with torch._C._DisableTorchDispatch():
             outcome = read_outcome(kind, tensors)
-        self.looks.append(Look(len(self.memory.nodes), kind, values, outcome, self.memory.alive(), source))
+        self.looks.append(Look(len(self.memory.nodes), kind, values, outcome, self.alive(), source))
 
     # -- arguments -----------------------------------------------------------------------------------------------
 
@@ -174,6 +241,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _lift(self, tensor: torch.Tensor) -> None:
         """A tensor that Python just built from numbers: the numbers are observed reads, so it is a constant."""
         if self.memory.lookup(tensor) is None:
+            if not self.replacing:
+                self.numbers.pin_all()  # it may have been built from any of them
             value = self.memory.fresh(tensor_type(tensor))
             self.constants[value] = tensor.detach().clone()
             self.memory.remember_root(tensor, value)
@@ -312,6 +381,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             # The functional form may promote to a wider dtype than the target has.
             probe = _functional_dtype(pure, args, kwargs, types[0].dtype)
             if probe is not types[0].dtype:
+                if torch.Tag.pointwise not in pure.tags:  # others may compute in the dtype of their target
+                    raise CannotTrace(f"{pure} writes to a tensor of another dtype")
                 wide = TensorType(types[0].shape, probe, types[0].strides, types[0].device)
                 value, narrow = self.memory.fresh(wide), self.memory.fresh(types[0])
                 self.memory.nodes.append(Node(pure, args, kwargs, (value,), source, effect=random))
@@ -323,6 +394,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return values
 
     # -- the result ----------------------------------------------------------------------------------------------
+
+    def locate(self, item: torch.Tensor | float) -> RootView:
+        """Where a tensor of the result lies; of a number, its Value. Raises CannotTrace."""
+        if isinstance(item, torch.Tensor):
+            return self.memory.locate(item)
+        value = self.numbers.value(item)
+        assert value is not None
+        return RootView(value, None, None)
 
     def recording(self, name: str) -> Recording:
         """The whole run; to be called when its results have been located."""
@@ -351,6 +430,8 @@ def _result_type(t: torch.Tensor | None) -> TensorType:
     if t.layout is not torch.strided or t.is_quantized:
         kind = "quantized tensors" if t.is_quantized else f"tensors of layout {t.layout}"
         raise CannotTrace(f"{kind} are not compiled")
+    if t.is_neg():
+        raise CannotTrace("lazily negated tensors are not compiled")
     return tensor_type(t)
 
 

@@ -188,15 +188,18 @@ class _Cutter:
         used = {value for node in part.nodes for value in node.inputs()} | {*part.exports, *(w.value for w in writes)}
         constants = {value: tensor for value, tensor in self.recording.constants.items() if value in used}
         name = f"{self.recording.name}_part{number}"
+        is_last = number == len(self.looks)
+        # Sorted, so that the rounds of a loop are one program, whatever order its tensors came to be known in.
+        exports = part.exports if is_last else sorted(part.exports, key=lambda value: value.id)
         graph = Graph(
             tuple(sorted(part.inputs, key=lambda value: value.id)),
             tuple(part.nodes),
-            tuple(part.exports),
+            tuple(exports),
             writes,
             constants,
             name,
         )
-        if number == len(self.looks):
+        if is_last:
             return Segment(graph, None)
         return Segment(graph, self.looks[number], drops)
 

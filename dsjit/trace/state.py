@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,6 +18,9 @@ _PROBES: Final[tuple[tuple[str, Callable[[], Any]], ...]] = (
     ("active TorchFunctionModes", torch._C._len_torch_function_stack),
     ("functorch level", torch._C._functorch.maybe_current_level),
     ("flash attention enabled", torch._C._get_flash_sdp_enabled),
+    ("autocast dtype on CPUs", functools.partial(torch.get_autocast_dtype, "cpu")),
+    ("highest float32 matmul precision", lambda: torch.get_float32_matmul_precision() == "highest"),
+    ("MKL-DNN enabled", torch._C._get_mkldnn_enabled),
     ("math attention enabled", torch._C._get_math_sdp_enabled),
 )
 
@@ -56,7 +60,7 @@ class TorchState:
     def probes(self) -> tuple[tuple[Callable[[], Any], Any], ...]:
         """`check()` as functions without arguments, each with the object that it has to return.
 
-        The answers are True, False, None or numbers below 257, of which CPython has one object each.
+        The answers are True, False, None, dtypes or numbers below 257, of which there is one object each.
         """
         probes = ((probe, value) for (_, probe), value in zip(_PROBES, self.values, strict=True))
         return ((self.guard.check, True), *probes)

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 import dsjit
+from dsjit.api.entry import jitted_of
+from dsjit.api.trace_tree import TraceTree
 from tests.api.checks import assert_same, counters_of
 
 
@@ -139,7 +141,7 @@ def test_ways_of_looking(function: Callable[..., Any]) -> None:
 
 def test_a_look_that_always_sees_something_new_goes_on_eagerly_with_a_reason() -> None:
     def f(x: torch.Tensor) -> torch.Tensor:
-        return torch.full((3,), x.sum().item())
+        return torch.full((3,), float(x.sum()))
 
     jitted = dsjit.jit(f)
     with pytest.warns(dsjit.DsjitWarning, match="the value of a tensor was seen to be 16 different things"):
@@ -150,6 +152,64 @@ def test_a_look_that_always_sees_something_new_goes_on_eagerly_with_a_reason() -
     traces = counters_of(jitted).traces
     jitted(torch.full((4,), 99.0))
     assert counters_of(jitted).traces == traces
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.nonzero(x > 1) * 2,
+        lambda x: x[x > 1].exp() + x.sum(),
+        lambda x: (x > 1).nonzero(as_tuple=True)[0] if len((x > 0).nonzero()) else x,
+    ],
+)
+def test_other_sizes_are_branches_of_one_tree(function: Callable[..., Any]) -> None:
+    jitted = dsjit.jit(function)
+    xs = [torch.tensor(values) for values in ([1.0, 2.0, 1.0], [3.0, 3.0, 2.0], [0.0, 0.0, 0.0], [0.5, 3.0, 2.0])]
+    for x in (*xs, *xs):
+        assert_same(jitted(x), function(x))
+    [_] = jitted_of(jitted).trees
+    assert (counters_of(jitted).calls_traced, counters_of(jitted).calls_compiled) == (4, 4)
+
+
+def powers(x: torch.Tensor) -> torch.Tensor:
+    for bit in range(6):
+        if x[bit] > 0:
+            x = x * 2
+    return x
+
+
+def signs(number: int) -> torch.Tensor:
+    return torch.tensor([1.0 if number >> bit & 1 else -1.0 for bit in range(6)])
+
+
+def test_a_tree_whose_ways_come_again_goes_on_growing() -> None:
+    jitted = dsjit.jit(powers)
+    for number in range(36):
+        for _ in range(6):
+            assert_same(jitted(signs(number)), powers(signs(number)))
+    assert counters_of(jitted).calls_eager == 0
+    assert counters_of(jitted).calls_traced == 36
+
+
+def test_a_tree_whose_ways_are_always_new_is_given_up() -> None:
+    jitted = dsjit.jit(powers)
+    with pytest.warns(dsjit.DsjitWarning, match="different ways, and seldom one of them again"):
+        for number in range(40):
+            assert_same(jitted(signs(number)), powers(signs(number)))
+    assert counters_of(jitted).calls_eager >= 7
+    traces = counters_of(jitted).calls_traced
+    jitted(signs(63))
+    assert counters_of(jitted).calls_traced == traces
+
+
+def test_trees_that_cannot_grow_count_towards_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TraceTree, "grow", lambda *arguments: False)
+    jitted = dsjit.jit(powers, recompile_limit=4)
+    with pytest.warns(dsjit.DsjitWarning, match="the limit of 4 programs is reached"):
+        for number in range(10):
+            assert_same(jitted(signs(number)), powers(signs(number)))
+    assert len(jitted_of(jitted).trees) == 4
+    assert (counters_of(jitted).calls_traced, counters_of(jitted).calls_eager) == (5, 5)
 
 
 def test_explain_tells_the_branches() -> None:

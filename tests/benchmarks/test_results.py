@@ -16,7 +16,7 @@ from benchmarks.report import broken_promises, markdown, print_report, sheets, s
 from benchmarks.results import ContenderResult, Report, WorkloadResult, load, save
 from benchmarks.worker import Cold, Counters, ShapeCheck
 
-COMPILED = Counters(4, 0, {}, 1, 1, 0, 11, 0)
+COMPILED = Counters(4, 1, 0, {}, 1, 1, 0, 11, 0)
 COMPARISON = Comparison(1, True, False, 1e-7, 1e-7, 1e-7, 2e-7, 2e-7)
 
 

@@ -172,12 +172,12 @@ def run_interpreted(kernel: Kernel, *buffers: torch.Tensor) -> None:
 
 
 def run_compiled(
-    kernel: Kernel, *buffers: torch.Tensor, target: Target | None = None, pieces: int = 1
+    kernel: Kernel, *buffers: torch.Tensor, target: Target | None = None, pieces: int = 1, fast: bool = False
 ) -> None:
     """Buffers in the order of the params. pieces: into how many calls the work items are split."""
     verify_kernel(kernel)
     target = target or host_target()
-    module = compile_module(emit_module([kernel], target), target)
+    module = compile_module(emit_module([kernel], target, fast), target)
     function = KernelFunction(module.address(kernel.name))
     args = (ctypes.c_int64 * max(len(buffers), 1))(*(buffer.data_ptr() for buffer in buffers))
     items = work_items(kernel, target)

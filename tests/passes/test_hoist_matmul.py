@@ -91,6 +91,39 @@ def test_left_alone(function):
     assert hoist_matmul(graph) is graph
 
 
+def depths(graph):
+    """How many products the matrix products of a graph add up in one chain, at most."""
+    ops = (aten.mm.default, aten.bmm.default, aten.addmm.default, aten.linear.default)
+    operand = {aten.addmm.default: 1}
+    return {node.args[operand.get(node.op, 0)].type.shape[-1] for node in graph.nodes if node.op in ops}
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize(("rows", "depth"), [(1, 16), (8, 16), (9, 64)])
+def test_products_of_few_rows_are_replaced_by_one_in_parts(rows, depth, bias):
+    layer = torch.nn.Linear(64, 5, bias=bias)
+    x = torch.randn(64, 64)
+    graph = traced(lambda x: torch.cat([layer(part) for part in x[: 64 // rows * rows].split(rows)]), x)
+    hoisted = hoist_matmul(graph)
+    verify_graph(hoisted, run_ops=True)
+    assert depths(hoisted) == {depth}
+    torch.testing.assert_close(run_reference(hoisted, [x]), run_reference(graph, [x]))
+
+
+@pytest.mark.parametrize(("depth", "parts"), [(24, 1), (32, 2), (48, 3), (74, 2), (71, 1), (1024, 16)])
+def test_parts_are_equal_and_not_too_short(depth, parts):
+    layer = torch.nn.Linear(depth, 5, bias=False)
+    graph = traced(lambda x: torch.cat([layer(part) for part in x.split(1)]), torch.randn(16, depth))
+    assert depths(hoist_matmul(graph)) == {depth // parts}
+
+
+def test_products_in_bfloat16_stay_whole():
+    layer = torch.nn.Linear(64, 5, dtype=torch.bfloat16)
+    x = torch.randn(16, 64, dtype=torch.bfloat16)
+    graph = traced(lambda x: torch.cat([layer(part) for part in x.split(1)]), x)
+    assert depths(hoist_matmul(graph)) == {64}
+
+
 def test_slices_of_columns_are_not_rows():
     weight = torch.randn(3, 4)
     graph = traced(lambda x: torch.cat([x[:, :3] @ weight, x[:, 3:] @ weight]), torch.randn(8, 6))

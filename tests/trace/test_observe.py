@@ -1,21 +1,12 @@
-"""What the Observer finds: paths of what existed, effects and other problems; and that it leaves no trace itself."""
+"""Paths of what existed, and that the Observer leaves no trace itself."""
 
 from __future__ import annotations
 
-import datetime
 import io
-import logging
-import random
 import sys
 import threading
-import time
-import uuid
-import warnings
-from collections.abc import Callable
-from pathlib import Path as FilePath
 from typing import Any
 
-import numpy
 import pytest
 import torch
 from torch import nn
@@ -24,33 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dsjit.errors import CaptureError
 from dsjit.trace.observe import Observer
 from dsjit.trace.patching import PATCHED_NAMES, PATCHES
+from tests.trace.observing import ONES, Box, observe
 
-ONES = torch.ones(2, 3)
 WEIGHT = torch.ones(3)
-COUNTERS = {"calls": 0}
-COUNT = 0
-LOGGER = logging.getLogger("dsjit.test")
-
-
-class Box:
-    count = 0
-
-    def __init__(self, **attributes: Any) -> None:
-        self.__dict__.update(attributes)
-
-
-class Slotted:
-    __slots__ = ("value",)
-
-
-def observe(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Observer:
-    observer = Observer(function, args, kwargs)
-    with observer:
-        function(*args, **kwargs)
-    return observer
-
-
-# -------------------------------------------------------------------- paths
 
 
 def test_paths_of_tensors() -> None:
@@ -111,223 +78,6 @@ def test_a_tensor_born_in_the_call_has_no_path() -> None:
     observer = observe(function, ONES)
     assert observer.path_of(born[0]) is None
     assert observer.path_of_object(box) is None
-
-
-# -------------------------------------------------------------------- effects
-
-
-def _effect_cases() -> dict[str, tuple[Callable[[Any], Any], Any, str]]:
-    def set_attribute(box: Any) -> None:
-        box.count = 1
-
-    def increment(box: Any) -> None:
-        box.total += 1
-
-    def delete(box: Any) -> None:
-        del box.total
-
-    def through_dict(box: Any) -> None:
-        box.__dict__["fresh"] = 1
-
-    def append(box: Any) -> None:
-        box.items.append(1)
-
-    def set_item(box: Any) -> None:
-        box.table["k"] = 2
-
-    def set_class(box: Any) -> None:
-        type(box).count += 1
-
-    def cache_tensor(box: Any) -> None:
-        box.cache = torch.ones(1)
-
-    def cache_in_list(box: Any) -> None:
-        box.tensors[0] = torch.ones(1)
-
-    def resize(box: Any) -> None:
-        box.tensors[0].resize_(5)
-
-    def add_to_set(box: Any) -> None:
-        box.names.add("new")
-
-    def set_slot(box: Any) -> None:
-        box.slotted.value = 2
-
-    slotted = Slotted()
-    slotted.value = 1
-    make = lambda: Box(total=0, items=[], table={"k": 1}, tensors=[torch.ones(3)], names={"a"}, slotted=slotted)  # noqa: E731
-    return {
-        "attribute": (set_attribute, make(), "writes attribute 'count' of args[0]"),
-        "increment": (increment, make(), "writes attribute 'total' of args[0]"),
-        "deletion": (delete, make(), "writes attribute 'total' of args[0]"),
-        "through __dict__": (through_dict, make(), "changes the contents of args[0]"),
-        "list": (append, make(), "changes the contents of args[0].items"),
-        "dictionary": (set_item, make(), "writes item 'k' of args[0].table"),
-        "class": (set_class, make(), "writes class 'count' of Box"),
-        "cached tensor": (cache_tensor, make(), "writes attribute 'cache' of args[0]"),
-        "tensor in a list": (cache_in_list, make(), "writes item 0 of args[0].tensors"),
-        "tensor's shape": (resize, make(), "changes the metadata of args[0].tensors[0]"),
-        "set": (add_to_set, make(), "changes the contents of args[0].names"),
-        "slot": (set_slot, make(), "writes attribute 'value' of args[0].slotted"),
-    }
-
-
-EFFECTS = _effect_cases()
-
-
-@pytest.mark.parametrize(("function", "box", "effect"), EFFECTS.values(), ids=list(EFFECTS))
-def test_writes_to_what_existed_are_effects(function: Callable[[Any], Any], box: Any, effect: str) -> None:
-    observer = observe(function, box)
-    assert effect in [str(found) for found in observer.effects]
-    assert [problem.reason for problem in observer.problems] == [str(found) for found in observer.effects]
-    Box.count = 0
-
-
-def test_writes_of_globals_and_closures_are_effects() -> None:
-    count = 0
-
-    def function() -> None:
-        nonlocal count
-        global COUNT
-        count += 1
-        COUNT += 1
-        COUNTERS["calls"] += 1
-
-    found = {str(effect) for effect in observe(function).effects}
-    assert found == {
-        "writes closure 'count' of function",
-        f"writes global 'COUNT' of globals({__name__})",
-        f"writes item 'calls' of globals({__name__})['COUNTERS']",
-    }
-
-
-def test_an_effect_tells_the_line() -> None:
-    def function(box: Any) -> None:
-        box.count = 5
-
-    (problem,) = observe(function, Box()).problems
-    assert problem.source.file == __file__
-    assert problem.source.line == function.__code__.co_firstlineno + 1
-    assert problem.source.function.endswith("function")
-
-
-def test_assigning_what_is_there_already_is_no_effect_but_a_read() -> None:
-    box = Box(flag=True, limit=0.5)
-
-    def function(x: torch.Tensor) -> torch.Tensor:
-        box.flag = True
-        box.limit = 0.5
-        return x
-
-    observer = observe(function, ONES)
-    assert observer.problems == ()
-    guard = observer.build_guard((), frozenset())
-    assert guard.check((ONES,), {}) is not None
-    box.flag = False
-    assert guard.check((ONES,), {}) is None
-
-
-def test_writes_to_objects_born_in_the_call_are_no_effects() -> None:
-    def function(x: torch.Tensor) -> torch.Tensor:
-        box = Box(items=[])
-        box.total = 1
-        box.items.append(x)
-        table = {}
-        table["x"] = x
-        return box.items[0] + table["x"]
-
-    assert observe(function, ONES).problems == ()
-
-
-def test_the_guard_of_a_call_with_effects_fails_while_they_last() -> None:
-    box = Box(cache=None)
-
-    def function(x: torch.Tensor) -> torch.Tensor:
-        if box.cache is None:
-            box.cache = 2.0
-        return x * box.cache
-
-    guard = observe(function, ONES).build_guard((), frozenset())
-    assert guard.check((ONES,), {}) is None
-    assert guard.why_not((ONES,), {}) == "closure(function)['box'].cache: was None, now 2.0"
-    assert observe(function, ONES).problems == ()
-    box.cache = None
-    assert guard.check((ONES,), {}) is not None
-
-
-# -------------------------------------------------------------------- what reaches outside
-
-
-GENERATOR = random.Random(0)
-
-PROBLEMS: dict[str, tuple[Callable[[], Any], str]] = {
-    "time": (lambda: time.time(), "reads a clock"),
-    "perf_counter": (lambda: time.perf_counter(), "reads a clock"),
-    "datetime": (lambda: datetime.datetime.now(), "reads a clock"),
-    "random": (lambda: random.random(), "draws from Python's random"),
-    "randint": (lambda: random.randint(0, 3), "draws from Python's random"),
-    "generator": (lambda: GENERATOR.random(), "draws from Python's random"),
-    "uuid": (lambda: uuid.uuid4(), "makes a UUID"),
-    "numpy random": (lambda: numpy.random.rand(), "draws from numpy.random"),
-    "open": (lambda: open(__file__).close(), "opens a file"),
-    "read_text": (lambda: FilePath(__file__).read_text(), "opens a file"),
-    "print": (lambda: print("x"), "prints"),
-    "warn": (lambda: warnings.warn("x", stacklevel=1), "warns"),
-    "log": (lambda: LOGGER.warning("x"), "logs"),
-}
-
-
-pytestmark = pytest.mark.filterwarnings("ignore")
-
-
-@pytest.mark.parametrize(("function", "reason"), PROBLEMS.values(), ids=list(PROBLEMS))
-def test_calls_that_reach_outside_are_problems(
-    function: Callable[[], Any], reason: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    problems = observe(function).problems
-    assert reason in [problem.reason for problem in problems]
-
-
-def test_warnings_and_logs_may_pass() -> None:
-    passing = {p.reason: p.passing for function, _ in PROBLEMS.values() for p in observe(function).problems}
-    assert {reason for reason, passes in passing.items() if passes} == {"warns", "logs"}
-
-
-def test_streams_in_memory_are_no_problem() -> None:
-    assert observe(lambda: io.StringIO().write("x")).problems == ()
-
-
-def test_a_problem_tells_the_line() -> None:
-    def function() -> None:
-        time.time()
-
-    (problem,) = observe(function).problems
-    assert (problem.source.file, problem.source.line) == (__file__, function.__code__.co_firstlineno + 1)
-
-
-def test_an_iterator_that_lives_on_is_a_problem() -> None:
-    numbers = iter([1, 2, 3])
-    problems = observe(lambda: next(numbers)).problems
-    assert any("iterator" in problem.reason for problem in problems)
-
-
-def test_changing_torchs_state_is_a_problem() -> None:
-    try:
-        problems = observe(lambda: torch.set_grad_enabled(False)).problems
-    finally:
-        torch.set_grad_enabled(True)
-    assert any("grad_mode" in problem.reason or "global state" in problem.reason for problem in problems)
-
-
-def test_state_that_is_put_back_is_no_problem() -> None:
-    def function(x: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-            return x + 1
-
-    assert observe(function, ONES).problems == ()
-
-
-# -------------------------------------------------------------------- what the Observer leaves behind
 
 
 def _patched_entries(*classes: type) -> dict[tuple[type, str], Any]:

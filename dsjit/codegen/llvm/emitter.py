@@ -7,7 +7,7 @@ Work items are independent, so any split of the range over threads is right.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -17,6 +17,7 @@ from dsjit.codegen.llvm.loops import add, counted_loop, i64, minimum, multiply
 from dsjit.codegen.llvm.memory import Mask
 from dsjit.codegen.llvm.reductions import combine, finish, result
 from dsjit.codegen.llvm.schedule import Schedule, statement_index
+from dsjit.codegen.llvm.spellings import FAST_SPELLINGS, SPELLINGS, Spelling
 from dsjit.codegen.llvm.statements import Front, StatementEmitter
 from dsjit.codegen.llvm.target import Target
 from dsjit.codegen.llvm.types import lane_numbers
@@ -25,13 +26,16 @@ from dsjit.ir.kernel import Apply, Axis, Block, Cast, IndexValue, InRange, Kerne
 __all__ = ["emit_module"]
 
 
-def emit_module(kernels: Sequence[Kernel], target: Target) -> str:
-    """The module with a function of each kernel's name. The names must differ and be plain identifiers."""
+def emit_module(kernels: Sequence[Kernel], target: Target, fast: bool = False) -> str:
+    """The module with a function of each kernel's name. The names must differ and be plain identifiers.
+
+    fast: leave to contract multiply-adds and to reassociate, which the meaning of a Kernel does not give.
+    """
     declarations: dict[str, str] = {}
     functions: list[str] = []
     for kernel in kernels:
         builder = FunctionBuilder(declarations=declarations)
-        _FunctionEmitter(kernel, target, builder).emit()
+        _FunctionEmitter(kernel, target, builder, FAST_SPELLINGS if fast else SPELLINGS).emit()
         functions.append(
             f"define void @{kernel.name}(ptr %args, i64 %begin, i64 %end) nounwind {{\n"
             + "\n".join(builder.lines)
@@ -42,7 +46,9 @@ def emit_module(kernels: Sequence[Kernel], target: Target) -> str:
 
 
 class _FunctionEmitter:
-    def __init__(self, kernel: Kernel, target: Target, builder: FunctionBuilder) -> None:
+    def __init__(
+        self, kernel: Kernel, target: Target, builder: FunctionBuilder, spellings: Mapping[str, Spelling]
+    ) -> None:
         self.kernel = kernel
         self.target = target
         self.b = builder
@@ -57,6 +63,7 @@ class _FunctionEmitter:
             extents={axis.name: axis.size for axis in self.schedule.outer},
             varying=varying,
             dtypes=dtypes,
+            spellings=spellings,
         )
 
     # Work items

@@ -154,8 +154,9 @@ class Lookup:
 
 
 class KernelCache:
-    """Compiled kernels by structure: equal kernels are compiled once, whatever they are called. Thread-safe.
+    """Compiled kernels by structure and numerics: equal kernels are compiled once, whatever they are called.
 
+    Thread-safe.
     generated, reused: how many kernels were compiled, and how many requests an existing one served, since creation.
     """
 
@@ -171,24 +172,27 @@ class KernelCache:
     def target(self) -> Target:
         return self._target or host_target()
 
-    def compile_kernels(self, kernels: Sequence[Kernel]) -> Lookup:
-        """The machine code of `kernels`; all that are new are compiled in one module. Raises BackendError."""
-        keys = [kernel_structure(kernel) for kernel in kernels]
+    def compile_kernels(self, kernels: Sequence[Kernel], fast: bool = False) -> Lookup:
+        """The machine code of `kernels`; all that are new are compiled in one module. Raises BackendError.
+
+        fast: see `emit_module`.
+        """
+        keys = [(fast, kernel_structure(kernel)) for kernel in kernels]
         with self._lock:
             missing: dict[Hashable, Kernel] = {}
             for key, kernel in zip(keys, kernels, strict=True):
                 if key not in self._known and key not in missing:
                     name = f"{_identifier(kernel.name)}_{len(self._known) + len(missing)}"
                     missing[key] = replace(kernel, name=name)
-            text = self._compile(missing) if missing else ""
+            text = self._compile(missing, fast) if missing else ""
             self.generated += len(missing)
             self.reused += len(kernels) - len(missing)
             found = tuple(self._known[key] for key in keys)
         return Lookup(found, len(missing), len(kernels) - len(missing), text)
 
-    def _compile(self, missing: dict[Hashable, Kernel]) -> str:
+    def _compile(self, missing: dict[Hashable, Kernel], fast: bool) -> str:
         target = self.target
-        text = emit_module(tuple(missing.values()), target)
+        text = emit_module(tuple(missing.values()), target, fast)
         module = compile_module(text, target)
         for key, kernel in missing.items():
             schedule = Schedule.of(kernel, target)

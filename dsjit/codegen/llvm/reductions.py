@@ -6,14 +6,14 @@ at which it was found.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import torch
 
 from dsjit.codegen.llvm.builder import FunctionBuilder, Operand, element, lanes
 from dsjit.codegen.llvm.casts import number
-from dsjit.codegen.llvm.spellings import SPELLINGS
+from dsjit.codegen.llvm.spellings import SPELLINGS, Spelling
 from dsjit.codegen.llvm.types import REGISTER_TYPES, literal, splat
 from dsjit.ir.dtypes import is_floating
 from dsjit.ir.kernel import Reduce
@@ -67,13 +67,14 @@ def accumulate(
     value: Operand,
     index: Operand | None,
     mask: Operand | None,
+    spellings: Mapping[str, Spelling],
 ) -> list[Operand]:
     """The accumulator after one more element a lane, in lanes where `mask` is true. Indices increase from call to
-    call, so an equal element never replaces an earlier one."""
+    call, so an equal element never replaces an earlier one. spellings: how to write the ops that combine."""
     if index is None:
         if mask is not None:
             value = b.select(mask, value, number(value, literal(_identity_value(reduce, dtype), dtype)))
-        return [SPELLINGS[_COMBINE[reduce.kind]](b, dtype, [accumulator[0], value])]
+        return [spellings[_COMBINE[reduce.kind]](b, dtype, [accumulator[0], value])]
     best, where = accumulator
     empty = b.compare("icmp eq", where, number(where, _no_index(element(where.type))))
     better = b.binary("or", _exceeds(b, reduce, dtype, value, best), empty)

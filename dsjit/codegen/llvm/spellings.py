@@ -12,15 +12,18 @@ from dsjit.codegen.llvm.casts import number
 from dsjit.codegen.llvm.types import literal
 from dsjit.ir.dtypes import is_floating
 
-__all__ = ["SPELLINGS", "Spelling"]
+__all__ = ["FAST_SPELLINGS", "SPELLINGS", "Spelling"]
 
 Spelling: TypeAlias = Callable[[FunctionBuilder, torch.dtype, Sequence[Operand]], Operand]
 """From the operands' dtype (of `select`: of its last two) and the operands, scalars or vectors all of one length."""
 
 
-def _arithmetic(name: str) -> Spelling:
+def _arithmetic(name: str, flags: str = "") -> Spelling:
+    """flags: what LLVM may do to the instruction on floats, as it spells that."""
+    floating = f"f{name} {flags}".rstrip()
+
     def spell(b: FunctionBuilder, dtype: torch.dtype, args: Sequence[Operand]) -> Operand:
-        return b.binary(f"f{name}" if is_floating(dtype) else name, args[0], args[1])
+        return b.binary(floating if is_floating(dtype) else name, args[0], args[1])
 
     return spell
 
@@ -250,3 +253,13 @@ SPELLINGS: Final[dict[str, Spelling]] = {
     "shl": _shl,
     "shr": _shr,
 }
+
+_FREE: Final = "reassoc contract"
+"""Multiply-adds may become one instruction that rounds once, and constants may be combined. Not `arcp`: a reciprocal of
+a denormal overflows, and LLVM's estimate of 1 / sqrt(x) is NaN at 0 and infinity. Not `afn`: it does nothing without
+`ninf`, which says, as `nnan` does, that there are no such numbers."""
+
+FAST_SPELLINGS: Final[dict[str, Spelling]] = SPELLINGS | {
+    name: _arithmetic(name, _FREE) for name in ("add", "sub", "mul")
+}
+"""`SPELLINGS` for `numerics="fast"`."""

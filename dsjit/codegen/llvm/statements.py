@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -14,7 +14,7 @@ from dsjit.codegen.llvm.loops import add, i64, multiply, static
 from dsjit.codegen.llvm.math import MATH
 from dsjit.codegen.llvm.memory import Mask, load_lanes, load_scalar, store_lanes, store_scalar
 from dsjit.codegen.llvm.reductions import accumulate
-from dsjit.codegen.llvm.spellings import SPELLINGS
+from dsjit.codegen.llvm.spellings import Spelling
 from dsjit.codegen.llvm.target import Target
 from dsjit.codegen.llvm.types import MEMORY_TYPES, constant, lane_numbers, splat, vector
 from dsjit.ir.kernel import Apply, Cast, Constant, Index, IndexValue, InRange, Load, Reduce, Stmt, Store
@@ -46,6 +46,7 @@ class StatementEmitter:
     params, param_dtypes: by name, the address and dtype of a buffer.
     extents: by axis, its size.
     varying: the results that differ from lane to lane. dtypes: of every result.
+    spellings: how ops without vector math are written.
     positions: by axis in scope, outermost first, its value (i64); of the lanes' axis, the value in the first lane of
         the first copy.
     values: by name, one Operand that serves every copy, or one a copy. Scalars serve all lanes.
@@ -59,6 +60,7 @@ class StatementEmitter:
     extents: dict[str, int]
     varying: frozenset[str]
     dtypes: dict[str, torch.dtype]
+    spellings: Mapping[str, Spelling]
     front: Front | None = None
     positions: dict[str, Operand] = field(default_factory=dict)
     values: dict[str, tuple[Operand, ...]] = field(default_factory=dict)
@@ -182,7 +184,7 @@ class StatementEmitter:
                 self._reduce(statement)
 
     def _spell(self, op: str, dtype: torch.dtype, args: list[Operand]) -> Operand:
-        spelling = SPELLINGS.get(op)
+        spelling = self.spellings.get(op)
         return spelling(self.b, dtype, args) if spelling is not None else MATH[op](self.b, self.target, args)
 
     def _apply(self, statement: Apply) -> None:
@@ -289,8 +291,9 @@ class StatementEmitter:
                 index = self._lane_indices(statement.index, copy, accumulator[1].type.split(" x ")[1][:-1])
             mask = self.front.masks[copy] if self.front.joined else None
             accumulators[copy] = accumulate(
-                self.b, statement, dtype, accumulator, value, index, None if mask is None else mask.operand
-            )
+                self.b, statement, dtype, accumulator, value, index,
+                None if mask is None else mask.operand, self.spellings,
+            )  # fmt: skip
 
 
 def fits_in_i32(index: Index, extents: dict[str, int]) -> bool:

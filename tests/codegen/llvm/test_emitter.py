@@ -322,5 +322,5 @@ def test_each_target_uses_its_widest_registers(target, register):
 
 
 def test_no_fast_math_and_no_contraction():
-    text = emit_module([softmax(2, 64)], host_target())
+    text = emit_module([softmax(2, 64), layer_norm(8, 256)], host_target())
     assert not re.search(r"\b(fast|contract|reassoc|nnan|ninf|nsz|arcp|afn)\b", text)

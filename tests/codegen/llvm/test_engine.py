@@ -69,6 +69,15 @@ def test_equal_kernels_are_compiled_once_whatever_their_names_and_sources():
     assert not cache.compile_kernels([scaled(3.0)]).ir_text
 
 
+def test_the_two_numerics_share_no_code():
+    cache = KernelCache()
+    kernels = {fast: cache.compile_kernels([scaled(2.0)], fast).kernels[0] for fast in (False, True)}
+    assert (cache.generated, cache.reused) == (2, 0)
+    assert kernels[True].address != kernels[False].address
+    for fast, kernel in kernels.items():
+        assert cache.compile_kernels([scaled(2.0)], fast).kernels[0] is kernel
+
+
 def test_all_new_kernels_go_into_one_module():
     lookup = KernelCache().compile_kernels([softmax(4, 32), row_reduce("sum", 4, 32), scaled(1.0)])
     assert lookup.ir_text.count("define void") == 3

@@ -1,0 +1,117 @@
+"""Images in channels-last order between convolutions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dsjit.ir.verify_graph import verify_graph
+from dsjit.passes.channels_last import LONGEST_CHAIN, channels_last
+from dsjit.passes.reference import run_reference
+from tests.graphs import GraphRecorder, trace
+
+aten = torch.ops.aten
+
+PIXEL, WINDOW = (1, 1), (3, 3)
+
+
+def arguments(graph):
+    """Standard normal numbers for each input of `graph`."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(value.type.shape, generator=generator) for value in graph.inputs]
+    return [t.as_strided(t.shape, value.type.strides) for t, value in zip(tensors, graph.inputs, strict=True)]
+
+
+def two_convolutions(channels, window, stride=1, groups=1, bias=False, dtype=torch.float32, layout=None):
+    """A convolution of 8 to `channels` channels, and the one in question, of `channels` to 6."""
+    layout = layout or torch.contiguous_format
+    r = GraphRecorder()
+
+    def tensor(*shape):
+        return r.input(shape, dtype, torch.empty(shape, device="meta").contiguous(memory_format=layout).stride())
+
+    def convolution(x, weight, bias, stride, padding, groups):
+        return r.call(aten.convolution.default, x, weight, bias, stride, padding, [1, 1], False, [0, 0], groups)
+
+    x, first, second = tensor(2, 8, 5, 7), tensor(channels, 8, 1, 1), tensor(6, channels // groups, *window)
+    added = r.input([6], dtype) if bias else None
+    hidden = convolution(x, first, None, [1, 1], [0, 0], 1)
+    padding = [window[0] // 2, window[1] // 2]
+    return r.graph(convolution(hidden, second, added, [stride, stride], padding, groups))
+
+
+def nodes_of(graph, *ops):
+    return [node for node in graph.nodes if node.op in ops]
+
+
+def chains(graph):
+    """How many products each convolution and each matrix product adds up for one element."""
+    lengths = []
+    for node in nodes_of(graph, aten.convolution.default):
+        lengths.append(node.args[1].type.numel // node.args[1].type.shape[0])
+    for node in nodes_of(graph, aten.mm.default, aten.bmm.default):
+        lengths.append(node.args[0].type.shape[-1])
+    return lengths
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("channels", "window", "stride", "groups"),
+    [(8, WINDOW, 1, 1), (64, WINDOW, 1, 1), (64, WINDOW, 2, 1), (64, WINDOW, 1, 2), (288, PIXEL, 1, 1),
+     (288, PIXEL, 2, 1), (37, WINDOW, 1, 1), (6, (3, 1), 1, 3)],
+)  # fmt: skip
+def test_the_result_and_its_strides_stay(channels, window, stride, groups, bias, layout):
+    graph = two_convolutions(channels, window, stride, groups, bias, layout=layout)
+    moved = channels_last(graph)
+    verify_graph(moved, run_ops=True)
+    assert [value.type for value in moved.outputs] == [value.type for value in graph.outputs]
+    inputs = arguments(graph)
+    (actual,), (expected,) = run_reference(moved, inputs), run_reference(graph, inputs)
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("channels", "window", "stride", "longest"),
+    [(64, WINDOW, 1, 144), (96, WINDOW, 1, 144), (512, PIXEL, 1, 128), (512, PIXEL, 2, 128), (144, PIXEL, 1, 144)],
+)
+def test_sums_over_many_channels_are_cut(channels, window, stride, longest):
+    assert max(chains(channels_last(two_convolutions(channels, window, stride)))) == longest <= LONGEST_CHAIN
+
+
+def test_every_part_of_a_sum_keeps_the_lanes_of_a_register_full():
+    graph = channels_last(two_convolutions(64, (5, 5)))
+    assert max(chains(graph)) == 16 * 25
+
+
+@pytest.mark.parametrize(
+    ("channels", "options"), [(64, {"dtype": torch.bfloat16}), (64, {"groups": 2}), (37, {}), (16, {})]
+)
+def test_sums_stay_whole(channels, options):
+    """Where each part would be rounded, where groups cut them, where nothing divides, and where they are short."""
+    graph = channels_last(two_convolutions(channels, WINDOW, **options))
+    (last,) = [node for node in nodes_of(graph, aten.convolution.default) if node.args[1].type.shape[0] == 6]
+    assert last.args[8] == options.get("groups", 1)
+    assert not nodes_of(graph, aten.sum.dim_IntList)
+
+
+@pytest.mark.parametrize(("channels", "window"), [(512, WINDOW), (1024, PIXEL)])
+def test_no_further_from_float64_than_convolutions_on_row_major_images(channels, window):
+    graph = two_convolutions(channels, window)
+    inputs = arguments(graph)
+    (exact,) = run_reference(graph, [tensor.double() for tensor in inputs])
+    (eager,), (moved,) = run_reference(graph, inputs), run_reference(channels_last(graph), inputs)
+    assert (moved - exact).square().mean() <= (eager - exact).square().mean() * 1.05**2
+
+
+@pytest.mark.parametrize("convolutions", [0, 1])
+def test_with_fewer_than_two_convolutions_nothing_is_won(convolutions):
+    weight = torch.zeros(3, 3, 3, 3)
+
+    def program(x):
+        for _ in range(convolutions):
+            x = torch.nn.functional.conv2d(x, weight, padding=1)
+        return torch.relu(x)
+
+    graph = trace(program, torch.zeros(2, 3, 4, 5))
+    assert channels_last(graph) is graph

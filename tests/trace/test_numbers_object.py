@@ -1,0 +1,125 @@
+"""Traced numbers are floats in all that shows, and become plain floats where they stand."""
+
+from __future__ import annotations
+
+import gc
+import math
+import struct
+import sys
+from typing import Any
+
+import pytest
+
+from dsjit.trace.numbers_object import become_float, can_become_float, number_class
+
+
+class Listener:
+    """Does what floats do, and writes down what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def binary(self, name: str, number: float, other: Any, reflected: bool) -> Any:
+        self.asked.append(("r" if reflected else "") + name)
+        return getattr(float, f"__r{name}__" if reflected else f"__{name}__")(number, other)
+
+    def compare(self, name: str, number: float, other: Any) -> Any:
+        self.asked.append(name)
+        return getattr(float, f"__{name}__")(number, other)
+
+    def unary(self, name: str, number: float) -> float:
+        self.asked.append(name)
+        result: float = getattr(float, f"__{name}__")(number)
+        return result
+
+    def truth(self, number: float) -> bool:
+        self.asked.append("truth")
+        return float.__bool__(number)
+
+    def integer(self, number: float, rounded: bool) -> int:
+        self.asked.append("integer")
+        return float.__round__(number) if rounded else float.__int__(number)
+
+    def pin(self, number: float) -> None:
+        self.asked.append("pin")
+        become_float(number)
+
+
+def made(value: float) -> tuple[Any, Listener]:
+    listener = Listener()
+    return number_class(listener)(value), listener
+
+
+def test_this_interpreter_lays_floats_out_as_is_thought() -> None:
+    assert can_become_float()
+
+
+@pytest.mark.parametrize(
+    ("use", "asked"),
+    [
+        (lambda n: n + 1, ["add"]),
+        (lambda n: 1 + n, ["radd"]),
+        (lambda n: 1.0 / n, ["rtruediv"]),
+        (lambda n: n < 3, ["lt"]),
+        (lambda n: 3.0 < n, ["gt"]),  # noqa: SIM300
+        (lambda n: n in [1.0], ["eq"]),
+        (lambda n: bool(n), ["truth"]),
+        (lambda n: not n, ["truth"]),
+        (lambda n: int(n), ["integer"]),
+        (lambda n: round(n), ["integer"]),
+        (lambda n: -n, ["neg"]),
+        (lambda n: abs(n), ["abs"]),
+        (lambda n: min(n, 1.0), ["gt"]),
+        (lambda n: n**2, ["pin"]),
+        (lambda n: n % 2, ["pin"]),
+        (lambda n: f"{n:.2f}", ["pin"]),
+        (lambda n: str(n), ["pin"]),
+        (lambda n: hash(n), ["pin"]),
+        (lambda n: float(n), ["pin"]),
+        (lambda n: complex(n), ["pin"]),
+        (lambda n: math.floor(n), ["pin"]),
+        (lambda n: n.is_integer(), ["pin"]),
+        (lambda n: n.__reduce_ex__(2), ["pin"]),
+        (lambda n: n.__class__ is float, []),
+        (lambda n: isinstance(n, float), []),
+        (lambda n: n is None, []),
+        (lambda n: (n.real, n.imag, n.conjugate()), []),
+    ],
+)
+def test_every_method_asks_and_gives_what_a_float_gives(use: Any, asked: list[str]) -> None:
+    number, listener = made(2.5)
+    assert use(number) == use(2.5)
+    assert listener.asked[: len(asked)] == asked
+    assert not asked or listener.asked
+
+
+def test_errors_name_a_float() -> None:
+    number, _ = made(2.5)
+    for use in (lambda n: [1][n], lambda n: range(n), lambda n: "a" + n, lambda n: n.missing, lambda n: len(n)):
+        with pytest.raises((TypeError, AttributeError)) as mine:
+            use(number)
+        with pytest.raises((TypeError, AttributeError)) as theirs:
+            use(2.5)
+        assert str(mine.value) == str(theirs.value)
+
+
+def test_a_number_becomes_a_plain_float_wherever_it_was_put() -> None:
+    number, _ = made(2.5)
+    holder = {"list": [number], "tuple": (number,)}
+    become_float(number)
+    assert type(number) is type(holder["list"][0]) is type(holder["tuple"][0]) is float
+    assert number == 2.5 and struct.pack("<d", number) == struct.pack("<d", 2.5)
+    become_float(number)
+
+
+def test_memory_and_classes_are_given_back() -> None:
+    kind = number_class(Listener())
+    references = sys.getrefcount(kind)
+    numbers = [kind(n / 2) for n in range(10_000)]
+    assert not any(map(gc.is_tracked, numbers))
+    for number in numbers:
+        become_float(number)
+    assert [type(number) for number in numbers] == [float] * len(numbers)
+    del numbers, number
+    assert [n / 4 for n in range(20_000)][-1] == 19_999 / 4
+    assert sys.getrefcount(kind) == references
