@@ -10,7 +10,7 @@
     dsjit.stats()               # what ran compiled
 """
 
-from dsjit.api.entry import disable, jit, reset_stats, stats
+from dsjit.api.entry import disable, jit, mark_dynamic, mark_static, reset_stats, stats
 from dsjit.api.explain import Explanation, explain
 from dsjit.errors import (
     BackendError,
@@ -36,6 +36,8 @@ __all__ = [
     "disable",
     "explain",
     "jit",
+    "mark_dynamic",
+    "mark_static",
     "reset_stats",
     "stats",
 ]

@@ -65,7 +65,8 @@ OPTION_ROWS: Final[tuple[OptionRow, ...]] = (
         "dynamic",
         "None, True or False",
         _is_bool_or_none,
-        "Whether sizes may be symbolic. Reserved: every program is compiled for exact sizes, whatever is given.",
+        "Whether one program serves many sizes: None for sizes that change between calls, True for all sizes of the "
+        "arguments from the first call on, False for none. Sizes of 0 and 1 always have programs of their own.",
     ),
     OptionRow(
         "fullgraph",

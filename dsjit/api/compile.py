@@ -10,11 +10,12 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from dsjit.codegen.assemble import assemble, choose_steps
+from dsjit.codegen.assemble import assemble, assemble_parts, choose_steps
 from dsjit.codegen.gemm import MatmulPlan
 from dsjit.codegen.llvm.engine import CompiledKernel, KernelCache
 from dsjit.codegen.placement import Step
 from dsjit.codegen.program import Program
+from dsjit.codegen.sized_program import SizedProgram, SizeSource, kernels_for_sizes, make_sized_program
 from dsjit.config import Environment, Numerics
 from dsjit.dump import Dump
 from dsjit.fusion.drop_roundings import drop_roundings
@@ -23,12 +24,15 @@ from dsjit.fusion.limits import Limits
 from dsjit.fusion.lower import FusedKernel, lower_group
 from dsjit.fusion.planner import FusionPlan, plan_fusion
 from dsjit.ir.graph import Graph, Node
+from dsjit.ir.graph_template import GraphTemplate, integers_in
+from dsjit.ir.polynomial import PolynomialFit
 from dsjit.ir.print_graph import print_graph
 from dsjit.ir.print_kernel import print_kernel
+from dsjit.ir.probes import probe_points
 from dsjit.ir.verify_kernel import verify_kernel
-from dsjit.passes.pipeline import run_passes
+from dsjit.passes.pipeline import SIZED_PASSES, run_passes
 
-__all__ = ["Compilation", "StageTimer", "compile_graph"]
+__all__ = ["Compilation", "StageTimer", "compile_graph", "compile_template"]
 
 CPU = torch.device("cpu")
 
@@ -52,7 +56,8 @@ class StageTimer:
 class Compilation:
     """Everything that compiling one Graph produced.
 
-    captured, optimized: the Graph before and after the passes. steps: in the order in which they run.
+    captured, optimized: the Graph before and after the passes (of typical sizes, where sizes are open).
+    steps: in the order in which they run.
     generated, reused: kernels compiled now, and found in the cache.
     """
 
@@ -62,7 +67,7 @@ class Compilation:
     steps: tuple[Step, ...]
     kernels: Mapping[FusedKernel, CompiledKernel]
     matmuls: Mapping[Node, MatmulPlan]
-    program: Program
+    program: Program | SizedProgram
     generated: int
     reused: int
     timer: StageTimer
@@ -120,6 +125,69 @@ def compile_graph(
 def _lower(group: Group, plan: FusionPlan, fast: bool) -> FusedKernel:
     fused = lower_group(group, plan.info, plan.views)
     return replace(fused, kernel=drop_roundings(fused.kernel)) if fast else fused
+
+
+def compile_template(
+    template: GraphTemplate,
+    sources: tuple[SizeSource, ...],
+    typical: tuple[int, ...],
+    numerics: Numerics,
+    environment: Environment,
+    cache: KernelCache,
+    timer: StageTimer,
+    dump: Dump | None,
+) -> Compilation:
+    """As `compile_graph`, for all sizes: the pipeline runs at a few choices of sizes, and what differs between the
+    results is a polynomial in the sizes. typical: what to optimise for; sources: where the sizes are read.
+
+    Raises Mismatch when the choices lead to programs of different structure, and what `compile_graph` raises.
+    """
+    fast = numerics == "fast"
+    points = probe_points(typical, integers_in(template.example))
+    fit = PolynomialFit(points)
+    with timer.stage("passes"):
+        captured = [template.at(point) for point in points]
+        optimized = [run_passes(graph, check=environment.check, passes=SIZED_PASSES) for graph in captured]
+    with timer.stage("fusion"):
+        plans = [plan_fusion(graph, Limits(), CPU) for graph in optimized]
+    with timer.stage("lowering"):
+        units = [
+            [_lower(u, plan, fast) if isinstance(u, Group) else u for u in plan.units]
+            for plan in plans
+        ]
+        chosen = [choose_steps(each, plan.views) for each, plan in zip(units, plans, strict=True)]
+        fused = [[unit for unit in each if isinstance(unit, FusedKernel)] for each in units]
+        kernels = kernels_for_sizes([[unit.kernel for unit in each] for each in fused], fit, typical)
+    if environment.check:
+        for kernel in kernels:
+            verify_kernel(kernel.kernel)
+    if dump is not None:
+        dump.write_stage("trace", captured[0])
+        for kernel in kernels:
+            dump.write_kernel(print_kernel(kernel.kernel))
+    with timer.stage("codegen"):
+        result = cache.compile_kernels([kernel.kernel for kernel in kernels], fast)
+    compiled = [dict(zip(each, result.kernels, strict=True)) for each in fused]
+    with timer.stage("assembly"):
+        sizes = [
+            {unit: tuple([size.at(point) for size in kernel.sizes]) for unit, kernel in zip(each, kernels, strict=True)}
+            for each, point in zip(fused, points, strict=True)
+        ]
+        parts = [
+            assemble_parts(optimized[number], *chosen[number], plans[number].views, compiled[number], sizes[number])
+            for number in range(len(points))
+        ]
+        program = make_sized_program(parts, fit, sources, typical)
+    if dump is not None:
+        dump.write("module.ll", result.ir_text)
+        dump.write("program.py", program.source)
+    steps, matmuls = chosen[0]
+    compilation = Compilation(
+        captured[0], optimized[0], plans[0], tuple(steps), compiled[0], matmuls, program, result.generated,
+        result.reused, timer,
+    )  # fmt: skip
+    _print_stages(compilation, environment.debug, result.ir_text)
+    return compilation
 
 
 def _print_stages(compilation: Compilation, level: int, ir_text: str) -> None:

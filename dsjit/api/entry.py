@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, overload
 
 import torch
@@ -15,7 +15,7 @@ from dsjit.api.stats import Stats
 from dsjit.config import Environment, Options
 from dsjit.errors import UnsupportedCallableError
 
-__all__ = ["disable", "jit", "reset_stats", "session", "stats"]
+__all__ = ["disable", "jit", "mark_dynamic", "mark_static", "reset_stats", "session", "stats"]
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -94,6 +94,31 @@ def disable(function: Any) -> Any:
         function._compiled_call_impl = None
         return function
     return function.target if isinstance(function, Jitted) else function
+
+
+def mark_dynamic(tensor: torch.Tensor, dim: int | Sequence[int]) -> None:
+    """Say that calls with `tensor` will be made with other sizes in dimension `dim`, or these: a function that is
+    compiled for this tensor is compiled for any size of 2 or more there, from the first call on.
+
+    A size that the function insists on stays as it is. Raises IndexError for a dimension that the tensor lacks.
+    """
+    session().marks.mark(tensor, _dimensions(tensor, dim), True)
+
+
+def mark_static(tensor: torch.Tensor, dim: int | Sequence[int] | None = None) -> None:
+    """Say that the size of `tensor` in `dim`, or these, or all, is worth a program of its own whenever it changes.
+
+    Raises IndexError for a dimension that the tensor lacks.
+    """
+    session().marks.mark(tensor, _dimensions(tensor, range(tensor.dim()) if dim is None else dim), False)
+
+
+def _dimensions(tensor: torch.Tensor, dim: int | Sequence[int]) -> tuple[int, ...]:
+    dims = (dim,) if isinstance(dim, int) else tuple(dim)
+    for each in dims:
+        if not -tensor.dim() <= each < tensor.dim():
+            raise IndexError(f"dimension {each} of a tensor of {tensor.dim()} dimensions")
+    return tuple([each % tensor.dim() for each in dims])
 
 
 def jitted_of(function: Any) -> Jitted | None:

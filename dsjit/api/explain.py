@@ -17,7 +17,7 @@ from dsjit.api.trace_tree import TraceTree
 from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.views import is_view
 from dsjit.ir.graph import Graph, Node, Source, Value
-from dsjit.ir.kernel import Index, Kernel, Load, Store
+from dsjit.ir.kernel import Index, Kernel, Load, Store, typical
 from dsjit.ir.print_graph import print_graph
 from dsjit.ir.print_kernel import print_kernel
 from dsjit.trace.outcome import Outcome, OutcomeKind, describe_outcome
@@ -228,9 +228,9 @@ def kernel_report(fused: FusedKernel) -> KernelReport:
 
 def kernel_traffic(kernel: Kernel, values: tuple[Value, ...]) -> tuple[int, int]:
     """(bytes read, bytes written), each element once. `values` are what the params stand for."""
-    sizes = {axis.name: axis.size for axis in kernel.outer}
+    sizes = {axis.name: typical(axis.size) for axis in kernel.outer}
     for block in kernel.blocks:
-        sizes.update((axis.name, axis.size) for axis in block.axes)
+        sizes.update((axis.name, typical(axis.size)) for axis in block.axes)
     read: dict[str, dict[Index, int]] = {}
     written: dict[str, int] = {}
     for block in kernel.blocks:

@@ -9,26 +9,31 @@ import types
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
 
-from dsjit.api.compile import Compilation, StageTimer, compile_graph
+from dsjit.api.compile import Compilation, StageTimer, compile_graph, compile_template
+from dsjit.api.open_calls import OpenCalls
 from dsjit.api.parts import outermost_callables
 from dsjit.api.session import Session
 from dsjit.api.stats import Counters
-from dsjit.api.trace_tree import Miss, Step, TraceTree, TreeFull, plant
+from dsjit.api.trace_tree import Leaf, Miss, Step, TraceTree, TreeFull, plant
 from dsjit.codegen.interpret import InterpretedProgram
+from dsjit.codegen.sized_program import SizeSource
 from dsjit.config import Options
 from dsjit.dump import open_dump
 from dsjit.errors import BackendError, CaptureError, DsjitWarning
 from dsjit.ir.graph import UNKNOWN_SOURCE, Graph, Source
 from dsjit.ir.structure_graph import graph_structure
+from dsjit.ir.template import Mismatch, fill
 from dsjit.passes.reference import run_reference
 from dsjit.trace.capture import Capture, capture
 from dsjit.trace.guards import Guard
 from dsjit.trace.recorder import Untraceable
+from dsjit.trace.rehearsal import Rehearsal
+from dsjit.trace.replay import Returned
 from dsjit.trace.segments import Segment
 from dsjit.trace.source import SourceFinder
 
@@ -64,6 +69,7 @@ class Jitted:
         self._warned: set[str] = set()
         self._retries = 0
         self._parts: list[torch.nn.Module] = []
+        self._open_calls = OpenCalls(options.dynamic, session.marks)
         self.counters: Counters = session.registry.register(name)
 
     def __repr__(self) -> str:
@@ -137,6 +143,8 @@ class Jitted:
         changed = self._trees[0].guard.why_not(args, kwargs) if self._trees else None
         reason = f"the limit of {self._options.recompile_limit} programs is reached (option recompile_limit)"
         detail = f"; against the newest program: {changed}" if changed else ""
+        if self._open_calls.reasons:
+            detail += f"; one program for all sizes was not possible: {self._open_calls.reasons[-1]}"
         self._warn(f"{self._name} runs eagerly from now on when no program fits: {reason}{detail}", "limit")
         return self._eagerly(reason, args, kwargs)
 
@@ -157,7 +165,8 @@ class Jitted:
             return captured.result
         self.counters.calls_traced += 1
         try:
-            self._compile(captured, timer, missed)
+            if missed is not None or not self._compile_open(captured, timer, args, kwargs):
+                self._compile(captured, timer, missed)
         except BackendError as error:
             sources = [node.source for segment in captured.segments for node in segment.graph.nodes]
             problem = Untraceable(f"code generation failed: {error}", sources[0])
@@ -172,6 +181,9 @@ class Jitted:
             self._warn(f"{self._name} runs eagerly from now on: {full.reason} (at {full.source})", "full", full.source)
             if not full.by_shape:  # modules whose sizes depend on data would be compiled for each size
                 self._compile_parts()
+        finally:
+            if captured.observer is not None:
+                captured.observer.let_go()
         return captured.result
 
     def _compile_parts(self) -> None:
@@ -222,6 +234,55 @@ class Jitted:
                     return
             self._trees.insert(0, TraceTree(plant(guard, inputs, segments, build, finish)))
 
+    def _compile_open(
+        self, captured: Capture, timer: StageTimer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> bool:
+        """Compile the call for many sizes, if it is one."""
+        if self._options.backend != "llvm":
+            return False
+        with _no_collection():
+            with timer.stage("rehearsal"), self._session.tracing():
+                found = self._open_calls.open(captured, self._target, args, kwargs, self._name)
+            if found is None:
+                return False
+            try:
+                compilation = self._compile_template(found, timer)
+            except Mismatch as stop:
+                self._open_calls.reasons.append(str(stop))
+                return False
+        step = Step(Segment(found.template.example, None), compilation, compilation.program)
+        leaf = Leaf(found.guard, found.inputs, None, step, step.run, _open_finisher(found))
+        self._trees.insert(0, TraceTree(leaf))
+        return True
+
+    def _compile_template(self, found: Rehearsal, timer: StageTimer) -> Compilation:
+        session = self._session
+        canonical = [found.template.at([base + number for number in range(len(found.sources))]) for base in (911, 2011)]
+        structure = (self._options.numerics, found.sources, *map(graph_structure, canonical))
+        compilation = session.programs.get(structure)
+        if compilation is None:
+            dump = open_dump(session.environment.dump, self._name) if session.environment.dump else None
+            self.counters.compiles += 1
+            sources = tuple([SizeSource(*source) for source in found.sources])
+            compilation = compile_template(
+                found.template,
+                sources,
+                found.typical,
+                self._options.numerics,
+                session.environment,
+                session.kernels,
+                timer,
+                dump,
+            )
+            session.programs[structure] = compilation
+            self.counters.kernels_generated += compilation.generated
+            self.counters.kernels_reused += compilation.reused
+        else:
+            self.counters.programs_reused += 1
+            self.counters.kernels_reused += len(compilation.kernels)
+        self._count_ops(compilation)
+        return compilation
+
     def _build(self, segment: Segment, timer: StageTimer) -> Step:
         """Compile a segment, or find that an equal one was compiled before."""
         session, counters = self._session, self.counters
@@ -239,14 +300,17 @@ class Jitted:
         else:
             counters.programs_reused += 1
             counters.kernels_reused += len(compilation.kernels)
-        counters.ops_in_kernels += sum(len(kernel.nodes) for kernel in compilation.kernels)
-        counters.ops_in_library += len(compilation.steps) - len(compilation.kernels)
+        self._count_ops(compilation)
         run: Callable[[Sequence[torch.Tensor]], list[torch.Tensor]] = compilation.program
         if self._options.backend == "eager":
             run = functools.partial(_run_eagerly, compilation.captured)
         elif self._options.backend == "interpreter":
             run = InterpretedProgram(compilation.optimized, compilation.steps, compilation.plan.views)
         return Step(segment, compilation, run)
+
+    def _count_ops(self, compilation: Compilation) -> None:
+        self.counters.ops_in_kernels += sum(len(kernel.nodes) for kernel in compilation.kernels)
+        self.counters.ops_in_library += len(compilation.steps) - len(compilation.kernels)
 
     @property
     def name(self) -> str:
@@ -282,6 +346,7 @@ class Jitted:
         self._verdicts = []
         self._warned = set()
         self._retries = 0
+        self._open_calls = OpenCalls(self._options.dynamic, self._session.marks)
 
 
 def _known(source: Source) -> Source:
@@ -317,3 +382,21 @@ def _finisher(captured: Capture) -> Callable[[Any, Any, Any], Any]:
     if recipe.first_output:
         return lambda inputs, outputs, call: outputs[0]
     return recipe.finish if recipe.events or recipe.writes else recipe.make
+
+
+def _open_finisher(found: Rehearsal) -> Callable[[Any, Any, Any], Any]:
+    """The same for a call of many sizes."""
+    template, polynomials, sources = found.returned, found.sizes, found.sources
+    typical: tuple[Returned, ...] = fill(template, [polynomial.at(found.typical) for polynomial in polynomials])
+    recipe = found.description.recipe(typical)
+    if recipe.first_output:
+        return lambda inputs, outputs, call: outputs[0]
+    if not polynomials:
+        return recipe.finish
+
+    def finish(inputs: Any, outputs: Any, call: Any) -> Any:
+        point = [inputs[number].shape[dim] for number, dim in sources]
+        returned = fill(template, [polynomial.at(point) for polynomial in polynomials])
+        return replace(recipe, returned=returned).finish(inputs, outputs, call)
+
+    return finish

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
 from dsjit.api.compile import Compilation
+from dsjit.api.open_calls import SizeMarks
 from dsjit.api.stats import Registry
 from dsjit.codegen.llvm.engine import KernelCache
 from dsjit.config import Environment
@@ -27,6 +28,7 @@ class Session:
     kernels: KernelCache = field(default_factory=KernelCache)
     programs: WeakValueDictionary[Hashable, Compilation] = field(default_factory=WeakValueDictionary)
     registry: Registry = field(default_factory=Registry)
+    marks: SizeMarks = field(default_factory=SizeMarks)
     local: threading.local = field(default_factory=threading.local)
 
     def is_tracing(self) -> bool:

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,9 +19,9 @@ from torch._ops import OpOverload
 from dsjit.codegen.clock import StepClock
 from dsjit.codegen.gemm import MatmulPlan, plan_matmul
 from dsjit.codegen.llvm.engine import CompiledKernel
-from dsjit.codegen.llvm.executor import GemmCall, KernelCall, build_sequence, gemm_available
+from dsjit.codegen.llvm.executor import Call, GemmCall, KernelCall, gemm_available
 from dsjit.codegen.placement import Home, Place, Placement, Step, place_values
-from dsjit.codegen.program import ArenaTensor, Program
+from dsjit.codegen.program import ArenaTensor, Program, ProgramParts, link
 from dsjit.fusion.affine import Affine, NotAffine, linearize
 from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.planner import LibraryUnit
@@ -30,7 +31,7 @@ from dsjit.ops.library import fast_callable, out_variant
 from dsjit.ops.properties import is_dynamic
 from dsjit.ops.strided import strided_view
 
-__all__ = ["assemble", "choose_steps"]
+__all__ = ["assemble", "assemble_parts", "choose_steps"]
 
 Matmuls = Mapping[Node, MatmulPlan]
 
@@ -81,7 +82,22 @@ def assemble(
 
     clock: is told when each step ran; the Program is then not reentrant. Without it, timing costs nothing.
     """
-    return _Assembler(graph, steps, matmuls, views, kernels, clock).assemble()
+    return link(_Assembler(graph, steps, matmuls, views, kernels, clock).assemble())
+
+
+def assemble_parts(
+    graph: Graph,
+    steps: Sequence[Step],
+    matmuls: Matmuls,
+    views: Views,
+    kernels: Mapping[FusedKernel, CompiledKernel],
+    sizes: Mapping[FusedKernel, tuple[int, ...]],
+) -> ProgramParts:
+    """The parts of that Program, with every integer among the names and none in the source.
+
+    sizes: the values of the sizes that each kernel takes.
+    """
+    return _Assembler(graph, steps, matmuls, views, kernels, sizes=sizes).assemble()
 
 
 @dataclass(slots=True)
@@ -92,6 +108,7 @@ class _Assembler:
     views: Views
     kernels: Mapping[FusedKernel, CompiledKernel]
     clock: StepClock | None = None
+    sizes: Mapping[FusedKernel, tuple[int, ...]] | None = None
     aliases: dict[Value, Value] = field(default_factory=dict)
     placement: Placement = field(init=False)
     lines: list[str] = field(default_factory=list)
@@ -99,7 +116,8 @@ class _Assembler:
     slots: dict[Place, int] = field(default_factory=dict)
     changing: list[Place] = field(default_factory=list)
     bound: dict[Any, str] = field(default_factory=dict)
-    pending: list[KernelCall | GemmCall] = field(default_factory=list)
+    pending: list[Call] = field(default_factory=list)
+    sequences: dict[str, tuple[Call, ...]] = field(default_factory=dict)
     pending_steps: list[int] = field(default_factory=list)
     current: int = 0
     dropped: list[str] = field(default_factory=list)
@@ -129,7 +147,7 @@ class _Assembler:
         plan = self.matmuls.get(step.work.node)
         return () if plan is None else (plan.a.base, plan.b.base, plan.c.base)
 
-    def assemble(self) -> Program:
+    def assemble(self) -> ProgramParts:
         dying = self._deaths()
         for number, step in enumerate(self.steps):
             self.current = number
@@ -149,17 +167,16 @@ class _Assembler:
         header, prologue = self._prologue()
         body = [*prologue, *self.lines]
         source = "\n".join([header, *("    " + line for line in body)]) + "\n"
-        namespace = dict(self.names)
-        exec(compile(source, "<dsjit program>", "exec"), namespace)
-        return Program(
-            run=namespace["run"],
+        return ProgramParts(
             source=source,
+            names=self.names,
+            sequences=self.sequences,
             slots=len(self.slots),
             fixed=tuple((s, p.number) for p, s in self.slots.items() if p.home is Home.ARENA),
             constants=tuple((s, self.constants[p.number]) for p, s in self.slots.items() if p.home is Home.CONSTANT),
             arena_tensors=tuple(self.arena_tensors),
-            arena_bytes=self.placement.plan.nbytes,
-            intermediate_bytes=self.placement.plan.total,
+            buffers=self.placement.buffers,
+            timed=self.clock is not None,
         )
 
     def _prologue(self) -> tuple[str, list[str]]:
@@ -174,7 +191,7 @@ class _Assembler:
         if self.changing:
             letters = {Home.INPUT: "a", Home.OUTPUT: "o"}
             tensors = ", ".join(f"{letters[place.home]}{place.number}" for place in self.changing)
-            self.names["put"] = struct.Struct(f"{len(self.changing)}q").pack_into
+            self.names["put"] = _address_writer(len(self.changing))
             self.names["data_ptr"] = torch.Tensor.data_ptr
             lines.append(f"put(frame.buffer, 0, *map(data_ptr, ({tensors},)))")
         if self.slots:
@@ -209,7 +226,9 @@ class _Assembler:
                 holder = next(v for v in fused.reads if self.placement.places[v] == place)
                 self.variables[value] = self.variables[holder]
         slots = tuple(self._slot(value) for value in fused.values)
-        self.pending.append(KernelCall(self.kernels[fused], slots))
+        sizes = self.sizes[fused] if self.sizes is not None else ()
+        zero = self.slots.setdefault(Place(Home.NOWHERE, 0), len(self.slots)) if sizes else 0
+        self.pending.append(KernelCall(self.kernels[fused], slots, sizes=sizes, zero=zero))
         self.pending_steps.append(self.current)
 
     def _matmul(self, plan: MatmulPlan) -> None:
@@ -219,12 +238,10 @@ class _Assembler:
 
     def _flush(self) -> None:
         if self.pending:
-            sequence = build_sequence(tuple(self.pending))
-            if self.clock is None:
-                self.lines.append(f"{self._bind('q', sequence.run)}(address, threads)")
-            else:
-                stamps = self.clock.native(tuple(self.pending_steps))
-                self.lines.append(f"{self._bind('q', sequence.run_timed)}(address, threads, {stamps})")
+            name = f"q{len(self.sequences)}"
+            self.sequences[name] = tuple(self.pending)
+            stamps = "" if self.clock is None else f", {self.clock.native(tuple(self.pending_steps))}"
+            self.lines.append(f"{name}(address, threads{stamps})")
             self.pending, self.pending_steps = [], []
             self._drop()
 
@@ -291,11 +308,16 @@ class _Assembler:
     def _argument(self, arg: Arg) -> str:
         if isinstance(arg, Value):
             return self._tensor(arg)
+        if isinstance(arg, tuple) and arg and self.sizes is not None and all(type(item) is int for item in arg):
+            return self._bind("s", arg)
         if isinstance(arg, tuple):
             return "(" + "".join(self._argument(item) + ", " for item in arg) + ")"
         if arg is None or type(arg) in (bool, int, str):
-            return repr(arg)
+            return self._integer(arg) if type(arg) is int else repr(arg)
         return self._bind("k", arg)
+
+    def _integer(self, number: int) -> str:
+        return self._bind("i", number) if self.sizes is not None else repr(number)
 
     def _tensor(self, value: Value) -> str:
         """An expression for the tensor that holds `value`, views applied."""
@@ -309,9 +331,8 @@ class _Assembler:
         place = self.placement.places[base]
         offset = linearize(index, base.type.strides).offset if base.type.numel else 0
         if place.home is Home.ARENA:
-            spec = ArenaTensor(
-                place.number + offset * base.type.dtype.itemsize, value.type.dtype, value.type.shape, value.type.strides
-            )
+            shift = offset * base.type.dtype.itemsize
+            spec = ArenaTensor(place.number, shift, value.type.dtype, value.type.shape, value.type.strides)
             return self._arena_tensor(spec)
         tensor = self._base_tensor(base)
         if value.type == base.type and offset == 0:
@@ -321,7 +342,7 @@ class _Assembler:
             return f"{tensor}.t()"
         self.names["strided_view"] = strided_view
         shape, strides = self._bind("s", value.type.shape), self._bind("s", value.type.strides)
-        return f"strided_view({tensor}, {shape}, {strides}, {offset})"
+        return f"strided_view({tensor}, {shape}, {strides}, {self._integer(offset)})"
 
     def _view_call(self, node: Node, value: Value) -> str:
         function = self._bind("f", node.op)
@@ -341,7 +362,7 @@ class _Assembler:
         if place.home is Home.LIBRARY:
             return self.variables[value]
         type_ = value.type
-        return self._arena_tensor(ArenaTensor(place.number, type_.dtype, type_.shape, type_.strides))
+        return self._arena_tensor(ArenaTensor(place.number, 0, type_.dtype, type_.shape, type_.strides))
 
     def _arena_tensor(self, spec: ArenaTensor) -> str:
         number = self.arena_tensors.setdefault(spec, len(self.arena_tensors))
@@ -401,12 +422,18 @@ class _Assembler:
 
     def _bind(self, prefix: str, value: Any) -> str:
         """A name for `value` in the printed function; equal sizes and dtypes share one."""
-        key = (prefix, value if isinstance(value, tuple | torch.dtype) else id(value))
+        key = (prefix, value if isinstance(value, tuple | torch.dtype | int) else id(value))
         name = self.bound.get(key)
         if name is None:
             name = self.bound[key] = f"{prefix}{len(self.bound)}"
             self.names[name] = value
         return name
+
+
+@cache
+def _address_writer(count: int) -> Any:
+    """Writes so many addresses into a buffer. One object for each number: names of equal Programs are equal."""
+    return struct.Struct(f"{count}q").pack_into
 
 
 def _aliases(node: Node) -> bool:

@@ -30,8 +30,11 @@ from dsjit.ir.kernel import (
     Load,
     Param,
     Reduce,
+    SizeParam,
     Stmt,
     Store,
+    bind_sizes,
+    known,
 )
 
 __all__ = ["INTERPRETED", "Scalar", "cast_scalar", "run_kernel"]
@@ -57,15 +60,19 @@ def run_kernel(
     kernel: Kernel,
     buffers: Mapping[str, torch.Tensor | np.ndarray[Any, Any]],
     offsets: Mapping[str, int] | None = None,
+    sizes: Mapping[str, int] | None = None,
 ) -> None:
     """Runs `kernel` over `buffers`, writing its stores into them.
 
     buffers: by param name, a 1-D contiguous CPU tensor of the param's dtype, or a 1-D NumPy array of it (for
         bfloat16: of uint16, the raw bits).
     offsets: by param name, the position in the buffer of the element that the Kernel calls index 0 (default 0).
+    sizes: by name, the values of the Kernel's sizes.
 
     Raises IndexError when a statement touches an element outside of its buffer.
     """
+    if kernel.sizes:
+        kernel = bind_sizes(kernel, sizes or {})
     memory = {
         param.name: _Memory(param, buffers[param.name], (offsets or {}).get(param.name, 0)) for param in kernel.params
     }
@@ -105,7 +112,7 @@ class _Memory:
 
 
 def _points(axes: Sequence[Axis]) -> Iterator[dict[str, int]]:
-    for values in itertools.product(*(range(axis.size) for axis in axes)):
+    for values in itertools.product(*(range(known(axis.size)) for axis in axes)):
         yield dict(zip((axis.name for axis in axes), values, strict=True))
 
 
@@ -136,11 +143,11 @@ def _run_statement(
             else:
                 scope[statement.result] = cast_scalar(_python_scalar(statement.other), statement.dtype)
         case Constant():
-            scope[statement.result] = cast_scalar(_python_scalar(statement.value), statement.dtype)
+            scope[statement.result] = cast_scalar(_python_scalar(_number(statement)), statement.dtype)
         case IndexValue():
             scope[statement.result] = np.int64(_evaluate(statement.index, point))
         case InRange():
-            inside = statement.low <= _evaluate(statement.index, point) < statement.high
+            inside = known(statement.low) <= _evaluate(statement.index, point) < known(statement.high)
             scope[statement.result] = np.bool_(inside)
         case Apply():
             result = INTERPRETED[statement.op](*(scope[arg] for arg in statement.args))
@@ -155,7 +162,11 @@ def _run_statement(
 
 
 def _evaluate(index: Index, point: Mapping[str, int]) -> int:
-    return index.offset + sum(point[axis] * coefficient for axis, coefficient in index.terms)
+    return known(index.offset) + sum(point[axis] * known(coefficient) for axis, coefficient in index.terms)
+
+
+def _number(statement: Constant) -> float | int | bool:
+    return known(statement.value) if isinstance(statement.value, SizeParam) else statement.value
 
 
 def _python_scalar(value: float | int | bool) -> Scalar:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
-from dsjit.codegen.memory_plan import Lifetime, MemoryPlan, plan_memory
+from dsjit.codegen.memory_plan import Lifetime
 from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.planner import LibraryUnit
 from dsjit.fusion.views import Views
@@ -24,12 +24,13 @@ class Home(Enum):
     ARENA = "the arena, shared by liveness"
     OUTPUT = "a tensor made for each call, which the caller gets"
     LIBRARY = "a tensor that a library call returned"
+    NOWHERE = "no memory: the address is 0"
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """`number` counts inputs, constants, outputs; for the arena it is a byte offset; for a library result it names
-    the Value (by id) whose tensor holds it."""
+    """`number` counts inputs, constants, outputs and the buffers in the arena; for a library result it names the Value
+    (by id) whose tensor holds it."""
 
     home: Home
     number: int
@@ -54,13 +55,13 @@ class Step:
 
 @dataclass(slots=True)
 class Placement:
-    """places: of every Value that is no transparent view. plan: of the arena.
+    """places: of every Value that is no transparent view. buffers: in the arena, by their numbers.
 
     last_use: for library results, the step after which nobody wants them.
     """
 
     places: dict[Value, Place] = field(default_factory=dict)
-    plan: MemoryPlan[Value] = field(default_factory=lambda: MemoryPlan({}, 0, 0))
+    buffers: tuple[Lifetime[int], ...] = ()
     last_use: dict[Value, int] = field(default_factory=dict)
     outputs: list[Value] = field(default_factory=list)
 
@@ -115,9 +116,15 @@ def place_values(graph: Graph, steps: Sequence[Step], views: Views, aliases: Map
             places[value] = Place(Home.ARENA, 0)
             lifetimes.append(Lifetime(value, _span_bytes(value), number, last.get(value, number), source))
     _extend_library_uses(placement, last)
-    placement.plan = plan_memory(lifetimes)
-    for life in lifetimes:
-        places[life.key] = Place(Home.ARENA, placement.plan.offsets[life.key])
+    numbers = {life.key: number for number, life in enumerate(lifetimes)}
+    placement.buffers = tuple(
+        [
+            Lifetime(number, life.nbytes, life.start, life.end, numbers[life.shares] if life.shares else None)
+            for number, life in enumerate(lifetimes)
+        ]
+    )
+    for value, number in numbers.items():
+        places[value] = Place(Home.ARENA, number)
     return placement
 
 

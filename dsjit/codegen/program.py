@@ -3,28 +3,56 @@
 The steps of a Program are native sequences (kernels and matrix products, run back to back without Python) and
 library calls. `codegen.assemble` prints them as one flat Python function, `run(inputs, frame, threads)`; a `Frame`
 holds what one run needs for itself: the arena, the tensors in it, and the table of addresses that kernels read.
+
+`ProgramParts` is a Program before its memory is planned and its calls are encoded, which is data all through; `link`
+does these last steps.
 """
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import FunctionType
 from typing import Any
 
 import torch
 
-__all__ = ["ArenaTensor", "Frame", "Program"]
+from dsjit.codegen.llvm.executor import Call, build_sequence
+from dsjit.codegen.memory_plan import Lifetime, plan_memory
+
+__all__ = ["ArenaTensor", "Frame", "Program", "ProgramParts", "compile_source", "link"]
 
 
 @dataclass(frozen=True, slots=True)
 class ArenaTensor:
-    """A tensor in the arena: `offset` in bytes, sizes and strides in elements."""
+    """A tensor in the arena: `shift` bytes into buffer number `buffer`; sizes and strides in elements."""
 
-    offset: int
+    buffer: int
+    shift: int
     dtype: torch.dtype
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramParts:
+    """source: the text of `run`. names: what it refers to; sequences: the native sequences among that, by name.
+
+    slots: number of entries in the table of addresses; `fixed` gives those that are buffers in the arena, as
+        (slot, buffer), and `constants` as (slot, tensor). buffers: in the arena.
+    timed: the sequences take the address where they write timestamps.
+    """
+
+    source: str
+    names: Mapping[str, Any]
+    sequences: Mapping[str, tuple[Call, ...]]
+    slots: int
+    fixed: tuple[tuple[int, int], ...]
+    constants: tuple[tuple[int, torch.Tensor], ...]
+    arena_tensors: tuple[ArenaTensor, ...]
+    buffers: tuple[Lifetime[int], ...]
+    timed: bool = False
 
 
 @dataclass(slots=True)
@@ -50,6 +78,7 @@ class Program:
     source: the text of `run`, for reading.
     slots: number of entries in the table of addresses; `fixed` gives those that never change within a frame, as
         (slot, byte offset in the arena), and `constants` as (slot, tensor).
+    arena_tensors: with their byte offsets.
     arena_bytes: size of the arena. intermediate_bytes: sum of the buffers that share it.
     """
 
@@ -58,7 +87,7 @@ class Program:
     slots: int
     fixed: tuple[tuple[int, int], ...]
     constants: tuple[tuple[int, torch.Tensor], ...]
-    arena_tensors: tuple[ArenaTensor, ...]
+    arena_tensors: tuple[tuple[int, ArenaTensor], ...]
     arena_bytes: int
     intermediate_bytes: int
     frames: list[Frame] = field(default_factory=list)
@@ -83,11 +112,39 @@ class Program:
         for slot, tensor in self.constants:
             buffer[slot] = tensor.data_ptr()
         table = memoryview(buffer).cast("B").cast("q")
-        tensors = [_arena_tensor(arena, spec) for spec in self.arena_tensors]
+        tensors = [_arena_tensor(arena, offset, spec) for offset, spec in self.arena_tensors]
         return Frame(arena, tensors, buffer, table, ctypes.addressof(buffer))
 
 
-def _arena_tensor(arena: torch.Tensor, spec: ArenaTensor) -> torch.Tensor:
+def compile_source(source: str) -> FunctionType:
+    """The function `run` of a Program's source, without the names that it refers to."""
+    namespace: dict[str, Any] = {}
+    exec(compile(source, "<dsjit program>", "exec"), namespace)
+    function: FunctionType = namespace["run"]
+    return function
+
+
+def link(parts: ProgramParts, function: FunctionType | None = None) -> Program:
+    """The Program. function: its compiled source, when there is one."""
+    names = dict(parts.names)
+    for name, calls in parts.sequences.items():
+        sequence = build_sequence(calls)
+        names[name] = sequence.run_timed if parts.timed else sequence.run
+    plan = plan_memory(parts.buffers)
+    function = function or compile_source(parts.source)
+    return Program(
+        run=FunctionType(function.__code__, {**function.__globals__, **names}, "run"),
+        source=parts.source,
+        slots=parts.slots,
+        fixed=tuple([(slot, plan.offsets[buffer]) for slot, buffer in parts.fixed]),
+        constants=parts.constants,
+        arena_tensors=tuple([(plan.offsets[spec.buffer] + spec.shift, spec) for spec in parts.arena_tensors]),
+        arena_bytes=plan.nbytes,
+        intermediate_bytes=plan.total,
+    )
+
+
+def _arena_tensor(arena: torch.Tensor, offset: int, spec: ArenaTensor) -> torch.Tensor:
     span = 1 + sum((size - 1) * stride for size, stride in zip(spec.shape, spec.strides, strict=True) if size)
-    flat = arena[spec.offset : spec.offset + span * spec.dtype.itemsize].view(spec.dtype)
+    flat = arena[offset : offset + span * spec.dtype.itemsize].view(spec.dtype)
     return torch.as_strided(flat, spec.shape, spec.strides, flat.storage_offset())

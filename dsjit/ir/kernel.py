@@ -5,7 +5,7 @@ other. At each outer point the `blocks` run in order. A block without axes runs 
 block with axes loops over them (nested, the last one innermost). Reductions in a block are available to the
 blocks after it, which is how softmax or layer norm is one Kernel: the row stays in registers or L1 between blocks.
 
-    Kernel ::= name  params: Param*  outer: Axis*  blocks: Block*  vector_axis: axis name | None
+    Kernel ::= name  params: Param*  outer: Axis*  blocks: Block*  vector_axis: axis name | None  sizes: SizeParam*
     Block  ::= for axes: Axis*  do  body: Stmt*
     Stmt   ::= r = load param[Index] (where mask else other)?      element of a buffer
              | r = const c : dtype
@@ -16,10 +16,14 @@ blocks after it, which is how softmax or layer norm is one Kernel: the row stays
              | r = reduce kind a (at Index)? : dtype                over the block's axes
              | store param[Index] = a
     Index  ::= offset + sum(axis * coefficient)                     in elements of the buffer, or plain numbers
+    Size   ::= int | SizeParam                                      extents, offsets, coefficients, bounds
 
 Scoping: a result defined in a block without axes is visible to every later statement of the Kernel. A result
 defined in a block with axes is visible to later statements of that block only; the result of a `Reduce` becomes
 visible after its block, and nowhere inside it. Statements may use the outer axes and their own block's axes.
+
+Sizes: a Kernel for many shapes takes some of its integers as parameters. `bind_sizes` gives the Kernel for one shape,
+which is what the other one means there.
 
 Numbers: `float16` and `bfloat16` values can be loaded, stored and cast only; every scalar op works in float32,
 float64, an integer dtype or bool. There is no implicit conversion, no contraction and no reassociation, except
@@ -30,7 +34,8 @@ The Python interpreter (`codegen.interpreter`) is the definition of what a Kerne
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 import torch
@@ -51,11 +56,46 @@ __all__ = [
     "Param",
     "Reduce",
     "ReduceKind",
+    "Size",
+    "SizeParam",
     "Stmt",
     "Store",
+    "bind_sizes",
+    "known",
+    "typical",
 ]
 
 ReduceKind: TypeAlias = Literal["sum", "prod", "max", "min", "any", "all", "argmax", "argmin"]
+
+
+@dataclass(frozen=True, slots=True)
+class SizeParam:
+    """An integer that is known when the Kernel runs, passed as int64. As a coefficient or an extent it may be anything
+    from 0 on.
+
+    typical: what to expect, for decisions that only affect speed.
+    """
+
+    name: str
+    typical: int = field(compare=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Size: TypeAlias = int | SizeParam
+
+
+def typical(size: Size) -> int:
+    """The size, or what to expect of it."""
+    return size.typical if isinstance(size, SizeParam) else size
+
+
+def known(size: Size) -> int:
+    """The size, which is no parameter; raises TypeError when it is."""
+    if isinstance(size, SizeParam):
+        raise TypeError(f"the size {size} is a parameter: bind it first")
+    return size
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,17 +103,17 @@ class Axis:
     """A loop axis that runs over 0 <= axis < size."""
 
     name: str
-    size: int
+    size: Size
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
     """The affine form `offset + sum(axis * coefficient for axis, coefficient in terms)`; no coefficient is 0."""
 
-    offset: int = 0
-    terms: tuple[tuple[str, int], ...] = ()
+    offset: Size = 0
+    terms: tuple[tuple[str, Size], ...] = ()
 
-    def coefficient(self, axis: str) -> int:
+    def coefficient(self, axis: str) -> Size:
         for name, coefficient in self.terms:
             if name == axis:
                 return coefficient
@@ -116,7 +156,7 @@ class Constant:
     """A number; `value` is exact in `dtype` or is rounded to it, to nearest even."""
 
     result: str
-    value: float | int | bool
+    value: float | int | bool | SizeParam
     dtype: torch.dtype
 
 
@@ -134,8 +174,8 @@ class InRange:
 
     result: str
     index: Index
-    low: int
-    high: int
+    low: Size
+    high: Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +246,7 @@ class Kernel:
     vector_axis: the axis along which lanes run: the last axis of the blocks (then every block with axes ends in
         it), or the last of the outer axes (then each lane is an outer point of its own), or None when the Kernel
         has no axis at all. A choice of schedule: it does not change what the Kernel means.
+    sizes: the integers that it takes as parameters, after its buffers.
     """
 
     name: str
@@ -213,3 +254,34 @@ class Kernel:
     outer: tuple[Axis, ...]
     blocks: tuple[Block, ...]
     vector_axis: str | None = None
+    sizes: tuple[SizeParam, ...] = ()
+
+
+def bind_sizes(kernel: Kernel, values: Mapping[str, int]) -> Kernel:
+    """The Kernel in which each SizeParam is the integer that `values` has under its name."""
+
+    def size(value: Size) -> int:
+        return values[value.name] if isinstance(value, SizeParam) else value
+
+    def index(form: Index) -> Index:
+        terms = [(axis, size(coefficient)) for axis, coefficient in form.terms]
+        return Index(size(form.offset), tuple([term for term in terms if term[1]]))
+
+    def axes(old: tuple[Axis, ...]) -> tuple[Axis, ...]:
+        return tuple([Axis(axis.name, size(axis.size)) for axis in old])
+
+    def statement(stmt: Stmt) -> Stmt:
+        match stmt:
+            case Load() | Store() | IndexValue():
+                return replace(stmt, index=index(stmt.index))
+            case InRange():
+                return replace(stmt, index=index(stmt.index), low=size(stmt.low), high=size(stmt.high))
+            case Reduce():
+                return stmt if stmt.index is None else replace(stmt, index=index(stmt.index))
+            case Constant():
+                return replace(stmt, value=size(stmt.value)) if isinstance(stmt.value, SizeParam) else stmt
+            case _:
+                return stmt
+
+    blocks = tuple([Block(axes(block.axes), tuple(map(statement, block.body))) for block in kernel.blocks])
+    return replace(kernel, outer=axes(kernel.outer), blocks=blocks, sizes=())

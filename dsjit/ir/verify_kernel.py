@@ -21,6 +21,7 @@ from dsjit.ir.kernel import (
     Load,
     Param,
     Reduce,
+    SizeParam,
     Stmt,
     Store,
 )
@@ -69,7 +70,7 @@ class _Checker:
         for axis in axes:
             if axis.name in names:
                 raise self.fail(f"axis {axis.name} is declared twice")
-            if axis.size < 0:
+            if not isinstance(axis.size, SizeParam) and axis.size < 0:
                 raise self.fail(f"axis {axis.name} has size {axis.size}")
             names.add(axis.name)
 

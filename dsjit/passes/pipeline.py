@@ -18,7 +18,7 @@ from dsjit.passes.hoist_matmul import hoist_matmul
 from dsjit.passes.simplify import simplify
 from dsjit.passes.split_reductions import split_reductions
 
-__all__ = ["PASSES", "Pass", "run_passes"]
+__all__ = ["PASSES", "SIZED_PASSES", "Pass", "run_passes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,10 @@ PASSES: Final[tuple[Pass, ...]] = (
     # The shape of loops, last: nothing after it looks for reductions.
     Pass("split_reductions", split_reductions),
 )
+
+
+SIZED_PASSES: Final = tuple(each for each in PASSES if each.run is not fold_constants)
+"""For a Graph that stands for many sizes: what depends on sizes alone is another constant for each."""
 
 
 def run_passes(

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from dsjit.errors import CaptureError
 from dsjit.ir.graph import Graph, Value
 from dsjit.trace.effects import Effect
+from dsjit.trace.events import Event
+from dsjit.trace.facts import TensorOf
 from dsjit.trace.guards import Guard
 from dsjit.trace.journal import Journal
 from dsjit.trace.memory import CannotTrace, RootView
 from dsjit.trace.observe import Observer
-from dsjit.trace.outputs import Fixed, TemplateError, TemplateMaker
-from dsjit.trace.paths import ABSENT
+from dsjit.trace.outputs import Fixed, Template, TemplateError, TemplateMaker
+from dsjit.trace.paths import ABSENT, Path
 from dsjit.trace.recorder import Recorder, Untraceable
-from dsjit.trace.replay import Recipe, Returned
+from dsjit.trace.replay import Location, Recipe, Returned
 from dsjit.trace.segments import Segment, cut
 from dsjit.trace.source import SourceFinder
+from dsjit.trace.writes import Write
 
-__all__ = ["Capture", "capture"]
+__all__ = ["Capture", "Conclusion", "Description", "capture", "conclude", "describe"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,7 @@ class Capture:
     result: what the function returned. problems: why there are no segments; empty when there are some.
     guard: when the segments (or, without them, the verdict) hold again; None when that cannot be told.
     inputs: ids of the Values that the guard's tensors are, in its order. recipe: for the result and the effects.
+    tensors: the inputs, with their paths, and what they were. observer: of the call, which knows its effects.
     """
 
     result: Any
@@ -40,6 +46,8 @@ class Capture:
     inputs: tuple[int, ...] = ()
     segments: tuple[Segment, ...] = ()
     recipe: Recipe | None = None
+    tensors: tuple[tuple[Path, torch.Tensor, TensorOf], ...] = ()
+    observer: Observer | None = None
 
 
 def capture(
@@ -55,12 +63,16 @@ def capture(
     leaks.listen(observer.tell_again, recorder.numbers.pin_all)
     observer.listen_to_numbers(recorder.numbers.value)
     journal = Journal(observer, recorder.numbers.value)
+    found = None
     try:
-        return _capture(function, args, kwargs, name, observer, recorder, journal)
+        found = _capture(function, args, kwargs, name, observer, recorder, journal)
+        return found
     finally:
         # They refer to each other and to all that was met, whose life must not depend on the next collection.
-        for part in (*observer.parts, observer, recorder.memory, recorder.numbers, recorder, journal):
+        for part in (recorder.memory, recorder.numbers, recorder, journal):
             vars(part).clear()
+        if found is None or found.observer is None:
+            observer.let_go()
 
 
 def _capture(
@@ -95,10 +107,42 @@ def _capture(
 
 def _finish(result: Any, observer: Observer, recorder: Recorder, journal: Journal, name: str) -> Capture:
     numbers = recorder.numbers
+    description = describe(result, observer, recorder, journal.events)
+    numbers.pin_unaccounted(description.maker.references_to_numbers(_held(result, observer.effects)))
+    ended = conclude(recorder, description.maker.tensors, name)
+    inputs = recorder.memory.inputs
+    paths = [observer.path_of(tensor) for _, tensor in inputs]
+    assert all(path is not None for path in paths)
+    guard = observer.build_guard([path for path in paths if path is not None], ended.written)
+    ids = tuple(value.id for value, _ in inputs)
+    wanted = {id(tensor) for _, tensor in inputs}
+    tensors = tuple([met for met in observer.tensors_met() if id(met[1]) in wanted])
+    return Capture(result, (), guard, ids, ended.segments, description.recipe(ended.returned), tensors, observer)
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a call returned, told and left behind. maker: knows the tensors and the objects of before that it holds."""
+
+    maker: TemplateMaker
+    result: Template
+    events: tuple[tuple[Event, Template], ...]
+    changes: tuple[tuple[Write, int, Template], ...]
+    found: tuple[Location, ...]
+
+    def recipe(self, returned: tuple[Returned, ...]) -> Recipe:
+        """How later calls do it. returned: how the tensors are obtained."""
+        return Recipe(self.result, returned, self.found, self.events, self.changes)
+
+
+def describe(
+    result: Any, observer: Observer, recorder: Recorder, events: Sequence[tuple[Event, list[Any]]]
+) -> Description:
+    """After a call: what it returned, told (`events`) and left behind. Raises TemplateError."""
     known = {id(tensor) for _, tensor in recorder.memory.inputs}
-    maker = TemplateMaker(lambda obj: id(obj) not in known and observer.existed(obj), numbers.value)
+    maker = TemplateMaker(lambda obj: id(obj) not in known and observer.existed(obj), recorder.numbers.value)
     template = maker.make(result)
-    events = tuple([(event, maker.make(values)) for event, values in journal.events])
+    told = tuple([(event, maker.make(values)) for event, values in events])
     effects = [(effect, effect.write) for effect in observer.effects if effect.write is not None]
     changes = tuple(
         [
@@ -106,8 +150,24 @@ def _finish(result: Any, observer: Observer, recorder: Recorder, journal: Journa
             for effect, write in effects
         ]
     )
-    numbers.pin_unaccounted(maker.references_to_numbers(_held(result, observer.effects)))
-    roots = [recorder.locate(item) for item in maker.tensors]
+    found = [observer.locate(obj) for obj in maker.existing]
+    assert all(each is not None for each in found)
+    return Description(maker, template, told, changes, tuple([each for each in found if each is not None]))
+
+
+@dataclass(frozen=True, slots=True)
+class Conclusion:
+    """What a recorder saw. returned: how the result's tensors are obtained. written: inputs, by number, that the call
+    writes."""
+
+    segments: tuple[Segment, ...]
+    returned: tuple[Returned, ...]
+    written: frozenset[int]
+
+
+def conclude(recorder: Recorder, items: Sequence[torch.Tensor | float], name: str) -> Conclusion:
+    """The end of a recording, whose result and effects hold `items`. Raises CannotTrace."""
+    roots = [recorder.locate(item) for item in items]
     inputs = recorder.memory.inputs
     value_of = {id(tensor): value for value, tensor in inputs}
     wanted = [root.root if root.input is None else value_of[id(root.input)] for root in roots]
@@ -117,18 +177,11 @@ def _finish(result: Any, observer: Observer, recorder: Recorder, journal: Journa
     segments = cut(recorder.recording(name), fresh, handed, writes)
     last = segments[-1].graph
     returned = [
-        _returned(value, root, tensor, last) for value, root, tensor in zip(wanted, roots, maker.tensors, strict=True)
+        _returned(value, root, tensor, last) for value, root, tensor in zip(wanted, roots, items, strict=True)
     ]
     written = {write.target for write in writes}
-    paths = [observer.path_of(tensor) for _, tensor in inputs]
     positions = frozenset(number for number, (value, _) in enumerate(inputs) if value in written)
-    assert all(path is not None for path in paths)
-    guard = observer.build_guard([path for path in paths if path is not None], positions)
-    found = [observer.locate(obj) for obj in maker.existing]
-    assert all(each is not None for each in found)
-    ids = tuple(value.id for value, _ in inputs)
-    recipe = Recipe(template, tuple(returned), tuple([each for each in found if each is not None]), events, changes)
-    return Capture(result, (), guard, ids, segments, recipe)
+    return Conclusion(segments, tuple(returned), positions)
 
 
 def _held(result: Any, effects: Iterable[Effect]) -> Iterator[Any]:

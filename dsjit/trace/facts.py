@@ -13,7 +13,7 @@ import re
 import struct
 import types
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
 import numpy
@@ -233,14 +233,15 @@ class ArrayOf:
 class TensorOf:
     """A tensor with this metadata. Shape and strides in elements; the storage offset is free.
 
+    shape, strides: None for a size or a step that is free.
     strides: None for layouts without strides.
     requires_grad: None where grad mode was off during the trace, when it decides nothing.
     """
 
     type: type
     dtype: torch.dtype
-    shape: tuple[int, ...]
-    strides: tuple[int, ...] | None
+    shape: tuple[int | None, ...]
+    strides: tuple[int | None, ...] | None
     device: torch.device
     layout: torch.layout
     conjugated: bool
@@ -251,29 +252,50 @@ class TensorOf:
     @classmethod
     def of(cls, tensor: torch.Tensor, grad_mode: bool) -> TensorOf:
         """The metadata of `tensor` now."""
-        strided = tensor.layout is torch.strided
-        return cls(
-            type(tensor),
-            tensor.dtype,
-            tuple(tensor.shape),
-            tensor.stride() if strided else None,
-            tensor.device,
-            tensor.layout,
-            strided and tensor.is_conj(),
-            strided and tensor.is_neg(),
-            tensor.is_inference(),
-            tensor.requires_grad if grad_mode else None,
-        )
+        with torch._C.DisableTorchFunction():  # a mode that watches the traced code does not watch its guard
+            strided = tensor.layout is torch.strided
+            return cls(
+                type(tensor),
+                tensor.dtype,
+                tuple(tensor.shape),
+                tensor.stride() if strided else None,
+                tensor.device,
+                tensor.layout,
+                strided and tensor.is_conj(),
+                strided and tensor.is_neg(),
+                tensor.is_inference(),
+                tensor.requires_grad if grad_mode else None,
+            )
 
     def matches(self, value: object) -> bool:
-        return isinstance(value, torch.Tensor) and self == TensorOf.of(value, self.requires_grad is not None)
+        if not isinstance(value, torch.Tensor):
+            return False
+        found = TensorOf.of(value, self.requires_grad is not None)
+        if self == found:
+            return True
+        if None not in self.shape or len(self.shape) != len(found.shape):
+            return False
+        return self == found.freed(self)
+
+    def freed(self, pattern: TensorOf) -> TensorOf:
+        """This, with free sizes and steps where `pattern`, of the same rank, has them."""
+        shape = tuple([None if free is None else size for size, free in zip(self.shape, pattern.shape, strict=True)])
+        if self.strides is None or pattern.strides is None:
+            return replace(self, shape=shape)
+        pairs = zip(self.strides, pattern.strides, strict=True)
+        return replace(self, shape=shape, strides=tuple([None if free is None else step for step, free in pairs]))
 
     def __str__(self) -> str:
         grad = "" if self.requires_grad is None else f", requires_grad={self.requires_grad}"
         return (
-            f"is a {self.type.__qualname__} of {str(self.dtype).removeprefix('torch.')}, shape {self.shape}, "
-            f"strides {self.strides}, on {self.device}{grad}"
+            f"is a {self.type.__qualname__} of {str(self.dtype).removeprefix('torch.')}, shape {_free(self.shape)}, "
+            f"strides {_free(self.strides)}, on {self.device}{grad}"
         )
+
+
+def _free(sizes: tuple[int | None, ...] | None) -> str:
+    """The tuple, with `*` for what is free."""
+    return str(sizes).replace("None", "*") if sizes else str(sizes)
 
 
 Expectation: TypeAlias = (

@@ -26,6 +26,7 @@ from dsjit.trace.facts import (
     walk,
 )
 from dsjit.trace.native_guard import native_loop
+from dsjit.trace.open_shapes import OpenShapes
 from dsjit.trace.overlap import Overlap
 from dsjit.trace.paths import Referent
 from dsjit.trace.state import TorchState
@@ -77,7 +78,9 @@ class Guard:
         first: tuple[tuple[Any, ...], dict[str, Any]],
         changing: frozenset[int] = frozenset(),
         met: Mapping[int, torch.Tensor] | None = None,
+        shapes: OpenShapes | None = None,
     ) -> None:
+        self._shapes = shapes
         self._facts = facts
         self._roots = {**roots, FUNCTION_SLOT: function}
         self._slot_count = slot_count
@@ -130,7 +133,8 @@ class Guard:
         names = {slot: f"root{slot}" for slot in self._roots} | {ARGS_SLOT: "args", KWARGS_SLOT: "kwargs"}
         namespace.update({names[slot]: obj for slot, obj in self._roots.items()})
         self.source, self._quick = argument_check(self._split, names, arguments, namespace)
-        self.check = self._quick if self._overlap is None else self._check_overlap
+        plain = self._overlap is None and self._shapes is None
+        self.check = self._quick if plain else self._check_all
 
     def _facts_by_slot(self) -> dict[int, list[Fact]]:
         """What the tables hold: the facts outside the plain arguments, by the slot that they read from."""
@@ -146,8 +150,10 @@ class Guard:
         expected = [fact.expectation for fact in self._split.plain if isinstance(fact.expectation, TensorOf)]
         tensors = [slots[slot] for slot in self._split.tensors]
         if tensors and all(map(_plain_tensor, expected, tensors)):
+            sizes: Any = None if self._shapes is None else [list(one.shape) for one in expected]
+            strides: Any = None if self._shapes is None else [list(one.strides or ()) for one in expected]
             check: Callable[..., bool] = TensorGuards(
-                *tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None
+                *tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides
             ).check
             return check
         return lambda *found: len(set(map(id, found))) == len(found) and all(
@@ -168,10 +174,11 @@ class Guard:
 
     # ---------------------------------------------------------------- checking
 
-    def _check_overlap(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, ...] | None:
+    def _check_all(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, ...] | None:
         inputs = self._quick(args, kwargs)
-        assert self._overlap is not None
-        return inputs if inputs is not None and self._overlap.found(inputs) is None else None
+        if inputs is None or (self._overlap is not None and self._overlap.found(inputs) is not None):
+            return None
+        return inputs if self._shapes is None or self._shapes.admits(inputs) else None
 
     def _slow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, ...] | None:
         """Walk the facts in Python. The generated code has checked the plain arguments."""
@@ -269,6 +276,8 @@ class Guard:
             if pair is not None:
                 paths = [self._definers[self._inputs[position]].path for position in pair]
                 return f"{paths[0]}, which is written, shares memory with {paths[1]}"
+        if self._shapes is not None:
+            return self._shapes.why_not([slots[slot] for slot in self._inputs])
         return None
 
     def describe(self) -> list[GuardLine]:
@@ -278,6 +287,11 @@ class Guard:
             for position in sorted(self._overlap.written):
                 path = str(self._definers[self._inputs[position]].path)
                 lines.append(GuardLine(path, "shares no memory with other inputs, because it is written"))
+        if self._shapes is not None:
+            for number, (position, dim) in enumerate(self._shapes.sources):
+                path = str(self._definers[self._inputs[position]].path)
+                lines.append(GuardLine(f"s{number} = {path}.shape[{dim}]", "is open"))
+            lines += [GuardLine("sizes:", condition) for condition in self._shapes.describe()]
         return lines
 
 

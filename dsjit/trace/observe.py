@@ -31,20 +31,14 @@ from dsjit.errors import CaptureError
 from dsjit.ir.graph import UNKNOWN_SOURCE, Source
 from dsjit.trace.accumulators import CANDIDATES, Accumulators
 from dsjit.trace.before import MODULE_TABLES
-from dsjit.trace.effects import (
-    Effect,
-    EffectFinder,
-    EffectKind,
-    Problem,
-    changing_facts,
-    stored_attribute,
-)
-from dsjit.trace.facts import ARGS_SLOT, FUNCTION_SLOT, KWARGS_SLOT
+from dsjit.trace.effects import Effect, EffectFinder, EffectKind, Problem, changing_facts, stored_attribute
+from dsjit.trace.facts import ARGS_SLOT, FUNCTION_SLOT, KWARGS_SLOT, TensorOf
 from dsjit.trace.forbidden import FORBIDDEN_NAMES, PASSING, RandomStates, blame, forbidden_builtin, forbidden_code
 from dsjit.trace.guards import Guard
 from dsjit.trace.library import is_library_code, is_library_file, is_stdlib_file
 from dsjit.trace.notes import Node, Notes
 from dsjit.trace.numbers_leaks import LeakWatch
+from dsjit.trace.open_shapes import OpenShapes
 from dsjit.trace.patching import PATCHES
 from dsjit.trace.paths import (
     ABSENT,
@@ -112,6 +106,7 @@ class Observer:
         self._state = TorchState.current()
         self._scopes = Scopes(self._problem)
         self._notes = self._scopes.notes = Notes(self._scopes, self._state.grad_mode)
+        self.before = self._notes.before
         self._accumulators = self._scopes.accumulators = Accumulators(self._notes)
         self.leaks = LeakWatch(self._notes.found, self._scopes.classes)
         self._lookups: dict[tuple[type, str], _Where] = {}
@@ -228,9 +223,9 @@ class Observer:
         """The call depends on what `owner`, which a guard holds itself, answers."""
         self._undisturbed(lambda: self._notes.note(self._notes.root_node(owner, label), step, step.get(owner)))
 
-    def tensor_paths(self) -> tuple[Path, ...]:
-        """Paths of all tensors met so far, in the order in which they were met."""
-        return tuple(node.path for node, _ in self._notes.metadata)
+    def tensors_met(self) -> tuple[tuple[Path, torch.Tensor, TensorOf], ...]:
+        """All tensors met so far, where, and what they were."""
+        return tuple([(node.path, node.obj, metadata) for node, metadata in self._notes.metadata])
 
     @property
     def effects(self) -> tuple[Effect, ...]:
@@ -243,17 +238,22 @@ class Observer:
         lost = (Problem(str(effect), effect.source) for effect in self._effects if effect.write is None)
         return (*self._problems, *lost)
 
-    def build_guard(self, input_paths: Sequence[Path], written: frozenset[int], *, native: bool = True) -> Guard:
+    def build_guard(
+        self, input_paths: Sequence[Path], written: frozenset[int], *, native: bool = True,
+        shapes: OpenShapes | None = None,
+    ) -> Guard:  # fmt: skip
         """The check that later calls must pass. Call it after the `with` block, in the state of the trace.
 
         input_paths: from `path_of`, of the tensors that the Graph takes, without duplicates.
         written: which of them (by position) the Graph writes in place.
         native: whether known objects may be checked by native code; the result is the same either way.
+        shapes: which shapes the inputs may have, when these are open.
         """
         slots = self._slots_of(input_paths)
+        facts = self._notes.guarded_facts(self.asks_for_gradients)
         return Guard(
             function=self._function,
-            facts=self._notes.guarded_facts(self.asks_for_gradients),
+            facts=tuple(facts if shapes is None else shapes.open_facts(facts, input_paths)),
             roots=self._notes.roots,
             slot_count=self._notes.slot_count,
             inputs=tuple(slots[path] for path in input_paths),
@@ -263,12 +263,13 @@ class Observer:
             first=(self._args, self._kwargs),
             changing=changing_facts(self._notes, self._effects),
             met={node.slot: node.obj for node, _ in self._notes.metadata},
+            shapes=shapes,
         )
 
-    @property
-    def parts(self) -> tuple[object, ...]:
-        """What the observer is made of."""
-        return self._notes.before, self._notes, self._scopes.accumulators, self._scopes, self.leaks
+    def let_go(self) -> None:
+        """Forget all that was met: the life of the user's objects must not depend on the next collection."""
+        for part in (self._notes.before, self._notes, self._scopes.accumulators, self._scopes, self.leaks, self):
+            vars(part).clear()
 
     def _slots_of(self, paths: Sequence[Path]) -> dict[Path, int]:
         slots = {node.path: node.slot for node, _ in self._notes.metadata}

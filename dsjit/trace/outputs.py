@@ -128,6 +128,8 @@ class TemplateMaker:
         if type(obj) is float and self.is_traced(obj) is not None:
             self.uses.append(id(obj))
             return NumberHole(self._hole(obj))
+        if isinstance(obj, torch.SymInt | torch.SymBool | torch.SymFloat):
+            raise TemplateError("the call hands out a size")
         if isinstance(obj, StandIn):
             return Fixed(obj.original)
         if isinstance(obj, types.FunctionType) and not self.existed(obj):

@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
 from dsjit.codegen.interpreter import run_kernel
 from dsjit.codegen.llvm.emitter import emit_module
 from dsjit.codegen.llvm.engine import compile_module
-from dsjit.codegen.llvm.schedule import work_items
+from dsjit.codegen.llvm.schedule import Schedule
 from dsjit.codegen.llvm.target import Target, host_target
-from dsjit.ir.kernel import Apply, Axis, Block, Constant, Index, Kernel, Load, Param, Reduce, Stmt, Store
+from dsjit.ir.kernel import (
+    Apply,
+    Axis,
+    Block,
+    Constant,
+    Index,
+    IndexValue,
+    InRange,
+    Kernel,
+    Load,
+    Param,
+    Reduce,
+    Size,
+    SizeParam,
+    Stmt,
+    Store,
+    known,
+)
 from dsjit.ir.verify_kernel import verify_kernel
 
 f32 = torch.float32
@@ -165,22 +183,61 @@ def column_reduce(kind: str, rows: int, columns: int, dtype: torch.dtype = f32) 
     )
 
 
-def run_interpreted(kernel: Kernel, *buffers: torch.Tensor) -> None:
+def generic(kernel: Kernel, expected: int) -> tuple[Kernel, dict[str, int]]:
+    """The Kernel with parameters in place of its extents, offsets, coefficients and bounds (but 1), and their values.
+
+    expected: what the parameters are said to be typically.
+    """
+    params: dict[int, SizeParam] = {}
+
+    def size(value: Size) -> Size:
+        value = known(value)
+        return value if value == 1 else params.setdefault(value, SizeParam(f"n{len(params)}", expected))
+
+    def index(form: Index) -> Index:
+        return Index(size(form.offset), tuple((axis, size(coefficient)) for axis, coefficient in form.terms))
+
+    def statement(stmt: Stmt) -> Stmt:
+        match stmt:
+            case InRange():
+                return replace(stmt, index=index(stmt.index), low=size(stmt.low), high=size(stmt.high))
+            case Load() | Store() | IndexValue() | Reduce():
+                return stmt if stmt.index is None else replace(stmt, index=index(stmt.index))
+            case _:
+                return stmt
+
+    def nest(axes: tuple[Axis, ...]) -> tuple[Axis, ...]:
+        return tuple(Axis(axis.name, size(axis.size)) for axis in axes)
+
+    blocks = tuple(Block(nest(block.axes), tuple(map(statement, block.body))) for block in kernel.blocks)
+    made = replace(kernel, outer=nest(kernel.outer), blocks=blocks)
+    made = replace(made, sizes=tuple(params.values()))
+    return made, {param.name: value for value, param in params.items()}
+
+
+def run_interpreted(kernel: Kernel, *buffers: torch.Tensor, sizes: Mapping[str, int] | None = None) -> None:
     """Buffers in the order of the params."""
     verify_kernel(kernel)
-    run_kernel(kernel, {param.name: buffer.view(-1) for param, buffer in zip(kernel.params, buffers, strict=True)})
+    by_name = {param.name: buffer.view(-1) for param, buffer in zip(kernel.params, buffers, strict=True)}
+    run_kernel(kernel, by_name, sizes=sizes)
 
 
 def run_compiled(
-    kernel: Kernel, *buffers: torch.Tensor, target: Target | None = None, pieces: int = 1, fast: bool = False
+    kernel: Kernel,
+    *buffers: torch.Tensor,
+    target: Target | None = None,
+    pieces: int = 1,
+    fast: bool = False,
+    sizes: Mapping[str, int] | None = None,
 ) -> None:
     """Buffers in the order of the params. pieces: into how many calls the work items are split."""
     verify_kernel(kernel)
     target = target or host_target()
     module = compile_module(emit_module([kernel], target, fast), target)
     function = KernelFunction(module.address(kernel.name))
-    args = (ctypes.c_int64 * max(len(buffers), 1))(*(buffer.data_ptr() for buffer in buffers))
-    items = work_items(kernel, target)
+    words = [buffer.data_ptr() for buffer in buffers] + [(sizes or {})[size.name] for size in kernel.sizes]
+    args = (ctypes.c_int64 * max(len(words), 1))(*words)
+    items = Schedule.of(kernel, target).work(target.lanes).item_count(sizes or {})
     for piece in range(pieces):
         function(ctypes.addressof(args), items * piece // pieces, items * (piece + 1) // pieces)
 

@@ -25,7 +25,7 @@ def trace(
     with observer:
         function(*args, **kwargs)
     assert observer.problems == ()
-    return observer.build_guard(observer.tensor_paths(), written, native=native)
+    return observer.build_guard([path for path, *_ in observer.tensors_met()], written, native=native)
 
 
 @dataclass

@@ -29,7 +29,7 @@ def test_paths_of_tensors() -> None:
         return layer(x[0]) + closed + WEIGHT + box.items[0] + box.table["k"] + y
 
     observer = observe(function, [ONES], y=ONES * 2)
-    paths = {str(path) for path in observer.tensor_paths()}
+    paths = {str(path) for path, *_ in observer.tensors_met()}
     assert paths == {
         "args[0][0]",
         "kwargs['y']",

@@ -7,16 +7,20 @@ from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
 from dsjit.codegen.llvm.builder import Operand
-from dsjit.codegen.llvm.loops import add, counted_loop, i64, minimum, multiply
+from dsjit.codegen.llvm.loops import add, counted_loop, i64, minimum, multiply, subtract
 from dsjit.codegen.llvm.memory import Mask
 from dsjit.codegen.llvm.reductions import combine, identity
 from dsjit.codegen.llvm.schedule import Schedule, body_weight, statement_index, sums_floats
 from dsjit.codegen.llvm.statements import Accumulators, Front, StatementEmitter, fits_in_i32
-from dsjit.ir.kernel import Apply, Block, Cast, Load, Reduce, Stmt, Store
+from dsjit.codegen.llvm.types import lane_numbers
+from dsjit.ir.kernel import Apply, Block, Cast, Load, Reduce, Size, SizeParam, Stmt, Store, typical
 
 __all__ = ["BlockLoops"]
 
 State: TypeAlias = list[Operand]
+
+_MANY_TRIPS: Final = 1 << 16
+"""Stands for the iterations of a loop over a size that is a parameter: enough levels of sums for any size."""
 
 _RUN: Final = 16
 """Additions into a float accumulator before it is added to the one of the next level. So the error of a sum of n
@@ -60,7 +64,7 @@ class BlockLoops:
             wanted = 4 if weight <= 8 else 2 if weight <= 24 else 1
         else:
             wanted = 2 if weight <= 12 else 1
-        vectors = self.axes[-1].size // self.lanes
+        vectors = typical(self.axes[-1].size) // self.lanes
         while wanted > max(vectors, 1):
             wanted //= 2
         return wanted
@@ -69,7 +73,7 @@ class BlockLoops:
         """Prints everything; returns the accumulators of each reduction, one a copy."""
         self._enter(0)
         state = self._identities()
-        if all(axis.size > 0 for axis in self.axes):
+        if all(isinstance(axis.size, SizeParam) or axis.size > 0 for axis in self.axes):
             state = self._loop(0, state)
         return self._unpack(state, self.copies)
 
@@ -134,7 +138,7 @@ class BlockLoops:
         if level == len(self.axes) - 1:
             if self.inner:
                 return self._lanes_loop(state)
-            return self._accumulate(i64(0), i64(axis.size), 1, axis.size, state, self._body(None, self.copies))
+            return self._accumulate_all(axis.size, state, self._body(None, self.copies))
         below = self._additions_below(level)
         flush = self.flushes and below >= _RUN // 2
 
@@ -146,14 +150,22 @@ class BlockLoops:
                     return self._join(outer, self._loop(level + 1, self._identities()))
                 return self._loop(level + 1, outer)
 
-        return self._accumulate(i64(0), i64(axis.size), 1, axis.size, state, body, 1 if flush else below)
+        return self._accumulate_all(axis.size, state, body, 1 if flush else below)
 
     def _additions_below(self, level: int) -> int:
         """Values that an accumulator takes in, in the loops inside of `level`."""
         count = 1
         for axis in self.axes[level + 1 :]:
-            count *= axis.size
+            count *= typical(axis.size)
         return max(count // (self.copies * self.lanes) if self.inner else count, 1)
+
+    def _accumulate_all(
+        self, size: Size, state: State, body: Callable[[Operand, State], State], weight: int = 1
+    ) -> State:
+        """The loop over an axis; its iterations are as in `_accumulate`."""
+        if isinstance(size, SizeParam):
+            return self._accumulate(i64(0), self.s.size(size), 1, _MANY_TRIPS, state, body, weight, may_be_empty=True)
+        return self._accumulate(i64(0), i64(size), 1, size, state, body, weight)
 
     def _accumulate(
         self,
@@ -164,14 +176,15 @@ class BlockLoops:
         state: State,
         body: Callable[[Operand, State], State],
         weight: int = 1,
+        may_be_empty: bool = False,
     ) -> State:
-        """A loop of at most `trips` iterations, at least one, each with `weight` additions into an accumulator.
+        """A loop of about `trips` iterations at most, each with `weight` additions into an accumulator.
 
         Float sums of many: a nest of loops, each of which adds up about `_RUN` sums of the one inside of it.
         """
         run = max(_RUN // weight, 1)
         if not self.flushes or trips <= 2 * run:
-            return counted_loop(self.b, start, stop, step, state, body, may_be_empty=False)
+            return counted_loop(self.b, start, stop, step, state, body, may_be_empty)
         inner = run
         while trips > 2 * _RUN * inner:
             inner *= _RUN
@@ -180,7 +193,7 @@ class BlockLoops:
             end = minimum(self.b, add(self.b, position, i64(inner * step)), stop)
             return self._join(outer, self._accumulate(position, end, step, inner, self._identities(), body, weight))
 
-        return counted_loop(self.b, start, stop, inner * step, state, flushed, may_be_empty=False)
+        return counted_loop(self.b, start, stop, inner * step, state, flushed, may_be_empty)
 
     def _body(self, mask: Mask | None, copies: int) -> Callable[[Operand, State], State]:
         """The innermost iteration; with lanes along its axis, of `copies` vectors, each with this mask."""
@@ -202,30 +215,71 @@ class BlockLoops:
         """The last axis, a few vectors at a time; then single vectors; then the lanes that are left, masked."""
         size = self.axes[-1].size
         step = self.copies * self.lanes
+        if isinstance(size, SizeParam):
+            return self._lanes_loop_of(self.s.size(size), step, state)
         covered = size // step * step
         if self.chunk is not None:
-            self._chunk_loop(self.chunk, covered, step)
+            self._chunk_loop(self.chunk, size, covered, step)
             return state
         if covered:
             state = self._accumulate(i64(0), i64(covered), step, covered // step, state, self._body(None, self.copies))
         if covered < size:
             accumulators = self._unpack(state, self.copies)
             first = {name: copies[:1] for name, copies in accumulators.items()}
-            rest = self._unpack(self._remainder(covered, self._pack(first)), 1)
+            rest = self._unpack(self._remainder(size, covered, self._pack(first)), 1)
             state = self._pack({name: rest[name] + copies[1:] for name, copies in accumulators.items()})
         return state
 
-    def _remainder(self, start: int, state: State) -> State:
-        size = self.axes[-1].size
+    def _remainder(self, size: int, start: int, state: State) -> State:
         whole = size // self.lanes * self.lanes
         state = counted_loop(self.b, i64(start), i64(whole), self.lanes, state, self._body(None, 1))
         if whole < size:
             state = self._body(Mask.first(self.lanes, size - whole), 1)(i64(whole), state)
         return state
 
-    def _chunk_loop(self, chunk: Operand, covered: int, step: int) -> None:
+    def _lanes_loop_of(self, size: Operand, step: int, state: State) -> State:
+        """The same for a size that is known when the kernel runs. Both steps are powers of two."""
+        covered = self.b.binary("and", size, i64(-step))
+        if self.chunk is not None:
+            self._chunk_loop_of(self.chunk, size, covered, step)
+            return state
+        body = self._body(None, self.copies)
+        state = self._accumulate(i64(0), covered, step, _MANY_TRIPS, state, body, may_be_empty=True)
+        accumulators = self._unpack(state, self.copies)
+        first = {name: copies[:1] for name, copies in accumulators.items()}
+        rest = self._unpack(self._remainder_of(size, covered, self._pack(first)), 1)
+        return self._pack({name: rest[name] + copies[1:] for name, copies in accumulators.items()})
+
+    def _remainder_of(self, size: Operand, start: Operand, state: State) -> State:
+        whole = self.b.binary("and", size, i64(-self.lanes))
+        if self.copies > 1:
+            state = counted_loop(self.b, start, whole, self.lanes, state, self._body(None, 1))
+
+        def tail(position: Operand, carried: State) -> State:
+            count = self.b.convert("trunc", subtract(self.b, size, position), "i32")
+            with self.s.scope():
+                active = self.b.compare("icmp slt", lane_numbers(self.lanes, 1, "i32"), self.s.widen(count))
+            return self._body(Mask(active, count=count), 1)(position, carried)
+
+        return counted_loop(self.b, whole, size, self.lanes, state, tail)
+
+    def _chunk_loop_of(self, chunk: Operand, size: Operand, covered: Operand, step: int) -> None:
+        """One chunk of a map, the size of which is known when the kernel runs; a chunk is a power of two."""
+        extent = self.schedule.chunk
+        assert extent is not None
+        start = multiply(self.b, chunk, extent)
+        end = add(self.b, start, i64(extent))
+        counted_loop(self.b, start, minimum(self.b, end, covered), step, [], self._body(None, self.copies))
+        tail, after = self.b.fresh_label("tail"), self.b.fresh_label("after")
+        self.b.branch(self.b.compare("icmp sge", end, size), tail, after)
+        self.b.label(tail)
+        with self.s.scope():
+            self._remainder_of(size, covered, [])
+        self.b.jump(after)
+        self.b.label(after)
+
+    def _chunk_loop(self, chunk: Operand, size: int, covered: int, step: int) -> None:
         """One chunk of a map; the last chunk also does what is left when the vectors are through."""
-        size = self.axes[-1].size
         extent = self.schedule.chunk
         assert extent is not None
         last = (size - 1) // extent * extent
@@ -235,13 +289,13 @@ class BlockLoops:
         if covered == size:
             return
         if not last:
-            self._remainder(covered, [])
+            self._remainder(size, covered, [])
             return
         tail, after = self.b.fresh_label("tail"), self.b.fresh_label("after")
         self.b.branch(self.b.compare("icmp eq", start, i64(last)), tail, after)
         self.b.label(tail)
         with self.s.scope():
-            self._remainder(covered, [])
+            self._remainder(size, covered, [])
         self.b.jump(after)
         self.b.label(after)
 

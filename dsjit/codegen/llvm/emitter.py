@@ -1,8 +1,8 @@
 """Kernels to one module of textual LLVM IR.
 
 Each kernel becomes `define void @NAME(ptr %args, i64 %begin, i64 %end)`: `%args` points to the addresses of its
-params, in order; [%begin, %end) is the range of work items to do (`schedule.work_items` tells how many there are).
-Work items are independent, so any split of the range over threads is right.
+params, in order, and then its sizes; [%begin, %end) is the range of work items to do (`schedule.work_items` tells how
+many there are). Work items are independent, so any split of the range over threads is right.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 from dsjit.codegen.llvm.block_loops import BlockLoops
 from dsjit.codegen.llvm.builder import FunctionBuilder, Operand
-from dsjit.codegen.llvm.loops import add, counted_loop, i64, minimum, multiply
+from dsjit.codegen.llvm.loops import add, counted_loop, i64, minimum, multiply, subtract
 from dsjit.codegen.llvm.memory import Mask
 from dsjit.codegen.llvm.reductions import combine, finish, result
 from dsjit.codegen.llvm.schedule import Schedule, statement_index
@@ -21,7 +21,7 @@ from dsjit.codegen.llvm.spellings import FAST_SPELLINGS, SPELLINGS, Spelling
 from dsjit.codegen.llvm.statements import Front, StatementEmitter
 from dsjit.codegen.llvm.target import Target
 from dsjit.codegen.llvm.types import lane_numbers
-from dsjit.ir.kernel import Apply, Axis, Block, Cast, IndexValue, InRange, Kernel, Load, Reduce, Stmt, Store
+from dsjit.ir.kernel import Apply, Axis, Block, Cast, IndexValue, InRange, Kernel, Load, Reduce, SizeParam, Stmt, Store
 
 __all__ = ["emit_module"]
 
@@ -73,6 +73,9 @@ class _FunctionEmitter:
         for position, param in enumerate(self.kernel.params):
             slot = self.b.offset(Operand("ptr", "%args"), "ptr", i64(position))
             self.s.params[param.name] = self.b.assign("ptr", f"load ptr, {slot}, align 8", "p")
+        for position, size in enumerate(self.kernel.sizes, start=len(self.kernel.params)):
+            slot = self.b.offset(Operand("ptr", "%args"), "i64", i64(position))
+            self.s.sizes[size.name] = self.b.assign("i64", f"load i64, {slot}, align 8", "n")
         sizes = self.item_axes()
         begin, end = Operand("i64", "%begin"), Operand("i64", "%end")
         if len(sizes) < 2:
@@ -89,24 +92,28 @@ class _FunctionEmitter:
             self.b.label(after)
         self.b.emit("ret void")
 
-    def item_axes(self) -> list[int]:
+    def item_axes(self) -> list[Operand]:
         """Extents of the axes whose product is the range of work items, outermost first."""
-        sizes = [axis.size for axis in self.schedule.outer]
-        if self.schedule.lanes == "outer":
-            sizes[-1] = -(-sizes[-1] // (self.schedule.copies * self.lanes))
-        if self.schedule.chunk is not None:
-            sizes.append(-(-self.schedule.blocks[-1].axes[-1].size // self.schedule.chunk))
-        return sizes
+        extents: list[Operand] = []
+        for pieces in self.schedule.work(self.lanes).items:
+            if not isinstance(pieces.size, SizeParam):
+                extents.append(i64(max(pieces.count({}), 1)))
+                continue
+            size = self.s.size(pieces.size)
+            if pieces.length > 1:
+                size = self.b.binary("udiv", add(self.b, size, i64(pieces.length - 1)), i64(pieces.length))
+            extents.append(size)
+        return extents
 
-    def split(self, item: Operand, sizes: Sequence[int]) -> list[Operand]:
-        """The coordinates of a work item."""
+    def split(self, item: Operand, sizes: Sequence[Operand]) -> list[Operand]:
+        """The coordinates of a work item (there is none when a size is 0)."""
         coordinates: list[Operand] = []
         for size in reversed(sizes[1:]):
-            coordinates.append(self.b.binary("urem", item, i64(max(size, 1))))
-            item = self.b.binary("udiv", item, i64(max(size, 1)))
+            coordinates.append(self.b.binary("urem", item, size))
+            item = self.b.binary("udiv", item, size)
         return [item, *reversed(coordinates)]
 
-    def item(self, coordinates: list[Operand], sizes: Sequence[int]) -> list[Operand]:
+    def item(self, coordinates: list[Operand], sizes: Sequence[Operand]) -> list[Operand]:
         """Does one work item; returns the coordinates of the next one, those of more than one axis."""
         with self.s.scope():
             for axis, coordinate in zip(self.schedule.outer, coordinates, strict=False):
@@ -123,7 +130,7 @@ class _FunctionEmitter:
         for coordinate, size in zip(reversed(coordinates), reversed(sizes), strict=False):
             step = i64(1) if carry is None else carry
             advanced = self.b.binary("add", coordinate, step)
-            wrapped = self.b.compare("icmp eq", advanced, i64(size))
+            wrapped = self.b.compare("icmp eq", advanced, size)
             carry = self.b.convert("zext", wrapped, "i64")
             following.append(self.b.select(wrapped, i64(0), advanced))
         return following[::-1]
@@ -133,8 +140,8 @@ class _FunctionEmitter:
         copies = self.schedule.copies
         first = multiply(self.b, group, copies * self.lanes)
         masks: list[Mask | None] = [None] * copies
-        if axis.size % (copies * self.lanes):
-            left = self.b.binary("sub", i64(axis.size), first)
+        if isinstance(axis.size, SizeParam) or axis.size % (copies * self.lanes):
+            left = subtract(self.b, self.s.size(axis.size), first)
             for copy in range(copies):
                 here = minimum(self.b, add(self.b, left, i64(-copy * self.lanes)), i64(self.lanes))
                 count = self.s.widen(self.b.convert("trunc", here, "i32"))
@@ -163,7 +170,7 @@ class _FunctionEmitter:
         if reduce.index is None:
             self.s.values[reduce.result] = self.s.values[reduce.arg]
         else:
-            self.s.values[reduce.result] = (i64(reduce.index.offset),)
+            self.s.values[reduce.result] = (self.s.size(reduce.index.offset),)
 
     def reduced(self, reduce: Reduce, accumulators: list[list[Operand]]) -> tuple[Operand, ...]:
         """The results from the accumulators of all copies."""

@@ -13,7 +13,7 @@ from typing import Any, Final
 import llvmlite.binding as llvm
 
 from dsjit.codegen.llvm.emitter import emit_module
-from dsjit.codegen.llvm.schedule import Schedule
+from dsjit.codegen.llvm.schedule import Schedule, Work
 from dsjit.codegen.llvm.structure import kernel_structure
 from dsjit.codegen.llvm.symbols import native_symbol
 from dsjit.codegen.llvm.target import Target, host_target
@@ -132,15 +132,20 @@ class CompiledKernel:
     """A Kernel as machine code.
 
     name: of the function. address: of `void(const int64_t* args, int64_t begin, int64_t end)`.
-    work_items: how many independent pieces of work there are. item_cost: estimated ns for one of them.
+    work: how much there is to do. sizes: names of the sizes that it takes as args, after its buffers.
     module: what keeps the code alive.
     """
 
     name: str
     address: int
-    work_items: int
-    item_cost: int
+    work: Work
+    sizes: tuple[str, ...]
     module: CompiledModule
+
+    @property
+    def work_items(self) -> int:
+        """How many independent pieces of work there are, for a kernel without sizes."""
+        return self.work.item_count({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,14 +200,9 @@ class KernelCache:
         text = emit_module(tuple(missing.values()), target, fast)
         module = compile_module(text, target)
         for key, kernel in missing.items():
-            schedule = Schedule.of(kernel, target)
-            self._known[key] = CompiledKernel(
-                kernel.name,
-                module.address(kernel.name),
-                schedule.work_items(target.lanes),
-                schedule.item_cost(target.lanes),
-                module,
-            )
+            work = Schedule.of(kernel, target).work(target.lanes)
+            sizes = tuple([size.name for size in kernel.sizes])
+            self._known[key] = CompiledKernel(kernel.name, module.address(kernel.name), work, sizes, module)
         return text
 
 

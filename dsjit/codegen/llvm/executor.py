@@ -17,7 +17,16 @@ from dsjit.codegen.llvm.engine import CompiledKernel
 from dsjit.codegen.llvm.symbols import native_symbol
 from dsjit.errors import BackendError
 
-__all__ = ["CopyCall", "GemmCall", "KernelCall", "BufferRef", "StepSequence", "build_sequence", "gemm_available"]
+__all__ = [
+    "BufferRef",
+    "Call",
+    "CopyCall",
+    "GemmCall",
+    "KernelCall",
+    "StepSequence",
+    "build_sequence",
+    "gemm_available",
+]
 
 _PARALLEL_NS: Final = 15_000
 """Work below which waking another thread does not pay: a launch costs 1.6 us, a worker that sleeps some 5 us more."""
@@ -30,11 +39,16 @@ _BLAS: Final[dict[torch.dtype, str]] = {torch.float32: "sgemm_", torch.float64: 
 
 @dataclass(frozen=True, slots=True)
 class KernelCall:
-    """Runs a kernel on the buffers in `slots` of the table, one a param, each `offsets` bytes on (default 0)."""
+    """Runs a kernel on the buffers in `slots` of the table, one a param, each `offsets` bytes on (default 0).
+
+    sizes: the values of the kernel's sizes. zero: a slot of the table that holds 0, when there are sizes.
+    """
 
     kernel: CompiledKernel
     slots: tuple[int, ...]
     offsets: tuple[int, ...] = ()
+    sizes: tuple[int, ...] = ()
+    zero: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +179,12 @@ def _encode(call: Call, native: Driver) -> list[int]:
             offsets = call.offsets or (0,) * len(call.slots)
             pairs = [word for pair in zip(call.slots, offsets, strict=True) for word in pair]
             kernel = call.kernel
-            useful = _useful_threads(kernel.work_items, kernel.item_cost)
-            return [native.kernel_step, kernel.address, kernel.work_items, useful, len(call.slots), *pairs]
+            values = dict(zip(kernel.sizes, call.sizes, strict=True))
+            # An arg is what a slot holds plus an offset: nothing but the offset, for a size.
+            pairs += [word for size in call.sizes for word in (call.zero, size)]
+            items = kernel.work.item_count(values)
+            useful = _useful_threads(items, kernel.work.item_cost(values))
+            return [native.kernel_step, kernel.address, items, useful, len(pairs) // 2, *pairs]
         case GemmCall():
             return _encode_gemm(call, native)
         case CopyCall():

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from dsjit.codegen.llvm.builder import FunctionBuilder, Operand
 
-__all__ = ["add", "counted_loop", "i64", "minimum", "multiply", "static"]
+__all__ = ["add", "counted_loop", "i64", "minimum", "multiply", "static", "subtract"]
 
 
 def i64(value: int) -> Operand:
@@ -28,11 +28,26 @@ def add(b: FunctionBuilder, x: Operand, y: Operand) -> Operand:
     return x if known_y == 0 else b.binary("add", x, y)
 
 
-def multiply(b: FunctionBuilder, x: Operand, factor: int) -> Operand:
+def subtract(b: FunctionBuilder, x: Operand, y: Operand) -> Operand:
+    """x - y in i64, folded where constant."""
+    known_x, known_y = static(x), static(y)
+    if known_x is not None and known_y is not None:
+        return i64(known_x - known_y)
+    return x if known_y == 0 else b.binary("sub", x, y)
+
+
+def multiply(b: FunctionBuilder, x: Operand, factor: int | Operand) -> Operand:
     """x * factor in i64, folded where constant."""
+    if isinstance(factor, Operand):
+        known_factor = static(factor)
+        if known_factor is None:
+            return multiply(b, factor, static(x) or 0) if static(x) is not None else b.binary("mul", x, factor)
+        factor = known_factor
     known = static(x)
     if known is not None:
         return i64(known * factor)
+    if factor == 0:
+        return i64(0)
     return x if factor == 1 else b.binary("mul", x, i64(factor))
 
 

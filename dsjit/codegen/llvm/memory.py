@@ -10,6 +10,7 @@ import torch
 
 from dsjit.codegen.llvm.builder import FunctionBuilder, Operand, lanes, mangle
 from dsjit.codegen.llvm.casts import number
+from dsjit.codegen.llvm.loops import i64, multiply
 from dsjit.codegen.llvm.target import Target
 from dsjit.codegen.llvm.types import MEMORY_TYPES, first_lanes, lane_numbers, literal, splat, vector
 
@@ -18,10 +19,12 @@ __all__ = ["Mask", "load_lanes", "load_scalar", "store_lanes", "store_scalar"]
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """Which lanes are active. `active`: when they are known to be the first so many."""
+    """Which lanes are active. `active`: when they are known to be the first so many; `count`: when they are the first
+    so many, which is known when the kernel runs (i32)."""
 
     operand: Operand
     active: int | None = None
+    count: Operand | None = None
 
     @staticmethod
     def first(count: int, active: int) -> Mask:
@@ -49,7 +52,7 @@ def load_lanes(
     target: Target,
     dtype: torch.dtype,
     pointer: Operand,
-    step: int,
+    step: int | Operand,
     mask: Mask | None,
     other: float | int | bool = 0,
 ) -> Operand:
@@ -96,7 +99,7 @@ def store_lanes(
     target: Target,
     dtype: torch.dtype,
     pointer: Operand,
-    step: int,
+    step: int | Operand,
     value: Operand,
     mask: Mask | None,
 ) -> None:
@@ -153,8 +156,15 @@ def _mask_operand(mask: Mask | None, count: int) -> Operand:
     return splat(count, Operand("i1", "true")) if mask is None else mask.operand
 
 
-def _addresses(b: FunctionBuilder, element: str, pointer: Operand, step: int, count: int) -> Operand:
+def _addresses(b: FunctionBuilder, element: str, pointer: Operand, step: int | Operand, count: int) -> Operand:
     """A vector of addresses; with 32-bit offsets, which x86 can scale and extend by itself, where they suffice."""
+    if isinstance(step, Operand):
+        first = b.assign(vector(count, "i64"), f"insertelement {vector(count, 'i64')} poison, {step}, i32 0")
+        steps = b.assign(
+            first.type, f"shufflevector {first}, {first.type} poison, <{count} x i32> zeroinitializer"
+        )
+        distances = b.binary("mul", lane_numbers(count, 1, "i64"), steps)
+        return b.assign(vector(count, "ptr"), f"getelementptr {element}, {pointer}, {distances}", "a")
     index = "i32" if abs(step) * count < 2**31 else "i64"
     return b.assign(
         vector(count, "ptr"), f"getelementptr {element}, {pointer}, {lane_numbers(count, step, index)}", "a"
@@ -162,10 +172,11 @@ def _addresses(b: FunctionBuilder, element: str, pointer: Operand, step: int, co
 
 
 def _lane_addresses(
-    b: FunctionBuilder, element: str, pointer: Operand, step: int, mask: Mask | None, count: int
+    b: FunctionBuilder, element: str, pointer: Operand, step: int | Operand, mask: Mask | None, count: int
 ) -> Iterator[tuple[int, Operand]]:
     for lane in range(count if mask is None or mask.active is None else mask.active):
-        yield lane, b.offset(pointer, element, Operand("i64", str(lane * step)))
+        distance = multiply(b, step, lane) if isinstance(step, Operand) else i64(lane * step)
+        yield lane, b.offset(pointer, element, distance)
 
 
 def _reverse(b: FunctionBuilder, a: Operand) -> Operand:

@@ -1,17 +1,36 @@
-"""How the loops of a Kernel are cut into work items and lanes: decided once, from sizes, before any text is printed."""
+"""How the loops of a Kernel are cut into work items and lanes: decided once, from sizes, before any text is printed.
+
+Where a size is a parameter, what is typical of it decides; the decision is right for every value.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import prod
 from typing import Final, Literal, TypeAlias
 
 from dsjit.codegen.llvm.math import MATH
 from dsjit.codegen.llvm.target import Target
 from dsjit.ir.dtypes import is_floating
-from dsjit.ir.kernel import Apply, Axis, Block, Index, IndexValue, InRange, Kernel, Load, Reduce, Stmt, Store
+from dsjit.ir.kernel import (
+    Apply,
+    Axis,
+    Block,
+    Index,
+    IndexValue,
+    InRange,
+    Kernel,
+    Load,
+    Reduce,
+    Size,
+    SizeParam,
+    Stmt,
+    Store,
+    typical,
+)
 
-__all__ = ["Schedule", "statement_index", "work_cost", "work_items"]
+__all__ = ["Pieces", "Schedule", "Work", "statement_index", "work_cost", "work_items"]
 
 LanesAlong: TypeAlias = Literal["inner", "outer", "none"]
 
@@ -20,6 +39,44 @@ _CHUNK_VECTORS: Final = 64
 
 _MIDDLING_OPS: Final = frozenset({"div", "sqrt", "trunc_div", "floor_div", "trunc_rem", "floor_rem"})
 _HEAVY_OPS: Final = frozenset(MATH)
+
+
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """`size` cut into pieces of at most `length`, and how many these are; at most `limit` of them are counted."""
+
+    size: Size
+    length: int = 1
+    limit: int | None = None
+
+    def count(self, values: Mapping[str, int]) -> int:
+        """values: of the sizes that are parameters, by name."""
+        size = values[self.size.name] if isinstance(self.size, SizeParam) else self.size
+        if self.limit is not None:
+            size = min(size, self.limit)
+        return -(-size // self.length)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """How much a Kernel has to do, for given values of its sizes.
+
+    items: the axes whose product is the range of work items, outermost first.
+    costs: of one work item: ns for each point, and the loops that run over points.
+    """
+
+    items: tuple[Pieces, ...]
+    costs: tuple[tuple[float, tuple[Pieces, ...]], ...]
+    copies: int
+
+    def item_count(self, values: Mapping[str, int]) -> int:
+        """Independent pieces of work; 0 when an axis that must be covered is empty."""
+        return prod([pieces.count(values) for pieces in self.items])
+
+    def item_cost(self, values: Mapping[str, int]) -> int:
+        """A rough estimate of the nanoseconds that one work item takes, at least 1."""
+        total = sum(ns * prod([pieces.count(values) for pieces in loops]) for ns, loops in self.costs)
+        return max(1, round(total * self.copies))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,43 +116,39 @@ class Schedule:
         loop = blocks[-1]
         outer, loop = outer + loop.axes[:-1], Block(loop.axes[-1:], loop.body)
         outer, blocks = _merge_axes_of_map(outer, (*blocks[:-1], loop))
-        chunk = min(_CHUNK_VECTORS * target.lanes, blocks[-1].axes[-1].size)
-        return Schedule(outer, blocks, "inner", chunk=max(chunk, 1))
+        chunk, size = _CHUNK_VECTORS * target.lanes, blocks[-1].axes[-1].size
+        if not isinstance(size, SizeParam):
+            chunk = max(min(chunk, size), 1)
+        return Schedule(outer, blocks, "inner", chunk=chunk)
 
-    def work_items(self, lanes: int) -> int:
-        """Independent pieces of work; 0 when an axis that must be covered is empty."""
-        sizes = [axis.size for axis in self.outer]
+    def work(self, lanes: int) -> Work:
+        """How much there is to do, in vectors of `lanes`."""
+        items = [Pieces(axis.size) for axis in self.outer]
         if self.lanes == "outer":
-            sizes[-1] = -(-sizes[-1] // (self.copies * lanes))
+            items[-1] = Pieces(self.outer[-1].size, self.copies * lanes)
         if self.chunk is not None:
-            sizes.append(-(-self.blocks[-1].axes[-1].size // self.chunk))
-        count = 1
-        for size in sizes:
-            count *= size
-        return count
-
-    def item_cost(self, lanes: int) -> int:
-        """A rough estimate of the nanoseconds that one work item takes, at least 1."""
-        total = 0.0
+            items.append(Pieces(self.blocks[-1].axes[-1].size, self.chunk))
+        costs: list[tuple[float, tuple[Pieces, ...]]] = []
         for block in self.blocks:
-            points = 1
-            for axis in block.axes[:-1]:
-                points *= axis.size
-            if block.axes:
-                extent = block.axes[-1].size if self.chunk is None else min(self.chunk, block.axes[-1].size)
-                points *= -(-extent // lanes) if self.lanes == "inner" else extent
-            total += points * sum(_cost(statement) for statement in block.body)
-        return max(1, round(total * self.copies))
+            loops = [Pieces(axis.size) for axis in block.axes]
+            if block.axes and self.lanes == "inner":
+                loops[-1] = Pieces(block.axes[-1].size, lanes, self.chunk)
+            costs.append((sum(_cost(statement) for statement in block.body), tuple(loops)))
+        return Work(tuple(items), tuple(costs), self.copies)
 
 
 def work_items(kernel: Kernel, target: Target) -> int:
     """The number of parallel work items: the function of `kernel` covers any range [begin, end) of them."""
-    return Schedule.of(kernel, target).work_items(target.lanes)
+    return Schedule.of(kernel, target).work(target.lanes).item_count(_typical_sizes(kernel))
 
 
 def work_cost(kernel: Kernel, target: Target) -> int:
     """A rough estimate of the nanoseconds that one work item takes, at least 1."""
-    return Schedule.of(kernel, target).item_cost(target.lanes)
+    return Schedule.of(kernel, target).work(target.lanes).item_cost(_typical_sizes(kernel))
+
+
+def _typical_sizes(kernel: Kernel) -> dict[str, int]:
+    return {size.name: size.typical for size in kernel.sizes}
 
 
 def _cost(statement: Stmt) -> float:
@@ -121,10 +174,10 @@ def body_weight(body: Sequence[Stmt]) -> int:
 def _copies_along_outer(outer: Sequence[Axis], blocks: Sequence[Block], target: Target) -> int:
     """Vectors side by side in a work item. Many make for long runs of memory, which the prefetchers see, and for
     independent chains of additions; fewer are taken when registers would run out, or work items for the threads."""
-    vectors = -(-outer[-1].size // target.lanes)
+    vectors = -(-typical(outer[-1].size) // target.lanes)
     items = vectors
     for axis in outer[:-1]:
-        items *= axis.size
+        items *= typical(axis.size)
     copies = 1
     while 2 * copies <= vectors and items // (2 * copies) >= 8:
         copies *= 2
@@ -234,9 +287,8 @@ def _merge_within(
     position = len(axes) - 1
     while position > 0:
         upper, lower = axes[position - 1], axes[position]
-        if lower.size > 0 and all(
-            index.coefficient(upper.name) == index.coefficient(lower.name) * lower.size for index in _indices(blocks)
-        ):
+        extent = _merged_extent(upper, lower, blocks)
+        if extent is not None:
 
             def forget(index: Index, name: str = upper.name) -> Index:
                 if not index.coefficient(name):
@@ -244,9 +296,21 @@ def _merge_within(
                 return Index(index.offset, tuple(term for term in index.terms if term[0] != name))
 
             blocks = tuple(_map_indices(block, forget) for block in blocks)
-            axes = (*axes[: position - 1], Axis(lower.name, upper.size * lower.size), *axes[position + 1 :])
+            axes = (*axes[: position - 1], Axis(lower.name, extent), *axes[position + 1 :])
         position -= 1
     return axes, blocks
+
+
+def _merged_extent(upper: Axis, lower: Axis, blocks: Sequence[Block]) -> int | None:
+    """The size of one axis in place of both; None when they are no such pair. Known sizes only: lowering has merged
+    what it could."""
+    if isinstance(upper.size, SizeParam) or isinstance(lower.size, SizeParam) or lower.size <= 0:
+        return None
+    for index in _indices(blocks):
+        slow, fast = index.coefficient(upper.name), index.coefficient(lower.name)
+        if isinstance(slow, SizeParam) or isinstance(fast, SizeParam) or slow != fast * lower.size:
+            return None
+    return upper.size * lower.size
 
 
 def sums_floats(statement: Stmt) -> bool:

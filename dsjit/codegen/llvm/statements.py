@@ -10,14 +10,27 @@ import torch
 
 from dsjit.codegen.llvm.builder import FunctionBuilder, Operand
 from dsjit.codegen.llvm.casts import cast_value, number
-from dsjit.codegen.llvm.loops import add, i64, multiply, static
+from dsjit.codegen.llvm.loops import add, i64, multiply, static, subtract
 from dsjit.codegen.llvm.math import MATH
 from dsjit.codegen.llvm.memory import Mask, load_lanes, load_scalar, store_lanes, store_scalar
 from dsjit.codegen.llvm.reductions import accumulate
 from dsjit.codegen.llvm.spellings import Spelling
 from dsjit.codegen.llvm.target import Target
 from dsjit.codegen.llvm.types import MEMORY_TYPES, constant, lane_numbers, splat, vector
-from dsjit.ir.kernel import Apply, Cast, Constant, Index, IndexValue, InRange, Load, Reduce, Stmt, Store
+from dsjit.ir.kernel import (
+    Apply,
+    Cast,
+    Constant,
+    Index,
+    IndexValue,
+    InRange,
+    Load,
+    Reduce,
+    Size,
+    SizeParam,
+    Stmt,
+    Store,
+)
 
 __all__ = ["Front", "StatementEmitter", "fits_in_i32"]
 
@@ -44,7 +57,7 @@ class StatementEmitter:
     """Prints statements, and keeps what is known at the place that is being printed.
 
     params, param_dtypes: by name, the address and dtype of a buffer.
-    extents: by axis, its size.
+    sizes: by name, the value of a size that is a parameter. extents: by axis, its size.
     varying: the results that differ from lane to lane. dtypes: of every result.
     spellings: how ops without vector math are written.
     positions: by axis in scope, outermost first, its value (i64); of the lanes' axis, the value in the first lane of
@@ -57,16 +70,17 @@ class StatementEmitter:
     target: Target
     params: dict[str, Operand]
     param_dtypes: dict[str, torch.dtype]
-    extents: dict[str, int]
+    extents: dict[str, Size]
     varying: frozenset[str]
     dtypes: dict[str, torch.dtype]
     spellings: Mapping[str, Spelling]
+    sizes: dict[str, Operand] = field(default_factory=dict)
     front: Front | None = None
     positions: dict[str, Operand] = field(default_factory=dict)
     values: dict[str, tuple[Operand, ...]] = field(default_factory=dict)
     splats: dict[str, Operand] = field(default_factory=dict)
     pointers: dict[tuple[object, ...], Operand] = field(default_factory=dict)
-    offsets: dict[tuple[int, tuple[tuple[str, int], ...]], Operand] = field(default_factory=dict)
+    offsets: dict[tuple[Size, tuple[tuple[str, Size], ...]], Operand] = field(default_factory=dict)
     accumulators: Accumulators = field(default_factory=dict)
 
     @contextmanager
@@ -79,6 +93,10 @@ class StatementEmitter:
         (self.front, self.positions, self.values, self.splats, self.pointers, self.offsets, self.accumulators) = saved
 
     # Values
+
+    def size(self, size: Size) -> Operand:
+        """The size, as i64."""
+        return self.sizes[size.name] if isinstance(size, SizeParam) else i64(size)
 
     def scalar(self, name: str) -> Operand:
         return self.values[name][0]
@@ -105,7 +123,7 @@ class StatementEmitter:
 
     # Addresses and affine forms
 
-    def _terms(self, index: Index) -> tuple[tuple[str, int], ...]:
+    def _terms(self, index: Index) -> tuple[tuple[str, Size], ...]:
         """The terms whose axes are in scope, outermost first."""
         if len(index.terms) < 2:
             return index.terms if not index.terms or index.terms[0][0] in self.positions else ()
@@ -116,15 +134,14 @@ class StatementEmitter:
         """The index, as i64; in the first copy's first lane."""
         return self._affine(index.offset, self._terms(index))
 
-    def _affine(self, offset: int, terms: tuple[tuple[str, int], ...]) -> Operand:
+    def _affine(self, offset: Size, terms: tuple[tuple[str, Size], ...]) -> Operand:
         if not terms:
-            return i64(offset)
+            return self.size(offset)
         known = self.offsets.get((offset, terms))
         if known is None:
             axis, coefficient = terms[-1]
-            known = add(
-                self.b, multiply(self.b, self.positions[axis], coefficient), self._affine(offset, terms[:-1])
-            )
+            step = multiply(self.b, self.positions[axis], self.size(coefficient))
+            known = add(self.b, step, self._affine(offset, terms[:-1]))
             self.offsets[offset, terms] = known
         return known
 
@@ -132,16 +149,16 @@ class StatementEmitter:
         """The address of the element; of the first copy's first lane."""
         return self._pointer(param, MEMORY_TYPES[dtype], index.offset, self._terms(index))
 
-    def _pointer(self, param: str, type_: str, offset: int, terms: tuple[tuple[str, int], ...]) -> Operand:
+    def _pointer(self, param: str, type_: str, offset: Size, terms: tuple[tuple[str, Size], ...]) -> Operand:
         key = (param, offset, terms)
         known = self.pointers.get(key)
         if known is None:
             if terms:
                 axis, coefficient = terms[-1]
                 outer = self._pointer(param, type_, offset, terms[:-1])
-                known = self.b.offset(outer, type_, multiply(self.b, self.positions[axis], coefficient))
+                known = self.b.offset(outer, type_, multiply(self.b, self.positions[axis], self.size(coefficient)))
             else:
-                known = self.b.offset(self.params[param], type_, i64(offset))
+                known = self.b.offset(self.params[param], type_, self.size(offset))
             self.pointers[key] = known
         return known
 
@@ -155,9 +172,10 @@ class StatementEmitter:
         """For each copy, the address of its first lane's element."""
         assert self.front is not None
         first = self.pointer(param, dtype, index)
-        stride = self.target.lanes * index.coefficient(self.front.axis)
+        step = self.size(index.coefficient(self.front.axis))
         for copy in range(len(self.front.masks)):
-            yield copy, self.b.offset(first, MEMORY_TYPES[dtype], i64(copy * stride))
+            distance = multiply(self.b, step, copy * self.target.lanes)
+            yield copy, self.b.offset(first, MEMORY_TYPES[dtype], distance)
 
     # Statements
 
@@ -170,7 +188,7 @@ class StatementEmitter:
             case Store():
                 self._store(statement)
             case Constant():
-                self.values[statement.result] = (constant(statement.value, statement.dtype),)
+                self.values[statement.result] = (self._constant(statement),)
             case Cast():
                 source = self.dtypes[statement.arg]
                 self.values[statement.result] = tuple(
@@ -182,6 +200,11 @@ class StatementEmitter:
                 self._in_range(statement)
             case Reduce():
                 self._reduce(statement)
+
+    def _constant(self, statement: Constant) -> Operand:
+        if not isinstance(statement.value, SizeParam):
+            return constant(statement.value, statement.dtype)
+        return cast_value(self.b, self.target, self.size(statement.value), torch.int64, statement.dtype)
 
     def _spell(self, op: str, dtype: torch.dtype, args: list[Operand]) -> Operand:
         spelling = self.spellings.get(op)
@@ -207,7 +230,7 @@ class StatementEmitter:
             self.values[statement.result] = (loaded,)
             return
         assert self.front is not None
-        step = statement.index.coefficient(self.front.axis)
+        step = self._step(statement.index)
         vectors: list[Operand] = []
         for copy, pointer in self._lane_pointers(statement.param, statement.dtype, statement.index):
             mask = self.front.masks[copy]
@@ -219,14 +242,19 @@ class StatementEmitter:
 
     def _store(self, statement: Store) -> None:
         dtype = self.param_dtypes[statement.param]
-        step = 0 if self.front is None else statement.index.coefficient(self.front.axis)
-        if step == 0:
+        if self.front is None or statement.index.coefficient(self.front.axis) == 0:
             self._store_scalar(statement, dtype)
             return
-        assert self.front is not None
+        step = self._step(statement.index)
         for copy, pointer in self._lane_pointers(statement.param, dtype, statement.index):
             value = self.lanes_of(statement.arg, copy)
             store_lanes(self.b, self.target, dtype, pointer, step, value, self.front.masks[copy])
+
+    def _step(self, index: Index) -> int | Operand:
+        """Elements from one lane to the next."""
+        assert self.front is not None
+        coefficient = index.coefficient(self.front.axis)
+        return self.size(coefficient) if isinstance(coefficient, SizeParam) else coefficient
 
     def _store_scalar(self, statement: Store, dtype: torch.dtype) -> None:
         """One element; of lanes that all store to it the last one, as a loop would leave it."""
@@ -234,8 +262,12 @@ class StatementEmitter:
         if value.type.startswith("<"):
             assert self.front is not None
             mask = self.front.masks[-1]
-            last = (self.target.lanes if mask is None or mask.active is None else mask.active) - 1
-            value = self.b.assign(value.type.split(" x ")[1][:-1], f"extractelement {value}, i32 {last}")
+            if mask is not None and mask.count is not None:
+                last = self.b.binary("sub", mask.count, Operand("i32", "1"))
+            else:
+                count = self.target.lanes if mask is None or mask.active is None else mask.active
+                last = Operand("i32", str(count - 1))
+            value = self.b.assign(value.type.split(" x ")[1][:-1], f"extractelement {value}, {last}")
         store_scalar(self.b, dtype, self.pointer(statement.param, dtype, statement.index), value)
 
     def _index_value(self, statement: IndexValue) -> None:
@@ -251,7 +283,8 @@ class StatementEmitter:
         """The index in each lane of a copy."""
         assert self.front is not None
         coefficient = index.coefficient(self.front.axis)
-        first = add(self.b, self.affine(index), i64(copy * self.target.lanes * coefficient))
+        distance = multiply(self.b, self.size(coefficient), copy * self.target.lanes)
+        first = add(self.b, self.affine(index), distance)
         narrow = first
         if type_ == "i32":
             known = static(first)
@@ -259,10 +292,18 @@ class StatementEmitter:
         lanes = self.widen(narrow)
         if coefficient == 0:
             return lanes
+        if isinstance(coefficient, SizeParam):
+            numbers = lane_numbers(self.target.lanes, 1, type_)
+            return self.b.binary("add", lanes, self.b.binary("mul", numbers, self.widen(self.size(coefficient))))
         return self.b.binary("add", lanes, lane_numbers(self.target.lanes, coefficient, type_))
 
     def _in_range(self, statement: InRange) -> None:
         """low <= index < high as one unsigned comparison of index - low."""
+        if any(isinstance(size, SizeParam) for size in (statement.low, statement.high, statement.index.offset)):
+            self._in_range_of_sizes(statement)
+            return
+        assert not isinstance(statement.low, SizeParam) and not isinstance(statement.high, SizeParam)
+        assert not isinstance(statement.index.offset, SizeParam)
         shifted = Index(statement.index.offset - statement.low, statement.index.terms)
         width = statement.high - statement.low
         if width <= 0:
@@ -277,6 +318,20 @@ class StatementEmitter:
         self.values[statement.result] = tuple(
             self.b.compare("icmp ult", lanes, number(lanes, str(width)))
             for lanes in (self._lane_indices(shifted, copy, type_) for copy in range(len(self.front.masks)))
+        )
+
+    def _in_range_of_sizes(self, statement: InRange) -> None:
+        low, high = self.size(statement.low), self.size(statement.high)
+        width = subtract(self.b, high, low)
+        width = self.b.select(self.b.compare("icmp sgt", width, i64(0)), width, i64(0))
+        if statement.result not in self.varying:
+            index = subtract(self.b, self.affine(statement.index), low)
+            self.values[statement.result] = (self.b.compare("icmp ult", index, width),)
+            return
+        assert self.front is not None
+        self.values[statement.result] = tuple(
+            self.b.compare("icmp ult", self.b.binary("sub", lanes, self.widen(low)), self.widen(width))
+            for lanes in (self._lane_indices(statement.index, copy, "i64") for copy in range(len(self.front.masks)))
         )
 
     def _reduce(self, statement: Reduce) -> None:
@@ -296,11 +351,16 @@ class StatementEmitter:
             )  # fmt: skip
 
 
-def fits_in_i32(index: Index, extents: dict[str, int]) -> bool:
-    """Whether the index, wherever it is evaluated, lies strictly inside the range of int32."""
+def fits_in_i32(index: Index, extents: dict[str, Size]) -> bool:
+    """Whether the index, wherever it is evaluated, is known to lie strictly inside the range of int32."""
+    if isinstance(index.offset, SizeParam):
+        return False
     low = high = index.offset
     for axis, coefficient in index.terms:
-        reach = coefficient * max(extents[axis] - 1, 0)
+        extent = extents[axis]
+        if isinstance(coefficient, SizeParam) or isinstance(extent, SizeParam):
+            return False
+        reach = coefficient * max(extent - 1, 0)
         low, high = low + min(reach, 0), high + max(reach, 0)
     return low > -(2**31) and high < 2**31 - 1
 

@@ -5,7 +5,21 @@ from __future__ import annotations
 import struct
 from collections.abc import Hashable
 
-from dsjit.ir.kernel import Apply, Block, Cast, Constant, Index, IndexValue, InRange, Kernel, Load, Reduce, Stmt, Store
+from dsjit.ir.kernel import (
+    Apply,
+    Block,
+    Cast,
+    Constant,
+    Index,
+    IndexValue,
+    InRange,
+    Kernel,
+    Load,
+    Reduce,
+    SizeParam,
+    Stmt,
+    Store,
+)
 
 __all__ = ["kernel_structure"]
 
@@ -29,7 +43,8 @@ class _Numbering:
         blocks = tuple(self.block(block) for block in kernel.blocks)
         along_outer = any(axis.name == kernel.vector_axis for axis in kernel.outer)
         params = tuple((param.dtype, param.access) for param in kernel.params)
-        return params, tuple(axis.size for axis in kernel.outer), blocks, along_outer
+        sizes = tuple(axis.size for axis in kernel.outer)
+        return params, sizes, blocks, along_outer, kernel.sizes
 
     def block(self, block: Block) -> Hashable:
         outer = len(self.kernel.outer)
@@ -62,9 +77,10 @@ class _Numbering:
         return key
 
     def index(self, index: Index) -> Hashable:
-        return index.offset, tuple(sorted((self.axes[axis], coefficient) for axis, coefficient in index.terms))
+        terms = [(self.axes[axis], coefficient) for axis, coefficient in index.terms]
+        return index.offset, tuple(sorted(terms, key=lambda term: term[0]))
 
 
-def _exact(value: float | int | bool) -> Hashable:
+def _exact(value: float | int | bool | SizeParam) -> Hashable:
     """Tells apart 0.0 and -0.0, and 1 and 1.0 and True; a NaN equals itself."""
     return struct.pack("<d", value) if isinstance(value, float) else (type(value), value)

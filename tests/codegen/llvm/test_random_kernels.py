@@ -28,7 +28,7 @@ from dsjit.ir.kernel import (
     Stmt,
     Store,
 )
-from tests.codegen.kernels import outputs
+from tests.codegen.kernels import generic, outputs, run_compiled, run_interpreted
 
 f32, i64, boolean = torch.float32, torch.int64, torch.bool
 STORED = (f32, torch.float64, torch.bfloat16, torch.float16, i64, torch.int32, torch.int16, torch.int8, boolean)
@@ -197,3 +197,21 @@ def test_llvm_equals_the_interpreter(case, seed, pieces):
     kernel = replace(kernel, params=tuple(kernel.params[i] for i in order))
     for expected, actual in zip(*outputs(kernel, inputs, results, pieces=pieces), strict=True):
         torch.testing.assert_close(actual, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@given(kernels(), st.integers(0, 2**32 - 1), st.integers(1, 3), st.sampled_from([3, 64, 100_000]))
+def test_a_kernel_for_any_size_equals_the_one_for_this_size(case, seed, pieces, typical):
+    kernel, extents = case
+    generator = torch.Generator().manual_seed(seed)
+    buffers = [
+        torch.randint(-4, 5, (extents[param.name],), generator=generator).to(param.dtype) for param in kernel.params
+    ]
+    expected, interpreted, actual = ([buffer.clone() for buffer in buffers] for _ in range(3))
+    run_interpreted(kernel, *expected)
+    any_size, sizes = generic(kernel, typical)
+    run_interpreted(any_size, *interpreted, sizes=sizes)
+    run_compiled(any_size, *actual, sizes=sizes, pieces=pieces)
+    for one, two, three in zip(expected, interpreted, actual, strict=True):
+        torch.testing.assert_close(two, one, rtol=0, atol=0, equal_nan=True)
+        torch.testing.assert_close(three, one, rtol=0, atol=0, equal_nan=True)

@@ -1,0 +1,146 @@
+"""A Program for many shapes: one set of kernels, one source, and for each shape that is met a Program made of them.
+
+What a shape changes (extents, strides, the memory plan, the sizes that kernels and matrix products take) is a list of
+polynomials in the open sizes. A shape that is met for the first time evaluates them; nothing is traced or compiled.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import FunctionType
+from typing import Final
+
+import torch
+
+from dsjit.codegen.program import Program, ProgramParts, compile_source, link
+from dsjit.ir.kernel import Kernel, SizeParam
+from dsjit.ir.polynomial import Polynomial, PolynomialFit
+from dsjit.ir.template import Mismatch, Template, TemplateMaker, fill
+
+__all__ = ["KernelForSizes", "SizedProgram", "SizeSource", "kernels_for_sizes", "make_sized_program"]
+
+KEPT_SHAPES: Final = 64
+"""Shapes whose Programs are kept."""
+
+KEPT_BYTES: Final = 1 << 28
+"""Memory that the Programs of other shapes than the last one may keep for their next run."""
+
+
+@dataclass(frozen=True, slots=True)
+class SizeSource:
+    """Where an open size is read: dimension `dim` of input number `number`."""
+
+    number: int
+    dim: int
+
+
+@dataclass(frozen=True, slots=True)
+class KernelForSizes:
+    """A Kernel with open sizes, and what these are."""
+
+    kernel: Kernel
+    sizes: tuple[Polynomial, ...]
+
+
+def kernels_for_sizes(
+    columns: Sequence[Sequence[Kernel]], fit: PolynomialFit, typical: Sequence[int]
+) -> list[KernelForSizes]:
+    """columns: the Kernels at each point of `fit`. typical: sizes to expect. Raises Mismatch."""
+    if any(len(column) != len(columns[0]) for column in columns):
+        raise Mismatch("other sizes are fused into another number of kernels")
+    found: list[KernelForSizes] = []
+    for kernels in zip(*columns, strict=True):
+        maker = TemplateMaker(fit)
+        template = maker.make(kernels)
+        params = tuple([SizeParam(f"n{number}", size.at(typical)) for size, number in maker.sizes.items()])
+        kernel: Kernel = fill(template, params)
+        found.append(KernelForSizes(replace(kernel, sizes=params), tuple(maker.sizes)))
+    return found
+
+
+@dataclass(slots=True)
+class SizedProgram:
+    """Called as a `Program`, with tensors of any shape that its guard admits.
+
+    sources: where the open sizes are read. sizes: the polynomials that the templates refer to.
+    example: the Program of the shape that it was made from.
+    """
+
+    sources: tuple[SizeSource, ...]
+    sizes: tuple[Polynomial, ...]
+    parts: ProgramParts
+    names: Mapping[str, Template]
+    sequences: Mapping[str, Template]
+    arena_tensors: Template
+    buffers: Template
+    function: FunctionType
+    programs: OrderedDict[tuple[int, ...], Program] = field(default_factory=OrderedDict)
+    example: Program = field(init=False)
+
+    def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        point = tuple([inputs[source.number].shape[source.dim] for source in self.sources])
+        program = self.programs.get(point)
+        if program is None:
+            self._make_room()
+            program = self.programs[point] = self.at(point)
+        return program(inputs)
+
+    def _make_room(self) -> None:
+        held = sum([program.arena_bytes * len(program.frames) for program in list(self.programs.values())])
+        while self.programs and (held > KEPT_BYTES or len(self.programs) >= KEPT_SHAPES):
+            _, oldest = self.programs.popitem(last=False)
+            held -= oldest.arena_bytes * len(oldest.frames)
+
+    def at(self, point: Sequence[int]) -> Program:
+        """The Program for these open sizes."""
+        numbers = [polynomial.at(point) for polynomial in self.sizes]
+        parts = replace(
+            self.parts,
+            names={name: fill(template, numbers) for name, template in self.names.items()},
+            sequences={name: fill(template, numbers) for name, template in self.sequences.items()},
+            arena_tensors=fill(self.arena_tensors, numbers),
+            buffers=fill(self.buffers, numbers),
+        )
+        return link(parts, self.function)
+
+    @property
+    def source(self) -> str:
+        """The text of `run`, the same for every shape."""
+        sizes = ", ".join(f"s{number} = size {s.dim} of a{s.number}" for number, s in enumerate(self.sources))
+        return f"# open sizes: {sizes}\n{self.parts.source}"
+
+    @property
+    def arena_bytes(self) -> int:
+        """Of the shape that it was made from."""
+        return self.example.arena_bytes
+
+    @property
+    def intermediate_bytes(self) -> int:
+        """Of the shape that it was made from."""
+        return self.example.intermediate_bytes
+
+
+def make_sized_program(
+    parts: Sequence[ProgramParts], fit: PolynomialFit, sources: tuple[SizeSource, ...], typical: Sequence[int]
+) -> SizedProgram:
+    """parts: at the points of `fit`, assembled with open sizes. Raises Mismatch."""
+    maker = TemplateMaker(fit)
+    first = parts[0]
+    maker.make([(each.source, each.slots, each.fixed, each.constants, each.timed) for each in parts])
+    if maker.sizes:
+        raise Mismatch("other sizes are placed otherwise")
+    program = SizedProgram(
+        sources,
+        (),
+        first,
+        maker.make_mapping([each.names for each in parts]),
+        maker.make_mapping([each.sequences for each in parts]),
+        maker.make([each.arena_tensors for each in parts]),
+        maker.make([each.buffers for each in parts]),
+        compile_source(first.source),
+    )
+    program.sizes = tuple(maker.sizes)
+    program.example = program.at(typical)
+    return program

@@ -1,0 +1,146 @@
+"""Graphs for many sizes: what Graphs of the same ops have in common, and the Graph for any sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from dsjit.ir.graph import Arg, Graph, Node, TensorType, Value, Write, map_values
+from dsjit.ir.polynomial import Polynomial
+from dsjit.ir.template import Fixed, Template, TemplateMaker, fill
+
+__all__ = ["GraphTemplate", "integers_in", "make_graph_template"]
+
+
+@dataclass(frozen=True, slots=True)
+class GraphTemplate:
+    """A Graph whose sizes are polynomials.
+
+    example: one of the Graphs that it was made from. sizes: the open sizes of `structure`.
+    inputs: the types of the inputs, with open sizes.
+    """
+
+    example: Graph
+    structure: Template
+    inputs: tuple[Template, ...]
+    sizes: tuple[Polynomial, ...]
+
+    def at(self, point: Sequence[int]) -> Graph:
+        """The Graph for these sizes."""
+        numbers = [polynomial.at(point) for polynomial in self.sizes]
+        return _build(self.example, fill(self.structure, numbers))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anything depends on the sizes."""
+        return not isinstance(self.structure, Fixed)
+
+    def input_types(self, point: Sequence[int]) -> tuple[TensorType, ...]:
+        """The types of the inputs for these sizes."""
+        numbers = [polynomial.at(point) for polynomial in self.sizes]
+        return tuple([fill(template, numbers) for template in self.inputs])
+
+
+def make_graph_template(graphs: Sequence[Graph], maker: TemplateMaker) -> GraphTemplate:
+    """The template of Graphs that were recorded at the points of `maker.fit`, in that order.
+
+    Raises Mismatch when they differ in more than sizes.
+    """
+    references: dict[int, _Reference] = {}
+    structure = maker.make([_Flat(graph, references).structure(graphs[0]) for graph in graphs])
+    inputs = [
+        maker.make([graph.inputs[number].type for graph in graphs]) for number in range(len(graphs[0].inputs))
+    ]
+    return GraphTemplate(graphs[0], structure, tuple(inputs), tuple(maker.sizes))
+
+
+def integers_in(graph: Graph) -> frozenset[int]:
+    """Every integer among the sizes, strides and arguments of a Graph."""
+    found: set[int] = set()
+
+    def collect(arg: Arg) -> None:
+        if isinstance(arg, tuple):
+            for item in arg:
+                collect(item)
+        elif type(arg) is int:
+            found.add(arg)
+
+    for value in (*graph.inputs, *graph.constants):
+        found.update(value.type.shape, value.type.strides)
+    for node in graph.nodes:
+        collect((node.args, tuple(node.kwargs.values())))
+        for value in node.outputs:
+            found.update(value.type.shape, value.type.strides)
+    return frozenset(found)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Reference:
+    """Stands for the Value that is defined as number `number`. One object for each number."""
+
+    number: int
+
+
+@dataclass(slots=True)
+class _Flat:
+    """A Graph as tuples."""
+
+    graph: Graph
+    references: dict[int, _Reference]
+    numbers: dict[Value, int] = field(default_factory=dict)
+
+    def structure(self, first: Graph) -> tuple[Any, ...]:
+        """first: the Graph whose sources are taken."""
+        graph = self.graph
+        inputs = tuple([self._define(value) for value in graph.inputs])
+        constants = tuple([(self._define(value), tensor) for value, tensor in graph.constants.items()])
+        nodes = tuple([self._node(node) for node in graph.nodes])
+        outputs = tuple([self._refer(value) for value in graph.outputs])
+        writes = tuple([(self._refer(write.target), self._refer(write.value)) for write in graph.writes])
+        return inputs, constants, nodes, outputs, writes
+
+    def _node(self, node: Node) -> tuple[Any, ...]:
+        args = tuple([map_values(arg, self._refer) for arg in node.args])
+        kwargs = tuple([(name, map_values(arg, self._refer)) for name, arg in node.kwargs.items()])
+        outputs = tuple([self._define(value) for value in node.outputs])
+        return node.op, args, kwargs, outputs, node.mutates, node.effect
+
+    def _define(self, value: Value) -> tuple[int, TensorType]:
+        self.numbers[value] = len(self.numbers)
+        return value.id, value.type
+
+    def _refer(self, value: Value) -> _Reference:
+        number = self.numbers[value]
+        return self.references.setdefault(number, _Reference(number))
+
+
+def _build(example: Graph, structure: tuple[Any, ...]) -> Graph:
+    values: list[Value] = []
+
+    def define(described: tuple[int, TensorType]) -> Value:
+        values.append(Value(*described))
+        return values[-1]
+
+    def resolve(arg: Arg) -> Arg:
+        if isinstance(arg, _Reference):
+            return values[arg.number]
+        return tuple([resolve(item) for item in arg]) if isinstance(arg, tuple) else arg
+
+    described_inputs, described_constants, described_nodes, outputs, described_writes = structure
+    inputs = tuple([define(value) for value in described_inputs])
+    constants: Mapping[Value, torch.Tensor] = {define(value): tensor for value, tensor in described_constants}
+    nodes: list[Node] = []
+    for node, (op, args, kwargs, made, mutates, effect) in zip(example.nodes, described_nodes, strict=True):
+        resolved = tuple([resolve(arg) for arg in args])
+        named = {name: resolve(arg) for name, arg in kwargs}
+        nodes.append(Node(op, resolved, named, tuple([define(v) for v in made]), node.source, mutates, effect))
+    writes = tuple(
+        [
+            Write(resolve(target), resolve(value), write.source)
+            for write, (target, value) in zip(example.writes, described_writes, strict=True)
+        ]
+    )
+    return Graph(inputs, tuple(nodes), tuple([resolve(value) for value in outputs]), writes, constants, example.name)

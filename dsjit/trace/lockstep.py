@@ -1,0 +1,301 @@
+"""Runs each torch call of a traced function several times, in step: on the caller's tensors, and on tensors of other
+sizes.
+
+Python sees the first run, the *lead*. The other runs, the *legs*, start from copies of the inputs that are cut or
+repeated to other sizes, and follow call by call. A size that differs between the runs reaches Python as a
+`torch.SymInt`: Python computes with it as with an integer, what it computes is known for each run, and each comparison
+is noted as a condition on the sizes. Where Python insists on a number, the run is abandoned.
+"""
+
+from __future__ import annotations
+
+import operator
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _pop_mode_temporarily
+
+from dsjit.ir.polynomial import PolynomialFit
+from dsjit.trace.recorder import Recorder
+
+__all__ = ["Abandoned", "Lockstep", "SizeNode"]
+
+
+class Abandoned(BaseException):
+    """The function cannot be followed for these sizes: no `Exception`, so that the function does not catch it.
+
+    condition: a condition on the sizes that some point does not meet; None when other points would not help.
+    """
+
+    def __init__(self, reason: str, condition: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.condition = condition
+
+
+class SizeNode:
+    """What is behind a `torch.SymInt` or `torch.SymBool`: a value for each run, and how it comes from the sizes.
+
+    text: a Python expression in s0, s1, ...
+    """
+
+    def __init__(self, run: Lockstep, values: tuple[Any, ...], text: str) -> None:
+        self.run = run
+        self.values = values
+        self.text = text
+
+    # The protocol of torch.fx.experimental.sym_node.
+
+    def is_int(self) -> bool:
+        return type(self.values[0]) is int
+
+    def is_bool(self) -> bool:
+        return type(self.values[0]) is bool
+
+    def is_float(self) -> bool:
+        return False
+
+    def is_symbolic(self) -> bool:
+        return True
+
+    def is_constant(self) -> bool:
+        return False
+
+    def is_nested_int(self) -> bool:
+        return False
+
+    def has_hint(self) -> bool:
+        return True
+
+    def maybe_as_int(self) -> None:
+        return None
+
+    def wrap_int(self, number: int) -> SizeNode:
+        return SizeNode(self.run, (number,) * len(self.values), repr(number))
+
+    def wrap_bool(self, truth: bool) -> SizeNode:
+        return SizeNode(self.run, (truth,) * len(self.values), repr(truth))
+
+    def guard_int(self, file: str, line: int) -> int:
+        return self.int_()
+
+    def guard_bool(self, file: str, line: int) -> bool:
+        return self.bool_()
+
+    def int_(self) -> int:
+        return int(self.run.require_number(self))
+
+    def bool_(self) -> bool:
+        return self.run.decide(self)
+
+    def _graph_repr(self) -> str:
+        return str(self.run.require_number(self))
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "str":
+            return self._graph_repr
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise self.run.abandon(f"the size {self.text} takes part in {name}")
+
+    def _unary(self, function: Callable[[Any], Any], sign: str) -> SizeNode:
+        return SizeNode(self.run, tuple([function(value) for value in self.values]), f"({sign}{self.text})")
+
+    def _binary(self, other: SizeNode, function: Callable[[Any, Any], Any], sign: str) -> SizeNode:
+        if not isinstance(other, SizeNode):
+            raise self.run.abandon(f"the size {self.text} meets a symbol of another tracer")
+        try:
+            values = tuple([function(a, b) for a, b in zip(self.values, other.values, strict=True)])
+        except ZeroDivisionError:
+            raise self.run.abandon(f"the size {self.text} is divided by zero") from None
+        text = f"{sign}({self.text}, {other.text})" if sign.isalpha() else f"({self.text} {sign} {other.text})"
+        return SizeNode(self.run, values, text)
+
+    def neg(self) -> SizeNode:
+        return self._unary(operator.neg, "-")
+
+    def pos(self) -> SizeNode:
+        return self
+
+    def add(self, other: SizeNode) -> SizeNode:
+        return self._binary(other, operator.add, "+")
+
+    def sub(self, other: SizeNode) -> SizeNode:
+        return self._binary(other, operator.sub, "-")
+
+    def mul(self, other: SizeNode) -> SizeNode:
+        return self._binary(other, operator.mul, "*")
+
+    def mod(self, other: SizeNode) -> SizeNode:
+        return self._binary(other, operator.mod, "%")
+
+    def int_floordiv(self, other: SizeNode) -> SizeNode:
+        return self._binary(other, operator.floordiv, "//")
+
+    def sym_max(self, other: SizeNode) -> SizeNode:
+        return self._binary(other, max, "max")
+
+    def sym_min(self, other: SizeNode) -> SizeNode:
+        return self._binary(other, min, "min")
+
+    def eq(self, other: SizeNode) -> SizeNode:
+        return self._binary(other, operator.eq, "==")
+
+    def ne(self, other: SizeNode) -> SizeNode:
+        return self._binary(other, operator.ne, "!=")
+
+    def lt(self, other: SizeNode) -> SizeNode:
+        return self._binary(other, operator.lt, "<")
+
+    def le(self, other: SizeNode) -> SizeNode:
+        return self._binary(other, operator.le, "<=")
+
+    def gt(self, other: SizeNode) -> SizeNode:
+        return self._binary(other, operator.gt, ">")
+
+    def ge(self, other: SizeNode) -> SizeNode:
+        return self._binary(other, operator.ge, ">=")
+
+    def sym_not(self) -> SizeNode:
+        return self._unary(operator.not_, "not ")
+
+
+_UNSIZED: Final = frozenset({torch.Tensor.data_ptr, torch.Tensor.__hash__})
+"""Functions whose integers are no sizes; what they mean for a trace is noted elsewhere."""
+
+
+class Lockstep(TorchFunctionMode):
+    """points: the sizes of each run, of the lead first. legs: a Recorder for each further run.
+
+    resized: by id of an input of the lead, the tensors that the legs take in its place.
+    conditions: what Python asked about sizes, as expressions that were true.
+    """
+
+    def __init__(
+        self,
+        points: Sequence[tuple[int, ...]],
+        legs: Sequence[Recorder],
+        resized: Mapping[int, tuple[torch.Tensor, ...]],
+    ) -> None:
+        super().__init__()
+        self.points = points
+        self.fit = PolynomialFit(tuple(points))
+        self.legs = legs
+        self.resized = resized
+        self.conditions: dict[str, None] = {}
+        self.failed: Abandoned | None = None
+        self._followers: dict[int, tuple[weakref.ref[torch.Tensor], tuple[torch.Tensor, ...]]] = {}
+
+    # -- what Python asks of sizes -------------------------------------------------------------------------------
+
+    def abandon(self, reason: str, condition: str | None = None) -> Abandoned:
+        """The exception to raise; it is kept, in case that somebody catches it."""
+        self.failed = self.failed or Abandoned(reason, condition)
+        return self.failed
+
+    def require_number(self, node: SizeNode) -> Any:
+        if len(set(node.values)) > 1:
+            raise self.abandon(f"the size {node.text} is used as a number")
+        return node.values[0]
+
+    def decide(self, node: SizeNode) -> bool:
+        """The truth of a condition, as the lead sees it; the legs have to agree."""
+        truth = bool(node.values[0])
+        condition = node.text if truth else f"(not {node.text})"
+        if any(bool(value) is not truth for value in node.values):
+            raise self.abandon(f"Python asks whether {node.text}", condition)
+        self.conditions[condition] = None
+        return truth
+
+    # -- calls ---------------------------------------------------------------------------------------------------
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        lead_args, lead_kwargs = self._for_run(args, 0), self._for_run(kwargs, 0)
+        result = function(*lead_args, **lead_kwargs)
+        if self.failed is not None or function in _UNSIZED:
+            return result
+        results = [result]
+        for number, recorder in enumerate(self.legs, start=1):
+            leg_args, leg_kwargs = self._for_run(args, number), self._for_run(kwargs, number)
+            try:
+                with _pop_mode_temporarily(), torch._C.DisableTorchFunction(), recorder:
+                    results.append(function(*leg_args, **leg_kwargs))
+            except Exception as error:
+                name = getattr(function, "__name__", str(function))
+                raise self.abandon(f"{name} fails for the sizes {self.points[number]} ({error})") from None
+        return self._unite(results)
+
+    def _for_run(self, arg: Any, number: int) -> Any:
+        """The argument as run number `number` has it."""
+        if isinstance(arg, torch.Tensor):
+            return arg if number == 0 else self._follower(arg, number)
+        if isinstance(arg, torch.SymInt | torch.SymBool):
+            return arg.node.values[number]
+        kind = type(arg)
+        if kind is slice:
+            return slice(*[self._for_run(part, number) for part in (arg.start, arg.stop, arg.step)])
+        if kind is torch.Size or kind is tuple or kind is list:
+            return kind([self._for_run(item, number) for item in arg])
+        if kind is dict:
+            return {key: self._for_run(item, number) for key, item in arg.items()}
+        return arg
+
+    def _follower(self, tensor: torch.Tensor, number: int) -> torch.Tensor:
+        known = self._followers.get(id(tensor))
+        if known is not None and known[0]() is tensor:
+            return known[1][number - 1]
+        resized = self.resized.get(id(tensor))
+        return tensor if resized is None else resized[number - 1]
+
+    def _unite(self, results: list[Any]) -> Any:
+        """What Python gets: the lead's result, with symbols where sizes differ."""
+        lead = results[0]
+        if isinstance(lead, torch.Tensor):
+            if not all(isinstance(other, torch.Tensor) for other in results):
+                raise self.abandon("a call returns a tensor for some sizes only")
+            if any(other is not lead for other in results[1:]):
+                self._follow(lead, tuple(results[1:]))
+            return lead
+        if isinstance(lead, tuple | list):
+            if any(type(other) is not type(lead) or len(other) != len(lead) for other in results):
+                raise self.abandon("a call returns more or fewer things for other sizes")
+            parts = [self._unite(list(parts)) for parts in zip(*results, strict=True)]
+            if all(new is old for new, old in zip(parts, lead, strict=True)):
+                return lead
+            kind: Any = type(lead)
+            return kind(parts)
+        if type(lead) is int:
+            if all(other == lead for other in results):
+                return lead
+            return torch.SymInt(self._size(tuple(results)))  # type: ignore[no-untyped-call]
+        if type(lead) in (bool, float, complex, str) and any(other != lead for other in results):
+            raise self.abandon(f"a call returns {lead!r} for some sizes and {results[-1]!r} for others")
+        return lead
+
+    def _size(self, values: tuple[int, ...]) -> SizeNode:
+        polynomial = self.fit.find(values)
+        if polynomial is None:
+            raise self.abandon(f"a size is {values[0]}, and by no simple rule something else for other sizes")
+        text = str(polynomial)
+        return SizeNode(self, values, f"({text})" if " " in text else text)
+
+    def _follow(self, lead: torch.Tensor, followers: tuple[torch.Tensor, ...]) -> None:
+        key = id(lead)
+        followers_of = self._followers
+
+        def forget(reference: weakref.ref[torch.Tensor]) -> None:
+            known = followers_of.get(key)
+            if known is not None and known[0] is reference:
+                del followers_of[key]
+
+        followers_of[key] = (weakref.ref(lead, forget), followers)
+
+    def followers(self, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The tensors of the legs for one of the lead."""
+        return tuple([self._follower(tensor, number) for number in range(1, len(self.points))])
