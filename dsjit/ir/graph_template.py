@@ -10,7 +10,7 @@ import torch
 
 from dsjit.ir.graph import Arg, Graph, Node, TensorType, Value, Write, map_values
 from dsjit.ir.polynomial import Polynomial
-from dsjit.ir.template import Fixed, Template, TemplateMaker, fill
+from dsjit.ir.template import Template, TemplateMaker, fill
 
 __all__ = ["GraphTemplate", "integers_in", "make_graph_template"]
 
@@ -32,11 +32,6 @@ class GraphTemplate:
         """The Graph for these sizes."""
         numbers = [polynomial.at(point) for polynomial in self.sizes]
         return _build(self.example, fill(self.structure, numbers))
-
-    @property
-    def is_open(self) -> bool:
-        """Whether anything depends on the sizes."""
-        return not isinstance(self.structure, Fixed)
 
     def input_types(self, point: Sequence[int]) -> tuple[TensorType, ...]:
         """The types of the inputs for these sizes."""

@@ -19,6 +19,8 @@ import llvmlite
 import numpy
 import torch
 
+from dsjit.trace.code_key import CodeKey
+
 __all__ = [
     "code_names",
     "global_names",
@@ -135,7 +137,7 @@ def is_library_code(code: types.CodeType, scope: dict[str, Any]) -> bool:
 
 
 @functools.lru_cache(maxsize=4096)
-def _names(code: _ById) -> tuple[tuple[str, ...], frozenset[str], tuple[str, ...]]:
+def _names(code: CodeKey) -> tuple[tuple[str, ...], frozenset[str], tuple[str, ...]]:
     globals_: dict[str, None] = {}
     imported: dict[str, None] = {}
     names = code.code.co_names
@@ -165,31 +167,16 @@ _PLAIN_GLOBAL: Final = frozenset(
 )
 
 
-class _ById:
-    """A code object that hashes by identity (code objects hash by all they contain, slowly)."""
-
-    __slots__ = ("code",)
-
-    def __init__(self, code: types.CodeType) -> None:
-        self.code = code
-
-    def __hash__(self) -> int:
-        return id(self.code)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ById) and other.code is self.code
-
-
 def global_names(code: types.CodeType) -> tuple[str, ...]:
     """The global (or built-in) names that `code` reads or writes, nested functions not included."""
-    return _names(_ById(code))[0]
+    return _names(CodeKey(code))[0]
 
 
 def code_names(code: types.CodeType) -> frozenset[str]:
     """Every name in `code`: globals, attributes, methods, imported modules."""
-    return _names(_ById(code))[1]
+    return _names(CodeKey(code))[1]
 
 
 def imported_names(code: types.CodeType) -> tuple[str, ...]:
     """The modules that `code` imports, as it names them."""
-    return _names(_ById(code))[2]
+    return _names(CodeKey(code))[2]

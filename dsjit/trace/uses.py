@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Final
 
+from dsjit.trace.code_key import CodeKey
+
 __all__ = ["Load", "Use", "attribute_load", "attribute_loads", "may_add", "name_loads", "stores_name"]
 
 
@@ -257,28 +259,13 @@ def _is_method_load(instruction: dis.Instruction) -> bool:
 
 
 @functools.lru_cache(maxsize=1024)
-def _code(code: _ById) -> _Code:
+def _code(code: CodeKey) -> _Code:
     return _Code(code.code)
-
-
-class _ById:
-    """A code object that hashes by identity (code objects hash by all they contain, slowly)."""
-
-    __slots__ = ("code",)
-
-    def __init__(self, code: types.CodeType) -> None:
-        self.code = code
-
-    def __hash__(self) -> int:
-        return id(self.code)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _ById) and other.code is self.code
 
 
 def attribute_load(code: types.CodeType, offset: int, name: str) -> Load:
     """What `code` does with the attribute `name` that it is reading at `offset` (a frame's `f_lasti`)."""
-    view = _code(_ById(code))
+    view = _code(CodeKey(code))
     number = view.at(offset)
     instruction = view.instructions[number]
     if instruction.opname != "LOAD_ATTR" or instruction.argval != name or _is_method_load(instruction):
@@ -300,7 +287,7 @@ def name_loads(code: types.CodeType, name: str, *, cell: bool) -> tuple[Load, ..
 
 def attribute_loads(code: types.CodeType, name: str) -> tuple[Load, ...]:
     """What `code` does with attributes of this name, at each place that loads one; not where it calls one."""
-    view = _code(_ById(code))
+    view = _code(CodeKey(code))
     found: list[Load] = []
     for number, instruction in enumerate(view.instructions):
         if instruction.opname == "LOAD_SUPER_ATTR" and instruction.argval == name:
@@ -312,7 +299,7 @@ def attribute_loads(code: types.CodeType, name: str) -> tuple[Load, ...]:
 
 def _collect(code: types.CodeType, name: str, cell: bool, found: list[Load]) -> bool:
     """Append the loads and stores of a variable to `found`; False when something else is done with it."""
-    view = _code(_ById(code))
+    view = _code(CodeKey(code))
     for number, instruction in enumerate(view.instructions):
         operation = instruction.opname
         if instruction.argval != name or instruction.opcode in dis.hasconst:
@@ -329,21 +316,21 @@ def _collect(code: types.CodeType, name: str, cell: bool, found: list[Load]) -> 
 
 def stores_name(code: types.CodeType, name: str) -> bool:
     """Whether `code`, or a function defined in it, may store a global or a closure variable of this name."""
-    return name in _stored(_ById(code))
+    return name in _stored(CodeKey(code))
 
 
 def may_add(code: types.CodeType, name: str) -> bool:
     """A quick look whether `code` may put something into an attribute's value or add to it."""
-    marks = _marks(_ById(code))
+    marks = _marks(CodeKey(code))
     return name in marks.attributes or marks.puts or "append" in code.co_names
 
 
 @functools.lru_cache(maxsize=4096)
-def _stored(code: _ById) -> frozenset[str]:
+def _stored(code: CodeKey) -> frozenset[str]:
     found = set(_marks(code).variables)
     for constant in code.code.co_consts:
         if isinstance(constant, types.CodeType):
-            found |= _stored(_ById(constant))
+            found |= _stored(CodeKey(constant))
     return frozenset(found)
 
 
@@ -357,7 +344,7 @@ class _Marks:
 
 
 @functools.lru_cache(maxsize=4096)
-def _marks(by_id: _ById) -> _Marks:
+def _marks(by_id: CodeKey) -> _Marks:
     code, raw = by_id.code, by_id.code.co_code
     present = set(raw[::2])
     attributes: set[str] = set()
