@@ -20,14 +20,18 @@ from dsjit.api.parts import outermost_callables
 from dsjit.api.session import Session
 from dsjit.api.stats import Counters
 from dsjit.api.trace_tree import Leaf, Miss, Step, TraceTree, TreeFull, plant
+from dsjit.api.training import make_training
 from dsjit.codegen.interpret import InterpretedProgram
 from dsjit.codegen.sized_program import SizeSource
 from dsjit.config import Options
 from dsjit.dump import open_dump
 from dsjit.errors import BackendError, CaptureError, DsjitWarning
 from dsjit.ir.graph import UNKNOWN_SOURCE, Graph, Source
+from dsjit.ir.joint_graph import JointGraph
 from dsjit.ir.structure_graph import graph_structure
 from dsjit.ir.template import Mismatch, fill
+from dsjit.passes.partition import partition
+from dsjit.passes.pipeline import JOINT_PASSES, run_passes
 from dsjit.passes.reference import run_reference
 from dsjit.trace.capture import Capture, capture
 from dsjit.trace.guards import Guard
@@ -165,7 +169,8 @@ class Jitted:
             return captured.result
         self.counters.calls_traced += 1
         try:
-            if missed is not None or not self._compile_open(captured, timer, args, kwargs):
+            may_open = missed is None and captured.joint is None
+            if not (may_open and self._compile_open(captured, timer, args, kwargs)):
                 self._compile(captured, timer, missed)
         except BackendError as error:
             sources = [node.source for segment in captured.segments for node in segment.graph.nodes]
@@ -222,7 +227,7 @@ class Jitted:
         finish = _finisher(captured)
 
         def build(segment: Segment) -> Step:
-            return self._build(segment, timer)
+            return self._build(segment, timer) if captured.joint is None else self._train(captured.joint, timer)
 
         with _no_collection():
             if missed is not None:
@@ -284,15 +289,43 @@ class Jitted:
         return compilation
 
     def _build(self, segment: Segment, timer: StageTimer) -> Step:
-        """Compile a segment, or find that an equal one was compiled before."""
+        compilation = self._compile_graph(segment.graph, timer)
+        run: Callable[[Sequence[torch.Tensor]], list[torch.Tensor]] = compilation.program
+        if self._options.backend == "eager":
+            run = functools.partial(_run_eagerly, compilation.captured)
+        elif self._options.backend == "interpreter":
+            run = InterpretedProgram(compilation.optimized, compilation.steps, compilation.plan.views)
+        return Step(segment, compilation, run)
+
+    def _train(self, joint: JointGraph, timer: StageTimer) -> Step:
+        """Compile a forward now, and its backward when it is first wanted."""
+        session = self._session
+        structure = (self._options.numerics, graph_structure(joint.graph), joint.key)
+        training = session.trainings.get(structure)
+        if training is None:
+            with timer.stage("passes"):
+                simple = run_passes(joint.graph, check=session.environment.check, passes=JOINT_PASSES)
+            with timer.stage("partition"):
+                halves = partition(replace(joint, graph=simple))
+            forward = self._compile_graph(halves.forward, timer)
+            training = make_training(joint, halves, forward, self._compile_backward)
+            session.trainings[structure] = training
+        return Step(Segment(training.partition.forward, None), training.forward, training)
+
+    def _compile_backward(self, graph: Graph) -> Compilation:
+        with self._lock, _no_collection():
+            return self._compile_graph(graph, StageTimer())
+
+    def _compile_graph(self, graph: Graph, timer: StageTimer) -> Compilation:
+        """Compile a Graph, or find that an equal one was compiled before."""
         session, counters = self._session, self.counters
-        structure = (self._options.numerics, graph_structure(segment.graph))
+        structure = (self._options.numerics, graph_structure(graph))
         compilation = session.programs.get(structure)
         if compilation is None:
             dump = open_dump(session.environment.dump, self._name) if session.environment.dump else None
             counters.compiles += 1
             compilation = compile_graph(
-                segment.graph, self._options.numerics, session.environment, session.kernels, timer, dump
+                graph, self._options.numerics, session.environment, session.kernels, timer, dump
             )
             session.programs[structure] = compilation
             counters.kernels_generated += compilation.generated
@@ -301,12 +334,7 @@ class Jitted:
             counters.programs_reused += 1
             counters.kernels_reused += len(compilation.kernels)
         self._count_ops(compilation)
-        run: Callable[[Sequence[torch.Tensor]], list[torch.Tensor]] = compilation.program
-        if self._options.backend == "eager":
-            run = functools.partial(_run_eagerly, compilation.captured)
-        elif self._options.backend == "interpreter":
-            run = InterpretedProgram(compilation.optimized, compilation.steps, compilation.plan.views)
-        return Step(segment, compilation, run)
+        return compilation
 
     def _count_ops(self, compilation: Compilation) -> None:
         self.counters.ops_in_kernels += sum(len(kernel.nodes) for kernel in compilation.kernels)

@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 from dsjit.api.compile import Compilation
 from dsjit.api.open_calls import SizeMarks
 from dsjit.api.stats import Registry
+from dsjit.api.training import Training
 from dsjit.codegen.llvm.engine import KernelCache
 from dsjit.config import Environment
 
@@ -21,12 +22,13 @@ __all__ = ["Session"]
 class Session:
     """Shared state, handed to each jitted object when it is made.
 
-    programs: by numerics and structure, as long as they are used.
+    programs, trainings: by numerics and structure, as long as they are used.
     """
 
     environment: Environment
     kernels: KernelCache = field(default_factory=KernelCache)
     programs: WeakValueDictionary[Hashable, Compilation] = field(default_factory=WeakValueDictionary)
+    trainings: WeakValueDictionary[Hashable, Training] = field(default_factory=WeakValueDictionary)
     registry: Registry = field(default_factory=Registry)
     marks: SizeMarks = field(default_factory=SizeMarks)
     local: threading.local = field(default_factory=threading.local)

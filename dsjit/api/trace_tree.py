@@ -18,6 +18,7 @@ from typing import Any, Final, TypeAlias
 import torch
 
 from dsjit.api.compile import Compilation
+from dsjit.api.training import Training
 from dsjit.ir.graph import TensorType, Value
 from dsjit.ir.structure_graph import graph_structure
 from dsjit.ops.generator import generator_state, set_generator_state
@@ -64,6 +65,11 @@ class Step:
     segment: Segment
     compilation: Compilation
     run: Runner
+
+    @property
+    def compilations(self) -> tuple[Compilation, ...]:
+        """The program's, and those of its backward."""
+        return self.run.compilations if isinstance(self.run, Training) else (self.compilation,)
 
 
 @dataclass(slots=True, eq=False)
@@ -139,7 +145,8 @@ class TraceTree:
     def compilations(self) -> tuple[Compilation, ...]:
         """Every program of the tree, once."""
         steps = [*(branch.step for branch in self.branches), *(leaf.step for leaf in self.leaves)]
-        return tuple({id(step.compilation): step.compilation for step in steps}.values())
+        found = [compilation for step in steps for compilation in step.compilations]
+        return tuple({id(compilation): compilation for compilation in found}.values())
 
     def walk(self, inputs: Sequence[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The Leaf that the call came to, what its program took and what it returned; or a Miss.

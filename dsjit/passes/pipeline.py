@@ -18,7 +18,7 @@ from dsjit.passes.hoist_matmul import hoist_matmul
 from dsjit.passes.simplify import simplify
 from dsjit.passes.split_reductions import split_reductions
 
-__all__ = ["PASSES", "SIZED_PASSES", "Pass", "run_passes"]
+__all__ = ["JOINT_PASSES", "PASSES", "SIZED_PASSES", "Pass", "run_passes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,21 @@ PASSES: Final[tuple[Pass, ...]] = (
 
 SIZED_PASSES: Final = tuple(each for each in PASSES if each.run is not fold_constants)
 """For a Graph that stands for many sizes: what depends on sizes alone is another constant for each."""
+
+
+JOINT_PASSES: Final[tuple[Pass, ...]] = (
+    # Before a forward and a backward are cut apart: what is pointwise must show, and equal nodes must be one.
+    Pass("dce", eliminate_dead_code),
+    Pass("simplify", simplify),
+    Pass("cse", eliminate_common_subexpressions),
+    Pass("decompose", decompose),
+    Pass("simplify", simplify),
+    Pass("drop_copies", drop_copies),
+    Pass("simplify", simplify),
+    Pass("cse", eliminate_common_subexpressions),
+    Pass("dce", eliminate_dead_code),
+)
+"""For a Graph of forward and backward; both halves go through PASSES later."""
 
 
 def run_passes(

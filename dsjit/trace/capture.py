@@ -12,10 +12,12 @@ import torch
 
 from dsjit.errors import CaptureError
 from dsjit.ir.graph import Graph, Value
+from dsjit.ir.joint_graph import JointGraph
 from dsjit.trace.effects import Effect
 from dsjit.trace.events import Event
 from dsjit.trace.facts import TensorOf
 from dsjit.trace.guards import Guard
+from dsjit.trace.joint import carries_gradients, record_joint
 from dsjit.trace.journal import Journal
 from dsjit.trace.memory import CannotTrace, RootView
 from dsjit.trace.observe import Observer
@@ -38,6 +40,7 @@ class Capture:
     guard: when the segments (or, without them, the verdict) hold again; None when that cannot be told.
     inputs: ids of the Values that the guard's tensors are, in its order. recipe: for the result and the effects.
     tensors: the inputs, with their paths, and what they were. observer: of the call, which knows its effects.
+    joint: forward and backward, where gradients are wanted; the only segment is then this Graph.
     """
 
     result: Any
@@ -48,6 +51,7 @@ class Capture:
     recipe: Recipe | None = None
     tensors: tuple[tuple[Path, torch.Tensor, TensorOf], ...] = ()
     observer: Observer | None = None
+    joint: JointGraph | None = None
 
 
 def capture(
@@ -110,6 +114,7 @@ def _finish(result: Any, observer: Observer, recorder: Recorder, journal: Journa
     description = describe(result, observer, recorder, journal.events)
     numbers.pin_unaccounted(description.maker.references_to_numbers(_held(result, observer.effects)))
     ended = conclude(recorder, description.maker.tensors, name)
+    joint = ended.joint
     inputs = recorder.memory.inputs
     paths = [observer.path_of(tensor) for _, tensor in inputs]
     assert all(path is not None for path in paths)
@@ -117,7 +122,7 @@ def _finish(result: Any, observer: Observer, recorder: Recorder, journal: Journa
     ids = tuple(value.id for value, _ in inputs)
     wanted = {id(tensor) for _, tensor in inputs}
     tensors = tuple([met for met in observer.tensors_met() if id(met[1]) in wanted])
-    return Capture(result, (), guard, ids, ended.segments, description.recipe(ended.returned), tensors, observer)
+    return Capture(result, (), guard, ids, ended.segments, description.recipe(ended.returned), tensors, observer, joint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,10 +168,14 @@ class Conclusion:
     segments: tuple[Segment, ...]
     returned: tuple[Returned, ...]
     written: frozenset[int]
+    joint: JointGraph | None = None
 
 
 def conclude(recorder: Recorder, items: Sequence[torch.Tensor | float], name: str) -> Conclusion:
     """The end of a recording, whose result and effects hold `items`. Raises CannotTrace."""
+    if carries_gradients(recorder, items):
+        joint, ways, changed = record_joint(recorder, items, name)
+        return Conclusion((Segment(joint.graph, None),), ways, changed, joint)
     roots = [recorder.locate(item) for item in items]
     inputs = recorder.memory.inputs
     value_of = {id(tensor): value for value, tensor in inputs}

@@ -27,6 +27,7 @@ def _escapes() -> dict[Any, str]:
         "__reduce_ex__": "it is pickled",
         "__deepcopy__": "it is deep-copied",
         "register_hook": "a gradient hook is registered on it",
+        "retain_grad": "its gradient is to be kept",
         "requires_grad_": "its requires_grad is changed",
         "backward": "gradients are computed",
     }

@@ -62,11 +62,6 @@ class RootView:
     view: tuple[tuple[int, ...], tuple[int, ...], int] | None
 
 
-def _require_no_gradient(tensor: torch.Tensor) -> None:
-    if tensor.requires_grad and torch.is_grad_enabled():
-        raise CannotTrace("gradients are wanted, and training is not compiled: call it under torch.no_grad()")
-
-
 def tensor_type(t: torch.Tensor) -> TensorType:
     return TensorType(tuple(t.shape), t.dtype, t.stride(), t.device)
 
@@ -75,6 +70,7 @@ class Memory:
     """Reads and writes of tensors, as Values; appends the Nodes that views and writes take to `nodes`.
 
     is_known: whether an outside tensor can be found again by a path from the function's roots.
+    wants_gradients: whether an outside tensor that requires a gradient was read in grad mode.
     inputs: the outside tensors that were read, with their Values, in order. returned: by memory, the tensor object that
         was located first.
     """
@@ -88,6 +84,7 @@ class Memory:
         self.storages: dict[int, Storage] = {}
         self.returned: dict[int, int] = {}
         self.count = 0
+        self.wants_gradients = False
 
     def read(self, tensor: torch.Tensor) -> Value:
         """The SSA value of what `tensor` holds now; raises CannotTrace when it cannot be part of a Graph."""
@@ -95,7 +92,7 @@ class Memory:
         if record is None:
             record = self._meet(tensor)
         elif record.storage.input is not None:
-            _require_no_gradient(tensor)
+            self._note_gradient(tensor)
         return self._refresh(record, tensor)
 
     def lookup(self, tensor: torch.Tensor) -> TracedTensor | None:
@@ -146,7 +143,7 @@ class Memory:
             raise CannotTrace(
                 "a tensor of unknown origin is used: it is no argument, attribute, global or closure variable"
             )
-        _require_no_gradient(tensor)
+        self._note_gradient(tensor)
         value = self.fresh(tensor_type(tensor))
         self.inputs.append((value, tensor))
         if storage is not None:
@@ -158,6 +155,10 @@ class Memory:
             self.tensors[id(tensor)] = record
             return record
         return self.remember_root(tensor, value, tensor)
+
+    def _note_gradient(self, tensor: torch.Tensor) -> None:
+        if tensor.requires_grad and torch.is_grad_enabled():
+            self.wants_gradients = True
 
     def _require_plain(self, tensor: torch.Tensor) -> None:
         if type(tensor) is not torch.Tensor and type(tensor) is not torch.nn.Parameter:

@@ -35,6 +35,9 @@ __all__ = ["Recorder", "Untraceable"]
 
 aten = torch.ops.aten
 
+_sequence_number = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]
+"""The number that autograd's next node will get; that of the op that is running was made just before."""
+
 
 @dataclass(frozen=True, slots=True)
 class Untraceable:
@@ -51,6 +54,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     is_known: whether an outside tensor can be found again by a path from the function's roots.
     may_hand_out: whether traced numbers may be given to Python now (see `trace.numbers`).
     pauses: to be called before and after the recorder's own work, for those who watch the user's code.
+    at: the line to which ops belong, when it is not the one that is running. forward_sources: the lines of autograd's
+        nodes, by their numbers.
     escapes, generator: to be active around the recorder; they notice content that leaves the tensor world, and what
         is done to the state of the random generator.
     """
@@ -70,6 +75,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.looks: list[Look] = []
         self.problems: list[Untraceable] = []
         self.replacing = False
+        self.at: Source | None = None
+        self.forward_sources: dict[int, Source] = {}
         self.numbers = Numbers(self, may_hand_out)
         self.escapes = EscapeWatch(self._on_escape, _unwatched(self._on_look), self._on_item)
         self.generator = GeneratorWatch(_unwatched(self._on_generator))
@@ -95,7 +102,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         self.pause()
         try:
-            return self._run(func, args, kwargs, self.sources.current(2), facts.foreign)
+            source = self.at or self.sources.current(2)
+            if torch.is_grad_enabled():
+                self.forward_sources.setdefault(_sequence_number() - 1, source)
+            return self._run(func, args, kwargs, source, facts.foreign)
         finally:
             self.resume()
 

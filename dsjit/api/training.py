@@ -1,0 +1,146 @@
+"""A compiled function whose results carry gradients: two Programs behind one autograd node."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from dsjit.api.compile import Compilation
+from dsjit.ir.graph import Graph, TensorType
+from dsjit.ir.joint_graph import JointGraph
+from dsjit.passes.partition import Partition
+from dsjit.passes.undefined_gradients import without_gradients
+
+__all__ = ["Training", "make_training"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Backward:
+    """run: from what is kept and the defined gradients of results to gradients. places: of each distinct gradient among
+    those; None when it is undefined."""
+
+    run: Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
+    places: tuple[int | None, ...]
+    compilation: Compilation
+
+
+@dataclass(slots=True, eq=False, weakref_slot=True)
+class Training:
+    """forward: from the inputs to the results, and then to what is kept besides inputs and results.
+
+    kept_inputs, kept_results: numbers of what is kept, too. order: of the backward's inputs among kept inputs, kept
+    results, and the rest. tangents: types of the gradients of results. gradients: for each input, the number of its
+    gradient among the distinct ones.
+    compile: a backward Graph. backwards: by which gradients of results are defined, compiled when first wanted.
+    """
+
+    forward: Compilation
+    joint: JointGraph
+    partition: Partition
+    compile: Callable[[Graph], Compilation]
+    kept_inputs: tuple[int, ...]
+    kept_results: tuple[int, ...]
+    order: tuple[int, ...]
+    tangents: tuple[TensorType, ...]
+    undifferentiated: tuple[int, ...]
+    backwards: dict[tuple[bool, ...], _Backward] = field(default_factory=dict)
+
+    def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The results, as autograd knows them."""
+        return list(_Node.apply(self, *inputs))  # type: ignore[no-untyped-call]
+
+    @property
+    def compilations(self) -> tuple[Compilation, ...]:
+        """The forward, and the backwards that were wanted so far."""
+        return (self.forward, *(each.compilation for each in self.backwards.values()))
+
+    def backward(self, defined: tuple[bool, ...]) -> _Backward:
+        """The backward for these gradients of results."""
+        found = self.backwards.get(defined)
+        if found is None:
+            graph = self.partition.backward
+            tangents = graph.inputs[len(self.partition.kept) :]
+            missing = [value for value, there in zip(tangents, defined, strict=True) if not there]
+            if missing:
+                graph, places = without_gradients(graph, tangents, missing)
+            else:
+                places = tuple(range(len(graph.outputs)))
+            compilation = self.compile(graph)
+            found = self.backwards[defined] = _Backward(compilation.program, places, compilation)
+        return found
+
+    def run_backward(
+        self, kept: Sequence[torch.Tensor], tangents: Sequence[torch.Tensor | None]
+    ) -> list[torch.Tensor | None]:
+        """The gradients of all inputs. tangents: of the differentiated results, in order."""
+        backward = self.backward(tuple([tangent is not None for tangent in tangents]))
+        given = [
+            _laid_out(tangent, type_)
+            for tangent, type_ in zip(tangents, self.tangents, strict=True)
+            if tangent is not None
+        ]
+        found = backward.run([*(kept[number] for number in self.order), *given])
+        distinct = [None if place is None else found[place] for place in backward.places]
+        return [None if number is None else distinct[number] for number in self.joint.gradients]
+
+
+def make_training(
+    joint: JointGraph, partition: Partition, forward: Compilation, compile: Callable[[Graph], Compilation]
+) -> Training:
+    """forward: compiled from `partition.forward`. compile: compiles a backward."""
+    primals = {value: number for number, value in enumerate(partition.forward.inputs)}
+    results = {value: number for number, value in enumerate(partition.forward.outputs[: joint.results])}
+    inputs = [value for value in partition.kept if value in primals and value in partition.shared]
+    outputs = [value for value in partition.kept if value in results and value in partition.shared]
+    rest = [value for value in partition.kept if value not in partition.shared]
+    place = {value: number for number, value in enumerate((*inputs, *outputs, *rest))}
+    tangents = partition.backward.inputs[len(partition.kept) :]
+    return Training(
+        forward,
+        joint,
+        partition,
+        compile,
+        tuple([primals[value] for value in inputs]),
+        tuple([results[value] for value in outputs]),
+        tuple([place[value] for value in partition.kept]),
+        tuple([value.type for value in tangents]),
+        tuple([number for number in range(joint.results) if number not in joint.differentiated]),
+    )
+
+
+def _laid_out(tangent: torch.Tensor, type_: TensorType) -> torch.Tensor:
+    """Autograd hands over gradients with any strides (expanded ones, say)."""
+    if tangent.stride() == type_.strides:
+        return tangent
+    return torch.empty_strided(type_.shape, type_.strides, dtype=type_.dtype, device=type_.device).copy_(tangent)
+
+
+class _Node(torch.autograd.Function):
+    """Between the inputs and the results of one call."""
+
+    @staticmethod
+    def forward(ctx: Any, training: Training, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        outputs = training.forward.program(inputs)
+        count = training.joint.results
+        results = outputs[:count]
+        ctx.training = training
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(
+            *[inputs[number] for number in training.kept_inputs],
+            *[results[number] for number in training.kept_results],
+            *outputs[count:],
+        )
+        if training.undifferentiated:
+            ctx.mark_non_differentiable(*[results[number] for number in training.undifferentiated])
+        return tuple(results)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *tangents: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        training: Training = ctx.training
+        wanted = [tangents[number] for number in training.joint.differentiated]
+        return (None, *training.run_backward(ctx.saved_tensors, wanted))

@@ -1,0 +1,209 @@
+"""Cuts a joint Graph into a forward and a backward.
+
+Why: eager keeps whatever the formulas of the backward read. Much of that is a few pointwise ops away from something
+that is kept anyway, and such ops are free inside a fused backward kernel. What to keep is a minimum cut: values are
+edges that weigh their bytes, from what cannot be computed again (products, convolutions, reductions, random numbers)
+to what the backward reads (Jain et al., "Checkmate", MLSys 2020, states the problem; for graphs whose inner nodes are
+free to recompute it is a minimum cut).
+
+The network falls into small pieces, as what cannot be computed again separates them.
+
+Before (b the gradient of the result):
+    def graph(x0: f32[4, 8], x1: f32[8, 8], b2: f32[4, 8]):
+        t3 = aten.mm.default(x0, x1)
+        t4 = aten.exp.default(t3)
+        t5 = aten.sin.default(t4)
+        t6 = aten.cos.default(t4)
+        t7 = aten.mul.Tensor(b2, t6)
+        t8 = aten.mul.Tensor(t7, t4)
+        return t5, t8
+After:
+    def forward(x0: f32[4, 8], x1: f32[8, 8]):
+        t3 = aten.mm.default(x0, x1)
+        t4 = aten.exp.default(t3)
+        t5 = aten.sin.default(t4)
+        return t5, t4
+    def backward(t4: f32[4, 8], b2: f32[4, 8]):
+        t6 = aten.cos.default(t4)
+        t7 = aten.mul.Tensor(b2, t6)
+        t8 = aten.mul.Tensor(t7, t4)
+        return t8
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from typing import Final
+
+import networkx
+import torch
+
+from dsjit.ir.graph import Graph, Node, Value
+from dsjit.ir.joint_graph import JointGraph
+from dsjit.ops.properties import is_reproducible, shares_memory
+from dsjit.ops.row import Pointwise, View
+from dsjit.ops.table import rule_of
+from dsjit.passes.dce import eliminate_dead_code
+from dsjit.passes.rewrite import inputs_of
+
+__all__ = ["Partition", "partition"]
+
+ALIVE_ANYWAY: Final = 0.01
+"""What a byte weighs that the caller holds as well (an argument, a result)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """forward: from the primals to the results and then to what is `kept`. backward: from what is kept and the
+    gradients of results to the distinct gradients.
+
+    kept: in the order in which the backward takes it. shared: primals and results that may be kept as they are; the
+        forward returns copies of others, as the caller may write to them.
+    """
+
+    forward: Graph
+    backward: Graph
+    kept: tuple[Value, ...]
+    shared: frozenset[Value]
+
+
+def partition(joint: JointGraph) -> Partition:
+    """The two Graphs; `joint.graph` should have been simplified before."""
+    graph = joint.graph
+    primals, tangents = graph.inputs[: joint.primals], graph.inputs[joint.primals :]
+    results, gradients = graph.outputs[: joint.results], graph.outputs[joint.results :]
+    late = _depending_on(graph, tangents)
+    needed = _needed(graph, late, gradients)
+    shared = {primals[number] for number in joint.keepable_primals} - {write.target for write in graph.writes}
+    shared |= {results[number] for number in joint.keepable_results}
+    kept = _Cut(graph, shared).minimum(needed)
+    order = {value: number for number, value in enumerate(graph.inputs)}
+    order |= {value: len(order) + number for number, node in enumerate(graph.nodes) for value in node.outputs}
+    ordered = tuple(sorted(kept, key=lambda value: order[value]))
+    early = [node for node in graph.nodes if late.isdisjoint(node.outputs)]
+    rest = [value for value in ordered if value not in shared]
+    copies = _copies(graph, [value for value in rest if value in primals or value in results])
+    early += copies.values()
+    outputs = (*results, *(copies[value].output if value in copies else value for value in rest))
+    forward = Graph(primals, tuple(early), outputs, graph.writes, graph.constants, graph.name)
+    again = _nodes_after(graph, kept, gradients)
+    backward = Graph((*ordered, *tangents), again, gradients, (), graph.constants, f"{graph.name}_backward")
+    backward = _own_outputs(eliminate_dead_code(backward), len(ordered))
+    return Partition(eliminate_dead_code(forward), backward, ordered, frozenset(shared))
+
+
+def _depending_on(graph: Graph, values: Iterable[Value]) -> set[Value]:
+    found = set(values)
+    for node in graph.nodes:
+        if not found.isdisjoint(inputs_of(node)):
+            found.update(node.outputs)
+    return found
+
+
+def _needed(graph: Graph, late: set[Value], gradients: Iterable[Value]) -> list[Value]:
+    """What the nodes that depend on gradients read, and gradients that depend on none."""
+    found = {value: None for value in gradients if value not in late}
+    for node in graph.nodes:
+        if not late.isdisjoint(node.outputs):
+            found.update((value, None) for value in inputs_of(node) if value not in late)
+    return [value for value in found if value not in graph.constants]
+
+
+def can_compute_again(node: Node) -> bool:
+    """Whether the node costs next to nothing inside a fused kernel, and gives the same bits a second time."""
+    if not is_reproducible(node):
+        return False
+    return shares_memory(node.op) or isinstance(rule_of(node), Pointwise | View)
+
+
+class _Cut:
+    """shared: what the caller holds, and may be kept without a copy."""
+
+    def __init__(self, graph: Graph, shared: set[Value]) -> None:
+        self.graph = graph
+        self.shared = shared
+        self.producers = graph.producers()
+
+    def minimum(self, needed: Collection[Value]) -> set[Value]:
+        """What to keep, so that all that is `needed` can be computed from it; of equal choices, that nearest to what
+        is needed: the least is computed again."""
+        network = self._network(needed)
+        kept: set[Value] = set()
+        for piece in networkx.weakly_connected_components(_without_ends(network)):
+            kept |= _cut_piece(network.subgraph([*piece, "end", "source"]), piece)
+        return kept
+
+    def _network(self, needed: Collection[Value]) -> networkx.DiGraph:
+        """Edges run from what is needed to where it comes from: the cut nearest to the start is nearest to that."""
+        network = networkx.DiGraph()
+        network.add_nodes_from(("end", "source"))
+        stack = list(needed)
+        seen = set(stack)
+        for value in needed:
+            network.add_edge("end", (value, "out"))
+        while stack:
+            value = stack.pop()
+            weight = self._weight(value)
+            if weight is None:
+                network.add_edge((value, "out"), (value, "in"))
+            else:
+                network.add_edge((value, "out"), (value, "in"), capacity=weight)
+            node = self.producers.get(value)
+            if node is None or not can_compute_again(node):
+                network.add_edge((value, "in"), "source")
+                continue
+            for before in inputs_of(node):
+                if before in self.graph.constants:
+                    continue
+                network.add_edge((value, "in"), (before, "out"))
+                if before not in seen:
+                    seen.add(before)
+                    stack.append(before)
+        return network
+
+    def _weight(self, value: Value) -> float | None:
+        """What it costs to keep the value; None when it may not be kept."""
+        node = self.producers.get(value)
+        if node is not None and shares_memory(node.op):
+            return None
+        return 1 + value.type.nbytes * (ALIVE_ANYWAY if value in self.shared else 1)
+
+
+def _without_ends(network: networkx.DiGraph) -> networkx.DiGraph:
+    return network.subgraph([node for node in network if node not in ("end", "source")])
+
+
+def _cut_piece(network: networkx.DiGraph, piece: Collection[tuple[Value, str]]) -> set[Value]:
+    if not network.in_degree("source"):
+        return set()  # made of nothing but constants
+    _, (near, _) = networkx.minimum_cut(network, "end", "source")
+    return {value for value, side in piece if side == "out" and (value, "out") in near and (value, "in") not in near}
+
+
+def _nodes_after(graph: Graph, kept: Collection[Value], gradients: Iterable[Value]) -> tuple[Node, ...]:
+    """The nodes that lead from `kept` and the gradients of results to `gradients`."""
+    wanted = {value for value in gradients if value not in kept}
+    found: list[Node] = []
+    for node in reversed(graph.nodes):
+        if not wanted.isdisjoint(node.outputs):
+            found.append(node)
+            wanted.update(value for value in inputs_of(node) if value not in kept)
+    return tuple(reversed(found))
+
+
+def _copies(graph: Graph, values: Iterable[Value]) -> dict[Value, Node]:
+    number = graph.next_id()
+    kwargs = {"memory_format": torch.preserve_format}
+    return {
+        value: Node(torch.ops.aten.clone.default, (value,), kwargs, (Value(number + place, value.type),))
+        for place, value in enumerate(dict.fromkeys(values))
+    }
+
+
+def _own_outputs(backward: Graph, kept: int) -> Graph:
+    """A gradient that is something kept is copied: the caller may write to it."""
+    inputs = set(backward.inputs[:kept])
+    copies = _copies(backward, [value for value in backward.outputs if value in inputs])
+    outputs = tuple([copies[value].output if value in copies else value for value in backward.outputs])
+    return replace(backward, nodes=(*backward.nodes, *copies.values()), outputs=outputs)

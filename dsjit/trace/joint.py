@@ -1,0 +1,139 @@
+"""After a call whose results carry gradients: its forward and backward as one JointGraph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from dsjit.ir.graph import Graph, Node, Value
+from dsjit.ir.joint_graph import JointGraph
+from dsjit.ops.properties import shares_memory
+from dsjit.trace.backward import walk_backward
+from dsjit.trace.memory import CannotTrace, tensor_type
+from dsjit.trace.recorder import Recorder
+from dsjit.trace.replay import Returned
+
+__all__ = ["carries_gradients", "record_joint"]
+
+
+def carries_gradients(recorder: Recorder, items: Iterable[torch.Tensor | float]) -> bool:
+    """Whether a result, or what is left in an input, requires a gradient."""
+    memory = recorder.memory
+    if not memory.wants_gradients:
+        return False
+    written = {write.target for write in memory.writes()}
+    changed = [tensor for value, tensor in memory.inputs if value in written]
+    return any(isinstance(item, torch.Tensor) and item.requires_grad for item in (*items, *changed))
+
+
+def record_joint(
+    recorder: Recorder, items: Sequence[torch.Tensor | float], name: str
+) -> tuple[JointGraph, tuple[Returned, ...], frozenset[int]]:
+    """The JointGraph, how each of `items` is obtained, and the inputs, by number, that the call writes.
+
+    Runs the backward once, on gradients of zeros. Raises CannotTrace.
+    """
+    _require_straight(recorder)
+    memory = recorder.memory
+    inputs = [tensor for _, tensor in memory.inputs]
+    primals = tuple([value for value, _ in memory.inputs])
+    results, returned = _results(recorder, items, primals)
+    writes = memory.writes()
+    written = {write.target for write in writes}
+    if any(tensor.requires_grad for value, tensor in memory.inputs if value in written):
+        raise CannotTrace("a tensor that requires a gradient is written to in place")
+    differentiated = tuple([number for number, (_, t) in enumerate(results) if t is not None and t.requires_grad])
+    targets = [t for _, t in results if t is not None and t.requires_grad]
+    start = len(memory.nodes)
+    with torch.no_grad():
+        tangents = [_zeros(target) for target in targets]
+        for tangent in tangents:
+            memory.remember_root(tangent, memory.fresh(tensor_type(tangent)))
+        tangent_values = tuple([memory.read(tangent) for tangent in tangents])
+        recorder.pause = recorder.resume = _nothing  # the user's code is not running, and nobody watches it
+        with recorder:
+            found = walk_backward(recorder, targets, tangents, inputs)
+        recorder.at = None
+        if recorder.problems:
+            raise CannotTrace(recorder.problems[0].reason)
+        gradients = [None if gradient is None else memory.read(gradient) for gradient in found]
+    _require_straight(recorder)
+    backward = memory.nodes[start:]
+    if any(node.effect for node in backward):
+        raise CannotTrace("random numbers are drawn while gradients are computed")
+    distinct = tuple(dict.fromkeys(gradient for gradient in gradients if gradient is not None))
+    values = tuple([value for value, _ in results])
+    graph = Graph(
+        (*primals, *tangent_values), tuple(memory.nodes), (*values, *distinct), writes, dict(recorder.constants), name
+    )
+    kept = _kept(memory.nodes, backward)
+    joint = JointGraph(
+        graph,
+        len(primals),
+        len(values),
+        differentiated,
+        tuple([None if gradient is None else distinct.index(gradient) for gradient in gradients]),
+        frozenset([number for number, value in enumerate(primals) if value in kept]),
+        frozenset([number for number, value in enumerate(values) if value in kept]),
+    )
+    return joint, returned, frozenset([number for number, value in enumerate(primals) if value in written])
+
+
+def _require_straight(recorder: Recorder) -> None:
+    if recorder.looks or recorder.escapes.on_call is not None:
+        raise CannotTrace("gradients are wanted, and Python looks at what tensors hold: call it under torch.no_grad()")
+
+
+def _results(
+    recorder: Recorder, items: Sequence[torch.Tensor | float], primals: tuple[Value, ...]
+) -> tuple[list[tuple[Value, torch.Tensor | None]], tuple[Returned, ...]]:
+    """What the forward has to return, with its tensors, and how each of `items` comes from it."""
+    found: dict[Value, torch.Tensor | None] = {}
+    returned: list[Returned] = []
+    storages: dict[int, bool] = {}
+    for item in items:
+        root = recorder.locate(item)
+        if root.input is not None:
+            assert isinstance(item, torch.Tensor)
+            if item.requires_grad and root.view is not None:
+                raise CannotTrace("a view of an argument that requires a gradient is returned")
+            detached = root.input.requires_grad and not item.requires_grad
+            number = next(n for n, (_, tensor) in enumerate(recorder.memory.inputs) if tensor is root.input)
+            returned.append(Returned(True, number, root.view, detached))
+            continue
+        value = root.root
+        if isinstance(item, torch.Tensor):
+            if item.requires_grad and item.grad_fn is None:
+                raise CannotTrace("a tensor that requires a gradient is made in the call")
+            value = recorder.memory.read(item)
+            key = item.untyped_storage()._cdata
+            if storages.get(key, False) or (key in storages and item.requires_grad):
+                raise CannotTrace("results that require gradients share memory")
+            storages[key] = item.requires_grad
+        found[value] = item if isinstance(item, torch.Tensor) else None
+        returned.append(Returned(False, list(found).index(value), None))
+    return list(found.items()), tuple(returned)
+
+
+def _zeros(result: torch.Tensor) -> torch.Tensor:
+    return torch.zeros_like(result, memory_format=torch.preserve_format)
+
+
+def _kept(nodes: Sequence[Node], backward: Sequence[Node]) -> set[Value]:
+    """What the backward reads, and what that is a view of."""
+    producers = {value: node for node in nodes for value in node.outputs}
+    kept: set[Value] = set()
+    for node in backward:
+        for value in node.inputs():
+            while value not in kept:
+                kept.add(value)
+                maker = producers.get(value)
+                if maker is None or not shares_memory(maker.op):
+                    break
+                value = next(maker.inputs())
+    return kept
+
+
+def _nothing() -> None:
+    pass
