@@ -12,6 +12,7 @@ __all__ = [
     "CaptureError",
     "DsjitError",
     "DsjitWarning",
+    "GradientError",
     "OptionError",
     "UnsupportedCallableError",
     "VerificationError",
@@ -36,6 +37,10 @@ class CaptureError(DsjitError, RuntimeError):
 
 class BackendError(DsjitError, RuntimeError):
     """Code generation failed: LLVM rejected a module, a symbol is missing, a target is not supported."""
+
+
+class GradientError(DsjitError, RuntimeError):
+    """Derivatives are wanted that the compiled function does not have (second ones)."""
 
 
 class VerificationError(DsjitError, AssertionError):

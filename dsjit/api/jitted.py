@@ -100,7 +100,8 @@ class Jitted:
                             missed = missed or (tree, found)
                             continue
                         leaf, inputs, outputs = found
-                except Exception:
+                except Exception as error:
+                    failure = error
                     break
                 counters = self.counters
                 counters.calls_compiled += 1
@@ -109,7 +110,9 @@ class Jitted:
         else:
             return self._miss(args, kwargs, missed)
         # Eager raises the same, from the user's line. Nothing that anybody could see has happened yet.
-        return self._eagerly("the compiled program raised an exception", args, kwargs)
+        result = self._eagerly("the compiled program raised an exception", args, kwargs)
+        self._warn(f"the compiled program of {self._name} raised where eager does not: {failure!r}", repr(failure))
+        return result
 
     # -- the slow path -------------------------------------------------------------------------------------------
 

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from dsjit.api.compile import Compilation
+from dsjit.errors import BackendError, DsjitWarning, GradientError
 from dsjit.ir.graph import Graph, TensorType
 from dsjit.ir.joint_graph import JointGraph
 from dsjit.passes.partition import Partition
+from dsjit.passes.reference import run_reference
 from dsjit.passes.undefined_gradients import without_gradients
 
 __all__ = ["Training", "make_training"]
+
+Runner: TypeAlias = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
 class _Backward:
     """run: from what is kept and the defined gradients of results to gradients. places: of each distinct gradient among
-    those; None when it is undefined."""
+    those; None when it is undefined. compilation: None when the Graph runs op by op."""
 
-    run: Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
+    graph: Graph
     places: tuple[int | None, ...]
-    compilation: Compilation
+    run: Runner
+    compilation: Compilation | None
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -51,12 +57,12 @@ class Training:
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The results, as autograd knows them."""
-        return list(_Node.apply(self, *inputs))  # type: ignore[no-untyped-call]
+        return list(Compiled.apply(self, *inputs))  # type: ignore[no-untyped-call]
 
     @property
     def compilations(self) -> tuple[Compilation, ...]:
         """The forward, and the backwards that were wanted so far."""
-        return (self.forward, *(each.compilation for each in self.backwards.values()))
+        return (self.forward, *(each.compilation for each in self.backwards.values() if each.compilation is not None))
 
     def backward(self, defined: tuple[bool, ...]) -> _Backward:
         """The backward for these gradients of results."""
@@ -69,9 +75,16 @@ class Training:
                 graph, places = without_gradients(graph, tangents, missing)
             else:
                 places = tuple(range(len(graph.outputs)))
-            compilation = self.compile(graph)
-            found = self.backwards[defined] = _Backward(compilation.program, places, compilation)
+            found = self.backwards[defined] = _Backward(graph, places, *self._compiled(graph))
         return found
+
+    def _compiled(self, graph: Graph) -> tuple[Runner, Compilation | None]:
+        try:
+            compilation = self.compile(graph)
+        except BackendError as error:
+            warnings.warn(f"the backward of {self.joint.graph.name} runs op by op: {error}", DsjitWarning, stacklevel=2)
+            return functools.partial(run_reference, graph), None
+        return compilation.program, compilation
 
     def run_backward(
         self, kept: Sequence[torch.Tensor], tangents: Sequence[torch.Tensor | None]
@@ -83,9 +96,18 @@ class Training:
             for tangent, type_ in zip(tangents, self.tangents, strict=True)
             if tangent is not None
         ]
-        found = backward.run([*(kept[number] for number in self.order), *given])
+        taken = [*(kept[number] for number in self.order), *given]
+        try:
+            found = backward.run(taken)
+        except RuntimeError as error:  # nothing was written yet, and what eager raises the reference raises, too
+            found = run_reference(backward.graph, taken)
+            warnings.warn(f"the backward of {self.joint.graph.name} runs op by op: {error}", DsjitWarning, stacklevel=2)
         distinct = [None if place is None else found[place] for place in backward.places]
-        return [None if number is None else distinct[number] for number in self.joint.gradients]
+        gradients = [None if number is None else distinct[number] for number in self.joint.gradients]
+        return [
+            tensor if tensor is None or shape is None or tensor.shape == shape else tensor.expand(shape)
+            for tensor, shape in zip(gradients, self.joint.shapes, strict=True)
+        ]
 
 
 def make_training(
@@ -119,7 +141,7 @@ def _laid_out(tangent: torch.Tensor, type_: TensorType) -> torch.Tensor:
     return torch.empty_strided(type_.shape, type_.strides, dtype=type_.dtype, device=type_.device).copy_(tangent)
 
 
-class _Node(torch.autograd.Function):
+class Compiled(torch.autograd.Function):
     """Between the inputs and the results of one call."""
 
     @staticmethod
@@ -139,8 +161,12 @@ class _Node(torch.autograd.Function):
         return tuple(results)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *tangents: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         training: Training = ctx.training
+        if torch.is_grad_enabled():
+            raise GradientError(
+                f"second derivatives (create_graph=True) are wanted through {training.joint.graph.name}, which dsjit "
+                "compiled with first derivatives only: run it eagerly, under dsjit.disable"
+            )
         wanted = [tangents[number] for number in training.joint.differentiated]
         return (None, *training.run_backward(ctx.saved_tensors, wanted))

@@ -74,17 +74,21 @@ def place_values(graph: Graph, steps: Sequence[Step], views: Views, aliases: Map
     placement = Placement()
     places = placement.places
 
+    def holders(value: Value) -> list[Value]:
+        """The Value, and the tensors that it is a view of, one of the other; the last one owns the memory."""
+        found = [value, views.base(value)]
+        while found[-1] in aliases:
+            found += [aliases[found[-1]], views.base(aliases[found[-1]])]
+        return found
+
     def owner(value: Value) -> Value:
-        value = views.base(value)
-        while value in aliases:
-            value = views.base(aliases[value])
-        return value
+        return holders(value)[-1]
 
     for number, value in enumerate(graph.inputs):
         places[value] = Place(Home.INPUT, number)
     for number, value in enumerate(graph.constants):
         places[value] = Place(Home.CONSTANT, number)
-    last = _last_uses(graph, steps, owner)
+    last = _last_uses(graph, steps, holders)
     returned = {owner(value) for value in graph.outputs}
     lifetimes: list[Lifetime[Value]] = []
     end = len(steps)
@@ -128,15 +132,14 @@ def place_values(graph: Graph, steps: Sequence[Step], views: Views, aliases: Map
     return placement
 
 
-def _last_uses(graph: Graph, steps: Sequence[Step], owner: Callable[[Value], Value]) -> dict[Value, int]:
+def _last_uses(graph: Graph, steps: Sequence[Step], holders: Callable[[Value], list[Value]]) -> dict[Value, int]:
     """The last step that reads each Value or a view of it; results are read after the last step."""
     last: dict[Value, int] = {}
     for number, step in enumerate(steps):
         for value in step.reads:
-            last[value] = number
-            last[owner(value)] = number
+            last.update((holder, number) for holder in holders(value))
     for value in graph.results():
-        last[value] = last[owner(value)] = len(steps)
+        last.update((holder, len(steps)) for holder in holders(value))
     return last
 
 

@@ -71,6 +71,19 @@ class TensorType:
             for size, stride, expected in zip(self.shape, self.strides, contiguous_strides(self.shape), strict=True)
         )
 
+    @property
+    def may_overlap(self) -> bool:
+        """Whether two elements may lie at one place: False when each dimension steps over all that are smaller."""
+        reached = 0
+        for stride, size in sorted((stride, size) for size, stride in zip(self.shape, self.strides, strict=True)):
+            if size == 0:
+                return False
+            if size > 1:
+                if stride <= reached:
+                    return True
+                reached += (size - 1) * stride
+        return False
+
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Row-major strides in elements, with torch's convention that a size of 0 counts as 1."""

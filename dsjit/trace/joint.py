@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -13,6 +14,9 @@ from dsjit.trace.backward import walk_backward
 from dsjit.trace.memory import CannotTrace, tensor_type
 from dsjit.trace.recorder import Recorder
 from dsjit.trace.replay import Returned
+from dsjit.trace.segments import open_looks
+
+aten = torch.ops.aten
 
 __all__ = ["carries_gradients", "record_joint"]
 
@@ -23,8 +27,10 @@ def carries_gradients(recorder: Recorder, items: Iterable[torch.Tensor | float])
     if not memory.wants_gradients:
         return False
     written = {write.target for write in memory.writes()}
-    changed = [tensor for value, tensor in memory.inputs if value in written]
-    return any(isinstance(item, torch.Tensor) and item.requires_grad for item in (*items, *changed))
+    if any(tensor.requires_grad for value, tensor in memory.inputs if value in written):
+        return True
+    tensors = [item for item in items if isinstance(item, torch.Tensor) and item.requires_grad]
+    return any(recorder.locate(tensor).input is None for tensor in tensors)
 
 
 def record_joint(
@@ -34,7 +40,7 @@ def record_joint(
 
     Runs the backward once, on gradients of zeros. Raises CannotTrace.
     """
-    _require_straight(recorder)
+    _require_straight(recorder, name)
     memory = recorder.memory
     inputs = [tensor for _, tensor in memory.inputs]
     primals = tuple([value for value, _ in memory.inputs])
@@ -52,17 +58,23 @@ def record_joint(
             memory.remember_root(tangent, memory.fresh(tensor_type(tangent)))
         tangent_values = tuple([memory.read(tangent) for tangent in tangents])
         recorder.pause = recorder.resume = _nothing  # the user's code is not running, and nobody watches it
-        with recorder:
-            found = walk_backward(recorder, targets, tangents, inputs)
+        try:
+            with recorder:
+                found = walk_backward(recorder, targets, tangents, inputs)
+        except RuntimeError as error:
+            raise CannotTrace(f"the backward raises {error}") from error
         recorder.at = None
         if recorder.problems:
             raise CannotTrace(recorder.problems[0].reason)
         gradients = [None if gradient is None else memory.read(gradient) for gradient in found]
-    _require_straight(recorder)
+        narrow = [None if value is None else _narrowed(recorder, value) for value in gradients]
+        if any(value is not None and value.type.may_overlap for value in narrow):
+            raise CannotTrace("a gradient overlaps itself in memory")
+    _require_straight(recorder, name)
     backward = memory.nodes[start:]
     if any(node.effect for node in backward):
         raise CannotTrace("random numbers are drawn while gradients are computed")
-    distinct = tuple(dict.fromkeys(gradient for gradient in gradients if gradient is not None))
+    distinct = tuple(dict.fromkeys(gradient for gradient in narrow if gradient is not None))
     values = tuple([value for value, _ in results])
     graph = Graph(
         (*primals, *tangent_values), tuple(memory.nodes), (*values, *distinct), writes, dict(recorder.constants), name
@@ -73,15 +85,16 @@ def record_joint(
         len(primals),
         len(values),
         differentiated,
-        tuple([None if gradient is None else distinct.index(gradient) for gradient in gradients]),
+        tuple([None if gradient is None else distinct.index(gradient) for gradient in narrow]),
+        tuple([None if gradient is None else gradient.type.shape for gradient in gradients]),
         frozenset([number for number, value in enumerate(primals) if value in kept]),
         frozenset([number for number, value in enumerate(values) if value in kept]),
     )
     return joint, returned, frozenset([number for number, value in enumerate(primals) if value in written])
 
 
-def _require_straight(recorder: Recorder) -> None:
-    if recorder.looks or recorder.escapes.on_call is not None:
+def _require_straight(recorder: Recorder, name: str) -> None:
+    if open_looks(recorder.recording(name)) or recorder.escapes.on_call is not None:
         raise CannotTrace("gradients are wanted, and Python looks at what tensors hold: call it under torch.no_grad()")
 
 
@@ -96,8 +109,6 @@ def _results(
         root = recorder.locate(item)
         if root.input is not None:
             assert isinstance(item, torch.Tensor)
-            if item.requires_grad and root.view is not None:
-                raise CannotTrace("a view of an argument that requires a gradient is returned")
             detached = root.input.requires_grad and not item.requires_grad
             number = next(n for n, (_, tensor) in enumerate(recorder.memory.inputs) if tensor is root.input)
             returned.append(Returned(True, number, root.view, detached))
@@ -108,12 +119,24 @@ def _results(
                 raise CannotTrace("a tensor that requires a gradient is made in the call")
             value = recorder.memory.read(item)
             key = item.untyped_storage()._cdata
+            if item.requires_grad and tensor_type(item).may_overlap:
+                raise CannotTrace("a result that requires a gradient overlaps itself in memory (it is expanded)")
             if storages.get(key, False) or (key in storages and item.requires_grad):
                 raise CannotTrace("results that require gradients share memory")
             storages[key] = item.requires_grad
         found[value] = item if isinstance(item, torch.Tensor) else None
         returned.append(Returned(False, list(found).index(value), None))
     return list(found.items()), tuple(returned)
+
+
+def _narrowed(recorder: Recorder, value: Value) -> Value:
+    """`value` with one element along each dimension that was expanded."""
+    type_ = value.type
+    for dim, (size, stride) in enumerate(zip(type_.shape, type_.strides, strict=True)):
+        if stride == 0 and size > 1:
+            shape = (*value.type.shape[:dim], 1, *value.type.shape[dim + 1 :])
+            value = recorder.emit(aten.slice.Tensor, (value, dim, 0, 1), {}, replace(value.type, shape=shape))
+    return value
 
 
 def _zeros(result: torch.Tensor) -> torch.Tensor:

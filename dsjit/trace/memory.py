@@ -43,14 +43,15 @@ class Storage:
 
 @dataclass(slots=True, eq=False)
 class TracedTensor:
-    """A tensor object met during the run. `view` tells how to derive it again from its parent: (op, args, kwargs)."""
+    """A tensor object met during the run. `view` tells how to derive it again from its parent: (op, args, kwargs, which
+    of the results it is, the types of all results)."""
 
     reference: weakref.ref[torch.Tensor]
     storage: Storage
     value: Value
     version: int
     parent: TracedTensor | None = None
-    view: tuple[Any, tuple[Arg, ...], dict[str, Arg], int] | None = None
+    view: tuple[Any, tuple[Arg, ...], dict[str, Arg], int, tuple[TensorType, ...]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +104,9 @@ class Memory:
         storage = record.storage
         if record.version != storage.version:
             if record.parent is not None and record.view is not None:
-                op, args, kwargs, number = record.view
+                op, args, kwargs, number, types = record.view
                 base = self._refresh(record.parent, record.parent.reference())
-                outputs = tuple(self.fresh(record.value.type) for _ in range(number + 1))
+                outputs = tuple([self.fresh(type_) for type_ in types])
                 self.nodes.append(Node(op, (base, *args), kwargs, outputs, self.sources.current(3)))
                 record.value = outputs[number]
             else:

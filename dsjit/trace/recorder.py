@@ -11,7 +11,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dsjit.ir.graph import Arg, Node, Source, TensorType, Value
 from dsjit.ops.binding import bind_arguments
 from dsjit.ops.generator import generator_state, seed_generator, set_generator_state
-from dsjit.ops.properties import is_dynamic
+from dsjit.ops.properties import is_dynamic, shares_memory
 from dsjit.ops.strided import strided_view
 from dsjit.trace.escape import EscapeWatch
 from dsjit.trace.generator import GeneratorWatch
@@ -34,6 +34,12 @@ from dsjit.trace.source import SourceFinder
 __all__ = ["Recorder", "Untraceable"]
 
 aten = torch.ops.aten
+
+HONEST_TWINS: Final[dict[Any, Any]] = {
+    aten.unsafe_split.Tensor: aten.split.Tensor,
+    aten.unsafe_split_with_sizes.default: aten.split_with_sizes.default,
+}
+"""Ops that keep from autograd, and so from their schema, that they return views; and those that do the same openly."""
 
 _sequence_number = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]
 """The number that autograd's next node will get; that of the op that is running was made just before."""
@@ -293,6 +299,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             # ATen counts the offset from the start of the storage, which is another one for each buffer.
             offset = tensors[0].storage_offset() - args[0].storage_offset()
             func, read_args = strided_view, (*read_args[:3], offset)
+        func = HONEST_TWINS.get(func, func)
         outputs = tuple(self.memory.fresh(_result_type(t)) for t in tensors)
         node = Node(func, read_args, read_kwargs, outputs, source, effect=facts.random)
         self.memory.nodes.append(node)
@@ -305,7 +312,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             key = t.untyped_storage()._cdata
             shares = facts.aliases or (parent is not None and self.memory.storages.get(key) is parent.storage)
             if shares and parent is not None:
-                view = (func, read_args[1:], read_kwargs, number)
+                if not shares_memory(func):
+                    raise CannotTrace(f"{func} returns memory of an argument, which its schema does not say")
+                view = (func, read_args[1:], read_kwargs, number, tuple([each.type for each in outputs]))
                 record = TracedTensor(weakref.ref(t), parent.storage, value, parent.storage.version, parent, view)
                 self.memory.tensors[id(t)] = record
             else:
@@ -324,7 +333,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         before = replace(record)
         value = self.memory.fresh(tensor_type(tensor))
         self.memory.nodes.append(Node(pure, args, kwargs, (value,), source))
-        record.value, record.parent, record.view = value, before, (pure, args[1:], kwargs, 0)
+        record.value, record.parent, record.view = value, before, (pure, args[1:], kwargs, 0, (value.type,))
         return True
 
     def _record_numbers(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], source: Source) -> None:

@@ -19,7 +19,7 @@ from dsjit.ir.graph import Graph, Node, Source, Value, Write
 from dsjit.ops.properties import is_reproducible, shares_memory
 from dsjit.trace.outcome import Outcome, OutcomeKind
 
-__all__ = ["Look", "Recording", "Segment", "cut"]
+__all__ = ["Look", "Recording", "Segment", "cut", "open_looks"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,7 +77,7 @@ def cut(
     results: Values that the last segment has to return, unless it is given them. handed: inputs of the run that the
     last segment needs whether or not its nodes read them. writes: what the last segment leaves in inputs.
     """
-    looks = _open_looks(recording)
+    looks = open_looks(recording)
     if not looks:
         graph = Graph(
             recording.inputs, recording.nodes, tuple(results), writes, dict(recording.constants), recording.name
@@ -86,7 +86,7 @@ def cut(
     return _Cutter(recording, looks).cut(tuple(results), tuple(handed), writes)
 
 
-def _open_looks(recording: Recording) -> list[Look]:
+def open_looks(recording: Recording) -> list[Look]:
     """The looks at what depends on an input, or on chance. The others see the same on every run: library code reads
     tensors that it made itself from sizes (position ids, masks)."""
     if not recording.looks:

@@ -72,3 +72,11 @@ def test_a_returned_value_has_memory_of_its_own_in_each_call() -> None:
     kept = first.clone()
     jitted(torch.ones(4, 4), torch.eye(4))
     assert torch.equal(first, kept)
+
+
+def test_a_view_of_a_library_result_lives_as_long_as_its_own_views() -> None:
+    def function(x: torch.Tensor) -> torch.Tensor:
+        spectrum = torch.view_as_real(torch.fft.fft(x))
+        return torch.cumsum(spectrum.select(-1, 0), 0)
+
+    check(function, torch.randn(4, 5, dtype=torch.complex64))

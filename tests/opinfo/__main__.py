@@ -1,4 +1,4 @@
-"""The full run: `python -m tests.opinfo [--samples N] [--only NAME ...]`.
+"""The full run: `python -m tests.opinfo [--samples N] [--only NAME ...] [--gradients]`.
 
 Prints a summary; exits 1 on any difference.
 """
@@ -21,13 +21,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.opinfo", description=__doc__)
     parser.add_argument("--samples", type=int, default=3, help="samples of each op and dtype (default 3)")
     parser.add_argument("--only", nargs="*", default=[], metavar="NAME", help="ops whose name starts with one of these")
+    parser.add_argument("--gradients", action="store_true", help="in grad mode, with a backward of each call")
     parser.add_argument("--json", type=Path, help="write every verdict here")
     options = parser.parse_args()
     ops = [op for op in all_ops() if not options.only or name_of(op).startswith(tuple(options.only))]
     verdicts: list[Verdict] = []
     for op in track(ops, description="ops", disable=not sys.stderr.isatty()):
         for dtype in DTYPES:
-            verdicts += check_op(op, dtype, options.samples)
+            verdicts += check_op(op, dtype, options.samples, options.gradients)
     if options.json:
         rows = [asdict(v) | {"dtype": str(v.dtype)} for v in verdicts]
         options.json.write_text(json.dumps(rows, indent=1))

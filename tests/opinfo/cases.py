@@ -48,27 +48,31 @@ def name_of(op: Any) -> str:
     return f"{op.name}.{op.variant_test_name}" if op.variant_test_name else str(op.name)
 
 
-def samples_of(op: Any, dtype: torch.dtype, count: int) -> Iterator[Any]:
-    """The first `count` samples of `op` for `dtype` on the CPU; none where the op does not take the dtype."""
+def samples_of(op: Any, dtype: torch.dtype, count: int, gradients: bool = False) -> Iterator[Any]:
+    """The first `count` samples of `op` for `dtype` on the CPU; none where the op does not take the dtype, or, where
+    `gradients` are asked for, has none."""
     if dtype not in op.supported_dtypes("cpu"):
         return
+    if gradients and dtype not in op.supported_backward_dtypes("cpu"):
+        return
     torch.manual_seed(7)
-    yield from islice(op.sample_inputs("cpu", dtype, requires_grad=False), count)
+    yield from islice(op.sample_inputs("cpu", dtype, requires_grad=gradients), count)
 
 
-def check_op(op: Any, dtype: torch.dtype, count: int) -> list[Verdict]:
-    """The verdicts on the first `count` samples."""
-    return [_check(op, dtype, number, sample) for number, sample in enumerate(samples_of(op, dtype, count))]
+def check_op(op: Any, dtype: torch.dtype, count: int, gradients: bool = False) -> list[Verdict]:
+    """The verdicts on the first `count` samples. gradients: in grad mode, with a backward of each call."""
+    samples = samples_of(op, dtype, count, gradients)
+    return [_check(op, dtype, number, sample, gradients) for number, sample in enumerate(samples)]
 
 
-def _check(op: Any, dtype: torch.dtype, number: int, sample: Any) -> Verdict:
+def _check(op: Any, dtype: torch.dtype, number: int, sample: Any, gradients: bool) -> Verdict:
     function = op.op
 
     def call(*args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
 
     jitted = dsjit.jit(call)
-    with warnings.catch_warnings(), torch.no_grad():
+    with warnings.catch_warnings(), torch.set_grad_enabled(gradients):
         warnings.simplefilter("ignore")
         expected = _outcome(call, sample)
         found = [_outcome(jitted, sample) for _ in range(3)]
@@ -94,18 +98,32 @@ def _outcome(function: Any, sample: Any) -> Any:
     inputs, args, kwargs = tree_map(_copy, (sample.input, sample.args, sample.kwargs))
     try:
         result = function(inputs, *args, **kwargs)
+        if torch.is_grad_enabled():
+            result = result, _gradients(result, (inputs, args, kwargs))
     except Exception as error:
         return error
     return result, (inputs, args, kwargs), torch.get_rng_state()
+
+
+def _gradients(result: Any, arguments: Any) -> list[torch.Tensor | None]:
+    """Of all arguments, for gradients of the results that are drawn at random."""
+    wanted = [leaf for leaf in tree_flatten(arguments)[0] if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
+    outputs = [leaf for leaf in tree_flatten(result)[0] if isinstance(leaf, torch.Tensor) and leaf.requires_grad]
+    if not outputs:
+        return []
+    generator = torch.Generator().manual_seed(3)
+    given = [torch.randn(leaf.shape, dtype=leaf.dtype, generator=generator) for leaf in outputs]
+    return list(torch.autograd.grad(outputs, wanted, given, allow_unused=True))
 
 
 def _copy(leaf: Any) -> Any:
     if not isinstance(leaf, torch.Tensor):
         return leaf
     if leaf.layout is not torch.strided or leaf.is_conj() or leaf.is_neg():
-        return leaf.clone()
+        return leaf.detach().clone().requires_grad_(leaf.requires_grad)
     base = torch.empty(0, dtype=leaf.dtype).set_(leaf.untyped_storage().clone())
-    return base.as_strided(leaf.size(), leaf.stride(), leaf.storage_offset())
+    copied = base.as_strided(leaf.size(), leaf.stride(), leaf.storage_offset())
+    return copied.requires_grad_(leaf.requires_grad)
 
 
 def _difference(expected: Any, found: Any, shapes_only: bool) -> str:

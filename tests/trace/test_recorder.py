@@ -49,6 +49,22 @@ def test_writes_become_values_and_are_done_at_the_end() -> None:
     assert torch.equal(out, f(theirs)) and torch.equal(mine, theirs)
 
 
+@pytest.mark.parametrize("split", [torch.chunk, torch.unsafe_chunk])
+def test_a_write_through_one_part_of_a_split_leaves_the_others_views(split: Any) -> None:
+    def f(x: torch.Tensor) -> torch.Tensor:
+        first, second, third = split(x * 2, 3, 1)
+        first.sigmoid_()
+        second += first
+        return first * second + third
+
+    x = torch.arange(12.0).view(2, 6)
+    graph = whole(f, x)
+    (out,) = run_reference(graph, [x])
+    assert torch.equal(out, f(x))
+    splits = [node for node in graph.nodes if node.op is torch.ops.aten.split.Tensor]
+    assert len(splits) > 1 and all(len(node.outputs) == 3 for node in splits)
+
+
 def test_a_write_through_a_view_reaches_the_other_views() -> None:
     def f(x: torch.Tensor) -> torch.Tensor:
         y = x + 1
