@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 
 from dsjit.api.compile import Compilation
-from dsjit.errors import BackendError, DsjitWarning, GradientError
+from dsjit.errors import DsjitWarning, GradientError
 from dsjit.ir.graph import Graph, TensorType
 from dsjit.ir.joint_graph import JointGraph
 from dsjit.passes.partition import Partition
@@ -56,8 +56,9 @@ class Training:
     backwards: dict[tuple[bool, ...], _Backward] = field(default_factory=dict)
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The results, as autograd knows them."""
-        return list(Compiled.apply(self, *inputs))  # type: ignore[no-untyped-call]
+        """The results, as autograd knows them: whatever grad mode the call is made in, the traced code chose its own."""
+        with torch.enable_grad():
+            return list(Compiled.apply(self, *inputs))  # type: ignore[no-untyped-call]
 
     @property
     def compilations(self) -> tuple[Compilation, ...]:
@@ -81,10 +82,14 @@ class Training:
     def _compiled(self, graph: Graph) -> tuple[Runner, Compilation | None]:
         try:
             compilation = self.compile(graph)
-        except BackendError as error:
-            warnings.warn(f"the backward of {self.joint.graph.name} runs op by op: {error}", DsjitWarning, stacklevel=2)
+        except Exception as error:  # whatever a compiler may stumble over, op by op it runs
+            self._warn(error)
             return functools.partial(run_reference, graph), None
         return compilation.program, compilation
+
+    def _warn(self, error: Exception) -> None:
+        text = f"the backward of {self.joint.graph.name} runs op by op, without generated kernels: {error!r}"
+        warnings.warn(text, DsjitWarning, stacklevel=2)
 
     def run_backward(
         self, kept: Sequence[torch.Tensor], tangents: Sequence[torch.Tensor | None]
@@ -99,9 +104,9 @@ class Training:
         taken = [*(kept[number] for number in self.order), *given]
         try:
             found = backward.run(taken)
-        except RuntimeError as error:  # nothing was written yet, and what eager raises the reference raises, too
+        except Exception as error:  # nothing was written yet, and what eager raises the reference raises, too
             found = run_reference(backward.graph, taken)
-            warnings.warn(f"the backward of {self.joint.graph.name} runs op by op: {error}", DsjitWarning, stacklevel=2)
+            self._warn(error)
         distinct = [None if place is None else found[place] for place in backward.places]
         gradients = [None if number is None else distinct[number] for number in self.joint.gradients]
         return [

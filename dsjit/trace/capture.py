@@ -115,6 +115,7 @@ def _finish(result: Any, observer: Observer, recorder: Recorder, journal: Journa
     numbers.pin_unaccounted(description.maker.references_to_numbers(_held(result, observer.effects)))
     ended = conclude(recorder, description.maker.tensors, name)
     joint = ended.joint
+    observer.asks_for_gradients |= joint is not None
     inputs = recorder.memory.inputs
     paths = [observer.path_of(tensor) for _, tensor in inputs]
     assert all(path is not None for path in paths)

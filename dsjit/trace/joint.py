@@ -30,7 +30,8 @@ def carries_gradients(recorder: Recorder, items: Iterable[torch.Tensor | float])
     if any(tensor.requires_grad for value, tensor in memory.inputs if value in written):
         return True
     tensors = [item for item in items if isinstance(item, torch.Tensor) and item.requires_grad]
-    return any(recorder.locate(tensor).input is None for tensor in tensors)
+    roots = [recorder.locate(tensor) for tensor in tensors]
+    return any(root.input is None or root.view is not None for root in roots)
 
 
 def record_joint(
@@ -109,6 +110,8 @@ def _results(
         root = recorder.locate(item)
         if root.input is not None:
             assert isinstance(item, torch.Tensor)
+            if item.requires_grad and root.view is not None:
+                raise CannotTrace("a view of an argument that requires a gradient is returned")
             detached = root.input.requires_grad and not item.requires_grad
             number = next(n for n, (_, tensor) in enumerate(recorder.memory.inputs) if tensor is root.input)
             returned.append(Returned(True, number, root.view, detached))

@@ -38,8 +38,10 @@ aten = torch.ops.aten
 HONEST_TWINS: Final[dict[Any, Any]] = {
     aten.unsafe_split.Tensor: aten.split.Tensor,
     aten.unsafe_split_with_sizes.default: aten.split_with_sizes.default,
+    aten._efficientzerotensor.default: aten.zeros.default,
 }
-"""Ops that keep from autograd, and so from their schema, that they return views; and those that do the same openly."""
+"""Ops that keep from their schema that they return views, or a tensor without memory; and those that do the same
+openly."""
 
 _sequence_number = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]
 """The number that autograd's next node will get; that of the op that is running was made just before."""
