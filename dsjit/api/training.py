@@ -56,7 +56,7 @@ class Training:
     backwards: dict[tuple[bool, ...], _Backward] = field(default_factory=dict)
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The results, as autograd knows them: whatever grad mode the call is made in, the traced code chose its own."""
+        """The results, as autograd knows them. The traced code chose its own grad mode, whatever that of the call."""
         with torch.enable_grad():
             return list(Compiled.apply(self, *inputs))  # type: ignore[no-untyped-call]
 

@@ -8,26 +8,26 @@ free to recompute it is a minimum cut).
 
 The network falls into small pieces, as what cannot be computed again separates them.
 
-Before (b the gradient of the result):
-    def graph(x0: f32[4, 8], x1: f32[8, 8], b2: f32[4, 8]):
+Before:
+    def graph(x0: f32[4, 8], x1: f32[8, 8], x2: f32[4, 8]):
         t3 = aten.mm.default(x0, x1)
         t4 = aten.exp.default(t3)
         t5 = aten.sin.default(t4)
         t6 = aten.cos.default(t4)
-        t7 = aten.mul.Tensor(b2, t6)
+        t7 = aten.mul.Tensor(x2, t6)
         t8 = aten.mul.Tensor(t7, t4)
         return t5, t8
 After:
-    def forward(x0: f32[4, 8], x1: f32[8, 8]):
-        t3 = aten.mm.default(x0, x1)
-        t4 = aten.exp.default(t3)
-        t5 = aten.sin.default(t4)
-        return t5, t4
-    def backward(t4: f32[4, 8], b2: f32[4, 8]):
-        t6 = aten.cos.default(t4)
-        t7 = aten.mul.Tensor(b2, t6)
-        t8 = aten.mul.Tensor(t7, t4)
-        return t8
+    def graph(x0: f32[4, 8], x1: f32[8, 8]):
+        t2 = aten.mm.default(x0, x1)
+        t3 = aten.exp.default(t2)
+        t4 = aten.sin.default(t3)
+        return t4, t3
+    def graph_backward(x0: f32[4, 8], x1: f32[4, 8]):
+        t2 = aten.cos.default(x0)
+        t3 = aten.mul.Tensor(x1, t2)
+        t4 = aten.mul.Tensor(t3, x0)
+        return t4
 """
 
 from __future__ import annotations
@@ -135,28 +135,26 @@ class _Cut:
         return kept
 
     def _network(self, needed: Collection[Value]) -> networkx.DiGraph:
-        """Edges run from what is needed to where it comes from: the cut nearest to the start is nearest to that."""
+        """From where values come to what is needed: among minimum cuts, networkx finds that nearest to the end."""
         network = networkx.DiGraph()
-        network.add_nodes_from(("end", "source"))
+        network.add_nodes_from(("source", "end"))
         stack = list(needed)
         seen = set(stack)
         for value in needed:
-            network.add_edge("end", (value, "out"))
+            network.add_edge((value, "out"), "end")
         while stack:
             value = stack.pop()
             weight = self._weight(value)
-            if weight is None:
-                network.add_edge((value, "out"), (value, "in"))
-            else:
-                network.add_edge((value, "out"), (value, "in"), capacity=weight)
+            capacity = {} if weight is None else {"capacity": weight}
+            network.add_edge((value, "in"), (value, "out"), **capacity)
             node = self.producers.get(value)
             if node is None or not can_compute_again(node):
-                network.add_edge((value, "in"), "source")
+                network.add_edge("source", (value, "in"))
                 continue
             for before in inputs_of(node):
                 if before in self.graph.constants:
                     continue
-                network.add_edge((value, "in"), (before, "out"))
+                network.add_edge((before, "out"), (value, "in"))
                 if before not in seen:
                     seen.add(before)
                     stack.append(before)
@@ -175,10 +173,10 @@ def _without_ends(network: networkx.DiGraph) -> networkx.DiGraph:
 
 
 def _cut_piece(network: networkx.DiGraph, piece: Collection[tuple[Value, str]]) -> set[Value]:
-    if not network.in_degree("source"):
+    if not network.out_degree("source"):
         return set()  # made of nothing but constants
-    _, (near, _) = networkx.minimum_cut(network, "end", "source")
-    return {value for value, side in piece if side == "out" and (value, "out") in near and (value, "in") not in near}
+    _, (_, after) = networkx.minimum_cut(network, "source", "end")
+    return {value for value, side in piece if side == "out" and (value, "out") in after and (value, "in") not in after}
 
 
 def _nodes_after(graph: Graph, kept: Collection[Value], gradients: Iterable[Value]) -> tuple[Node, ...]:

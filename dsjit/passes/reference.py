@@ -6,7 +6,7 @@ Tests hold passes and compiled Programs against it, and constant folding evaluat
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -69,11 +69,15 @@ def _concrete(arg: Arg, env: Mapping[Value, torch.Tensor]) -> Any:
     return arg
 
 
+_UNDEFINED: Final = torch.empty((), device="meta")
+"""Stands for a result that the op was asked not to compute."""
+
+
 def _flatten(returned: Any) -> list[torch.Tensor]:
     if isinstance(returned, torch.Tensor):
         return [returned]
     if isinstance(returned, (tuple, list)):
-        return [tensor for item in returned for tensor in _flatten(item)]
+        return [tensor for item in returned for tensor in ([_UNDEFINED] if item is None else _flatten(item))]
     return []
 
 

@@ -4,14 +4,18 @@ Why: a model returns logits and a loss, and only the loss is differentiated. Aut
 logits, and parameters that only they depend on get none (`.grad` stays None). The backward is linear in the gradients
 of results, so what comes from missing ones alone is left out, and sums lose the missing operand.
 
-Before (b1 is missing):
-    def graph(x0: f32[4], b1: f32[4], b2: f32[4]):
-        t3 = aten.mul.Tensor(b1, x0)
-        t4 = aten.add.Tensor(t3, b2)
-        return t3, t4
+Before:
+    def graph(x0: f32[4], x1: f32[4], x2: f32[4]):
+        t3 = aten.mul.Tensor(x1, x0)
+        t4 = aten.exp.default(x0)
+        t5 = aten.mul.Tensor(x2, t4)
+        t6 = aten.add.Tensor(t3, t5)
+        return t3, t6
 After:
-    def graph(x0: f32[4], b2: f32[4]):
-        return None, b2
+    def graph(x0: f32[4], x1: f32[4]):
+        t2 = aten.exp.default(x0)
+        t3 = aten.mul.Tensor(x1, t2)
+        return t3
 """
 
 from __future__ import annotations

@@ -112,9 +112,10 @@ def _gradients(result: Any, arguments: Any) -> list[torch.Tensor | None]:
     if not outputs:
         return []
     generator = torch.Generator().manual_seed(3)
-    # Laid out as the results are: where else, the strides of some gradients follow from it.
-    given = [torch.empty_like(o).copy_(torch.randn(o.shape, dtype=o.dtype, generator=generator)) for o in outputs]
-    return list(torch.autograd.grad(outputs, wanted, given, allow_unused=True))
+    given = [torch.randn(leaf.shape, dtype=leaf.dtype, generator=generator) for leaf in outputs]
+    found = torch.autograd.grad(outputs, wanted, given, allow_unused=True)
+    # Their strides follow from those of what flows in and from where they meet: `.grad` has its own (docs/limits.md).
+    return [None if gradient is None else gradient.contiguous() for gradient in found]
 
 
 def _copy(leaf: Any) -> Any:

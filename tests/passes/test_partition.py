@@ -1,0 +1,139 @@
+"""A joint Graph is cut into a forward and a backward, where the fewest bytes cross."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from dsjit.ir.graph import Write
+from dsjit.ir.joint_graph import JointGraph
+from dsjit.ir.verify_graph import verify_graph
+from dsjit.passes import partition as module
+from dsjit.passes.partition import partition
+from dsjit.passes.pipeline import JOINT_PASSES, run_passes
+from dsjit.passes.reference import run_reference
+from dsjit.trace.capture import capture
+from tests.graphs import GraphRecorder, example, graph_from_text, printed
+
+
+def joint_of(graph, primals, results=1, keepable_primals=None, keepable_results=frozenset()):
+    """Every output after the results is the gradient of a primal, in order."""
+    gradients = tuple([n if n < len(graph.outputs) - results else None for n in range(primals)])
+    shapes = tuple([None if n is None else graph.outputs[results + n].type.shape for n in gradients])
+    keepable = frozenset(range(primals)) if keepable_primals is None else keepable_primals
+    return JointGraph(graph, primals, results, (0,), gradients, shapes, keepable, keepable_results)
+
+
+def ops(graph):
+    return [str(node.op).removeprefix("aten.") for node in graph.nodes]
+
+
+def test_example_of_the_docstring():
+    before, after = example(module.__doc__)
+    halves = partition(joint_of(graph_from_text(before), primals=2))
+    assert f"{printed(halves.forward)}\n{printed(halves.backward)}" == after.strip()
+
+
+def test_what_cannot_be_computed_again_for_free_is_kept():
+    r = GraphRecorder()
+    x, tangent = r.input([64, 8]), r.input([64])
+    total = r.aten.sum.dim_IntList(r.aten.exp.default(x), [1])
+    noise = r.aten.bernoulli.default(total)
+    result = r.aten.mul.Tensor(total, noise)
+    gradient = r.aten.mul.Tensor(r.aten.mul.Tensor(tangent, noise), total)
+    halves = partition(joint_of(r.graph(result, gradient), primals=1))
+    assert halves.kept == (total, noise)
+    assert ops(halves.backward) == ["mul.Tensor", "mul.Tensor"]
+
+
+def test_of_several_ways_with_equal_bytes_the_least_is_computed_again():
+    r = GraphRecorder()
+    x, w, tangent = r.input([8, 8]), r.input([8, 8]), r.input([8, 8])
+    squashed = r.aten.tanh.default(r.aten.exp.default(r.aten.mm.default(x, w)))
+    gradient = r.aten.mul.Tensor(tangent, squashed)
+    halves = partition(joint_of(r.graph(r.aten.sin.default(squashed), gradient), primals=2))
+    assert halves.kept == (squashed,)
+
+
+def test_a_wide_value_is_computed_again_from_a_narrow_one():
+    r = GraphRecorder()
+    x, tangent = r.input([8, 8]), r.input([8, 8])
+    narrow = r.aten.sum.dim_IntList(x, [1], True)
+    wide = r.aten.exp.default(r.aten.expand.default(narrow, [8, 8]))
+    halves = partition(joint_of(r.graph(r.aten.mul.Tensor(x, wide), r.aten.mul.Tensor(tangent, wide)), primals=1))
+    assert halves.kept == (narrow,)
+
+
+def test_what_the_caller_may_write_to_is_kept_as_a_copy():
+    r = GraphRecorder()
+    x, tangent = r.input([8]), r.input([8])
+    graph = r.graph(r.aten.sin.default(x), r.aten.mul.Tensor(tangent, r.aten.cos.default(x)))
+    kept = partition(joint_of(graph, primals=1))
+    assert kept.kept == (x,) and len(kept.forward.outputs) == 1
+    copied = partition(joint_of(graph, primals=1, keepable_primals=frozenset()))
+    (cosine,) = copied.kept
+    assert ops(copied.forward) == ["sin.default", "cos.default"] and copied.forward.outputs[1] is cosine
+
+
+def test_an_argument_that_the_forward_writes_is_kept_as_it_was():
+    r = GraphRecorder()
+    x, tangent = r.input([8]), r.input([8])
+    doubled = r.aten.mul.Tensor(x, 2)
+    graph = r.graph(
+        r.aten.sin.default(x), r.aten.mul.Tensor(tangent, r.aten.sum.default(x)), writes=(Write(x, doubled),)
+    )
+    halves = partition(joint_of(graph, primals=1))
+    x_now = torch.randn(8)
+    before = x_now.clone()
+    kept = run_reference(halves.forward, [x_now])[1:]
+    (gradient,) = run_reference(halves.backward, [*kept, torch.ones(8)])
+    assert torch.equal(x_now, before * 2)
+    torch.testing.assert_close(gradient, before.sum().expand(8))
+
+
+def test_a_gradient_that_is_something_kept_is_a_tensor_of_its_own():
+    r = GraphRecorder()
+    x, w, _ = r.input([4]), r.input([4]), r.input([4])
+    halves = partition(joint_of(r.graph(r.aten.mul.Tensor(x, w), w), primals=2))
+    assert ops(halves.backward) == ["clone.default"]
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(8), nn.Linear(8, 32), nn.Linear(32, 8)
+
+    def forward(self, x):
+        return x + self.down(F.gelu(self.up(self.norm(x)))).softmax(-1)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_both_halves_together_are_the_whole(training):
+    torch.manual_seed(0)
+    model = nn.Sequential(Block(), nn.BatchNorm1d(8), Block()).train(training)
+    found = capture(copy.deepcopy(model), (torch.randn(6, 8),), {}, "f")
+    joint = found.joint
+    inputs = [torch.randn(value.type.shape) if value.type.dtype.is_floating_point else torch.tensor(0)
+              for value in joint.graph.inputs]  # fmt: skip
+    inputs = [tensor.abs() + 0.1 for tensor in inputs]
+    whole = run_reference(joint.graph, [tensor.clone() for tensor in inputs])
+    simple = JointGraph(
+        run_passes(joint.graph, passes=JOINT_PASSES), joint.primals, joint.results, joint.differentiated,
+        joint.gradients, joint.shapes, joint.keepable_primals, joint.keepable_results,
+    )  # fmt: skip
+    halves = partition(simple)
+    verify_graph(halves.forward)
+    verify_graph(halves.backward)
+    given = [tensor.clone() for tensor in inputs[: joint.primals]]
+    results = run_reference(halves.forward, given)
+    known = dict(zip(halves.forward.inputs, given, strict=True))
+    known.update(zip(halves.forward.outputs, results, strict=True))
+    rest = iter(results[joint.results :])
+    kept = [known[value] if value in halves.shared else next(rest) for value in halves.kept]
+    gradients = run_reference(halves.backward, [*kept, *inputs[joint.primals :]])
+    for mine, theirs in zip((*results[: joint.results], *gradients), whole, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
