@@ -10,7 +10,7 @@
     dsjit.stats()               # what ran compiled
 """
 
-from dsjit.api.entry import disable, jit, mark_dynamic, mark_static, reset_stats, stats
+from dsjit.api.entry import disable, jit, mark_dynamic, mark_static, reset_stats, set_stance, stats
 from dsjit.api.explain import Explanation, explain
 from dsjit.errors import (
     BackendError,
@@ -18,6 +18,7 @@ from dsjit.errors import (
     DsjitError,
     DsjitWarning,
     OptionError,
+    RecompileError,
     UnsupportedCallableError,
     VerificationError,
 )
@@ -31,6 +32,7 @@ __all__ = [
     "DsjitWarning",
     "Explanation",
     "OptionError",
+    "RecompileError",
     "UnsupportedCallableError",
     "VerificationError",
     "disable",
@@ -39,5 +41,6 @@ __all__ = [
     "mark_dynamic",
     "mark_static",
     "reset_stats",
+    "set_stance",
     "stats",
 ]

@@ -108,9 +108,14 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class Miss:
-    """A walk met an outcome without a fitting branch. way: the Branches that it passed; the last one lacks it."""
+    """A walk met an outcome without a fitting branch. way: the Branches that it passed; the last one lacks it.
+
+    leaves: how many the tree had when the walk began.
+    """
 
     way: tuple[Branch, ...]
+    outcome: Outcome
+    leaves: int
 
 
 class TraceTree:
@@ -163,6 +168,7 @@ class TraceTree:
         guard = self.guard
         known = dict(zip(node.inputs, inputs, strict=True))
         way: list[Branch] = []
+        leaves = len(self.leaves)
         while isinstance(node, Branch):
             way.append(node)
             if node.exports:
@@ -180,7 +186,7 @@ class TraceTree:
                     known.update(zip(child.inputs, more, strict=True))
                     break
             else:
-                return Miss(tuple(way))
+                return Miss(tuple(way), outcome, leaves)
             node = child
         self.hits += 1
         taken = inputs if node.reads is None else [known[number] for number in node.reads]

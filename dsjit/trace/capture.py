@@ -20,6 +20,7 @@ from dsjit.trace.journal import Journal
 from dsjit.trace.memory import CannotTrace, RootView
 from dsjit.trace.observe import Observer
 from dsjit.trace.outputs import Fixed, Template, TemplateError, TemplateMaker
+from dsjit.trace.patching import PATCHES
 from dsjit.trace.paths import ABSENT, Path
 from dsjit.trace.recorder import Recorder, Untraceable
 from dsjit.trace.replay import Location, Recipe, Returned
@@ -27,7 +28,14 @@ from dsjit.trace.segments import Segment, cut
 from dsjit.trace.source import SourceFinder
 from dsjit.trace.writes import Write
 
-__all__ = ["Capture", "Conclusion", "Description", "capture", "conclude", "describe"]
+__all__ = ["Capture", "Conclusion", "Description", "capture", "conclude", "describe", "refuse_capture"]
+
+
+def refuse_capture(reason: str) -> None:
+    """If a call is traced on this thread, it does what a compiled call could not repeat."""
+    listener = PATCHES.current.listener
+    if isinstance(listener, Observer):
+        listener.refuse(reason)
 
 
 @dataclass(frozen=True, slots=True)

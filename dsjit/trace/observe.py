@@ -152,6 +152,7 @@ class Observer:
             sys.setprofile(self._profiler)
         elif self._profiler is not None:
             self._profiler.enable()
+        self._notes.source = UNKNOWN_SOURCE
         try:
             self._scopes.note_hooks()
             self._accumulators.finish()
@@ -219,7 +220,7 @@ class Observer:
             frame = frame.f_back
         self._problem(reason, blame(frame) or UNKNOWN_SOURCE)
 
-    def note_answer(self, owner: Any, label: str, step: Asked) -> None:
+    def note_answer(self, owner: Any, label: str, step: Asked | Item) -> None:
         """The call depends on what `owner`, which a guard holds itself, answers."""
         self._undisturbed(lambda: self._notes.note(self._notes.root_node(owner, label), step, step.get(owner)))
 
@@ -313,9 +314,7 @@ class Observer:
         return self.leaks.on_code(frame)
 
     def _on_environ(self, key: str) -> None:
-        data: dict[Any, Any] = os.environ.__dict__["_data"]
-        encoded = os.environ.encodekey(key)
-        self._notes.note(self._notes.root_node(data, "os.environ"), Item(encoded), data.get(encoded, ABSENT))
+        self.note_answer(os.environ.__dict__["_data"], "os.environ", Item(os.environ.encodekey(key)))
 
     def _on_level(self, logger: logging.Logger, level: int) -> None:
         self.note_answer(logger, f"logger({logger.name})", Asked("isEnabledFor", type(logger).isEnabledFor, (level,)))
@@ -370,6 +369,7 @@ class Observer:
         """Call `note` without seeing its own reads and calls."""
         self._busy = True
         self._hook.muted[0] = 1
+        self._notes.source = None
         try:
             answer = note(*arguments)
             self.leaks.on_notes()

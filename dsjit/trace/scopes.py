@@ -12,10 +12,12 @@ import sys
 import types
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
 
+from dsjit.ir.graph import Source
 from dsjit.trace.accumulators import CANDIDATES, Accumulators
 from dsjit.trace.library import (
     code_names,
@@ -24,6 +26,7 @@ from dsjit.trace.library import (
     is_library_code,
     is_library_module,
     is_observable,
+    name_lines,
 )
 from dsjit.trace.notes import Node, Notes
 from dsjit.trace.patching import PATCHED_NAMES, PATCHES, Patch, patches_for
@@ -135,14 +138,18 @@ class Scopes:
         """User code runs for the first time, in the globals `scope`."""
         self._ran.add(id(code))
         notes = self.notes
+        lines = name_lines(code)
+        beginning = notes.source = Source(code.co_filename, code.co_firstlineno, code.co_name)
         node = notes.root_node(scope, f"globals({scope.get('__name__', '?')})")
         for name in global_names(code):
             value = behind(scope.get(name, ABSENT))
+            notes.source = replace(beginning, line=lines.get(name, code.co_firstlineno))
             if not self.on_variable(node, Item(name), value, code):
                 notes.note(node, Item(name), value)
             if name not in scope:
                 outer = notes.root_node(builtins.__dict__, "globals(builtins)")
                 notes.note(outer, Item(name), behind(builtins.__dict__.get(name, ABSENT)))
+        notes.source = beginning
         self._executed.append(code)
         for name in imported_names(code):
             loaded = notes.root_node(sys.modules, "sys.modules")
