@@ -20,7 +20,7 @@ from dsjit.api.parts import outermost_callables
 from dsjit.api.recompiles import Cause, find_cause
 from dsjit.api.session import Session
 from dsjit.api.stats import Counters
-from dsjit.api.trace_tree import Leaf, Miss, Step, TraceTree, TreeFull, plant
+from dsjit.api.trace_tree import End, Leaf, Miss, Step, TraceTree, TreeFull, plant
 from dsjit.codegen.interpret import InterpretedProgram
 from dsjit.codegen.sized_program import SizeSource
 from dsjit.config import Options
@@ -292,7 +292,7 @@ class Jitted:
     def _compile(self, captured: Capture, timer: StageTimer, missed: tuple[TraceTree, Miss] | None) -> None:
         assert captured.guard is not None
         guard, inputs, segments = captured.guard, captured.inputs, captured.segments
-        finish = _finisher(captured)
+        end = End(_finisher(captured), captured.effects)
 
         def build(segment: Segment) -> Step:
             return self._build(segment, timer)
@@ -300,12 +300,12 @@ class Jitted:
         with _no_collection():
             if missed is not None:
                 tree, miss = missed
-                if tree.grow(miss, guard, inputs, segments, build, finish):
+                if tree.grow(miss, guard, inputs, segments, build, end):
                     return
                 if len(self._trees) + len(self._verdicts) >= self._limit:
                     tree.full = True
                     return
-            self._trees = (TraceTree(plant(guard, inputs, segments, build, finish)), *self._trees)
+            self._trees = (TraceTree(plant(guard, inputs, segments, build, end)), *self._trees)
 
     def _compile_open(
         self, captured: Capture, timer: StageTimer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -324,7 +324,8 @@ class Jitted:
                 self._open_calls.reasons.append(str(stop))
                 return False
         step = Step(Segment(found.template.example, None), compilation, compilation.program)
-        leaf = Leaf(found.guard, found.inputs, None, step, step.run, _open_finisher(found))
+        finish = _open_finisher(found)
+        leaf = Leaf(found.guard, found.inputs, None, step, step.run, finish, captured.effects)
         self._trees = (TraceTree(leaf), *self._trees)
         return True
 

@@ -12,7 +12,7 @@ import torch
 
 from dsjit.errors import CaptureError
 from dsjit.ir.graph import Graph, Value
-from dsjit.trace.effects import Effect
+from dsjit.trace.effects import Effect, EffectLine
 from dsjit.trace.events import Event
 from dsjit.trace.facts import TensorOf
 from dsjit.trace.guards import Guard
@@ -46,6 +46,7 @@ class Capture:
     guard: when the segments (or, without them, the verdict) hold again; None when that cannot be told.
     inputs: ids of the Values that the guard's tensors are, in its order. recipe: for the result and the effects.
     tensors: the inputs, with their paths, and what they were. observer: of the call, which knows its effects.
+    effects: what `recipe` does to Python, told in words.
     """
 
     result: Any
@@ -56,6 +57,7 @@ class Capture:
     recipe: Recipe | None = None
     tensors: tuple[tuple[Path, torch.Tensor, TensorOf], ...] = ()
     observer: Observer | None = None
+    effects: tuple[EffectLine, ...] = ()
 
 
 def capture(
@@ -125,7 +127,10 @@ def _finish(result: Any, observer: Observer, recorder: Recorder, journal: Journa
     ids = tuple(value.id for value, _ in inputs)
     wanted = {id(tensor) for _, tensor in inputs}
     tensors = tuple([met for met in observer.tensors_met() if id(met[1]) in wanted])
-    return Capture(result, (), guard, ids, ended.segments, description.recipe(ended.returned), tensors, observer)
+    told = [EffectLine(str(event), None, event.source) for event, _ in journal.events]
+    effects = (*told, *map(EffectLine.of, observer.effects))
+    recipe = description.recipe(ended.returned)
+    return Capture(result, (), guard, ids, ended.segments, recipe, tensors, observer, effects)
 
 
 @dataclass(frozen=True, slots=True)

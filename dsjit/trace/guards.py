@@ -60,16 +60,20 @@ class Change:
     source: Source = UNKNOWN_SOURCE
 
     def __str__(self) -> str:
-        return self.text if self.source is UNKNOWN_SOURCE else f"{self.text} (read at {self.source})"
+        return f"{self.text} (read at {self.source})" if self.source.line else self.text
 
 
 @dataclass(frozen=True, slots=True)
 class GuardLine:
-    """One thing that must hold: where, and what. source: the line of the traced call that read it, if one did."""
+    """One thing that must hold: where, and what.
+
+    source: the line of the traced call that read it, if one did. owner: the path of the object that it is read from.
+    """
 
     path: str
     condition: str
     source: Source = UNKNOWN_SOURCE
+    owner: str = ""
 
     def __str__(self) -> str:
         return f"{self.path} {self.condition}"
@@ -316,7 +320,7 @@ class Guard:
 
     def describe(self) -> list[GuardLine]:
         """Everything that must hold, one line for each fact (lengths and keys of containers included)."""
-        lines = [GuardLine(str(fact.path), str(fact.expectation), fact.source) for fact in self._facts]
+        lines = [GuardLine(str(f.path), str(f.expectation), f.source, str(f.path.owner)) for f in self._facts]
         if self._overlap is not None:
             for position in sorted(self._overlap.written):
                 path = str(self._definers[self._inputs[position]].path)

@@ -23,6 +23,7 @@ from dsjit.trace.events import Event, Logged, Printed, Warned, Written, frame_ab
 from dsjit.trace.facts import is_constant
 from dsjit.trace.library import is_library_file, is_own_file
 from dsjit.trace.paths import Asked
+from dsjit.trace.source import SourceFinder
 from dsjit.trace.stand_in import StandIn, behind
 
 __all__ = ["Journal"]
@@ -56,6 +57,7 @@ class Journal:
         self._is_traced = is_traced
         self.events: list[tuple[Event, list[Any]]] = []
         self._observer = observer
+        self._sources = SourceFinder()
 
     def __enter__(self) -> Journal:
         _REGISTER.enter(self)
@@ -84,13 +86,14 @@ class Journal:
             return
         kept = [self._keep(value) for value in values]
         flush = bool(options.get("flush", False))
-        self.events.append((Printed(options.get("sep"), options.get("end"), flush, given, show), kept))
+        source = self._sources.current()
+        self.events.append((Printed(options.get("sep"), options.get("end"), flush, given, show, source), kept))
         with self._unseen():
             show(*map(_shown, kept), **{**options, "file": file})
 
     def on_write(self, name: str, stream: Any, text: str | None) -> Any:
         if self._is_told(stream):
-            self.events.append((Written(name, text), []))
+            self.events.append((Written(name, text, self._sources.current()), []))
         with self._unseen():
             return stream.flush() if text is None else stream.write(text)
 

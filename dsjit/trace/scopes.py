@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import torch
 
-from dsjit.ir.graph import Source
+from dsjit.ir.graph import UNKNOWN_SOURCE, Source
 from dsjit.trace.accumulators import CANDIDATES, Accumulators
 from dsjit.trace.library import (
     code_names,
@@ -37,6 +37,7 @@ from dsjit.trace.uses import attribute_loads, name_loads, stores_name
 __all__ = ["Scopes"]
 
 _HEAP_TYPE: Final = 1 << 9
+_COMPUTED_NAMES: Final = Source("<dsjit: names that are computed>", 0, "")
 _MUTABLE: Final = (list, dict, set, deque)
 
 
@@ -200,6 +201,7 @@ class Scopes:
 
     def note_hooks(self) -> None:
         """At the end: the methods that every access to an attribute runs, as far as the user's classes have some."""
+        self.notes.source = _COMPUTED_NAMES
         for cls in list(self.classes):
             for name in sorted(PATCHED_NAMES):
                 if type(cls.__dict__.get(name)) is types.FunctionType:
@@ -207,6 +209,7 @@ class Scopes:
             if self._computes_names and is_observable(cls):
                 for name in [name for name in self.classes[cls] if not name.startswith("__")]:
                     self.note_class(cls, name)  # a name that was computed is seen in no code
+        self.notes.source = UNKNOWN_SOURCE
 
     def _note_module(self, module: types.ModuleType, names: Iterable[str]) -> None:
         entries = module.__dict__

@@ -7,7 +7,7 @@ import os
 import sys
 import sysconfig
 from dataclasses import dataclass, field
-from types import CodeType, FrameType
+from types import FrameType
 
 import torch
 
@@ -37,9 +37,8 @@ class SourceFinder:
     known: dict[str, bool] = field(default_factory=dict)
     sources: dict[tuple[str, int, str], Source] = field(default_factory=dict)
 
-    def is_user(self, code: CodeType) -> bool:
-        """Whether `code` is the user's: a library that builds on torch counts as theirs."""
-        file = code.co_filename  # code objects themselves hash by all they contain
+    def is_users_file(self, file: str) -> bool:
+        """Whether code from `file` is the user's: a library that builds on torch counts as theirs."""
         known = self.known.get(file)
         if known is None:
             known = self.known[file] = not file.startswith(self.internal)
@@ -50,7 +49,7 @@ class SourceFinder:
         frame: FrameType | None = sys._getframe(depth)
         while frame is not None:
             code = frame.f_code
-            if self.is_user(code):
+            if self.is_users_file(code.co_filename):
                 key = (code.co_filename, frame.f_lineno, code.co_name)
                 source = self.sources.get(key)
                 if source is None:
