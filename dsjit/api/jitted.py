@@ -25,7 +25,7 @@ from dsjit.codegen.interpret import InterpretedProgram
 from dsjit.codegen.sized_program import SizeSource
 from dsjit.config import Options
 from dsjit.dump import open_dump
-from dsjit.errors import BackendError, CaptureError, DsjitWarning, RecompileError
+from dsjit.errors import BackendError, CaptureError, DsjitWarning, RecompileError, VerificationError
 from dsjit.ir.graph import UNKNOWN_SOURCE, Graph, Source
 from dsjit.ir.structure_graph import graph_structure
 from dsjit.ir.template import Mismatch, fill
@@ -94,24 +94,25 @@ class Jitted:
         missed = None
         trees = self._trees
         for tree in trees:
-            inputs = tree.guard.check(args, kwargs)
-            if inputs is not None:
+            try:
+                inputs = tree.guard.check(args, kwargs)
+                if inputs is None:
+                    continue
                 leaf = tree.leaf
-                try:
-                    if leaf is not None:
-                        outputs = leaf.run(inputs)
-                    else:
-                        found = tree.walk(inputs, args, kwargs)
-                        if type(found) is Miss:
-                            missed = missed or (tree, found)
-                            continue
-                        leaf, inputs, outputs = found
-                except Exception:
-                    break
-                counters = self.counters
-                counters.calls_compiled += 1
-                counters.cache_hits += 1
-                return leaf.finish(inputs, outputs, (args, kwargs))
+                if leaf is not None:
+                    outputs = leaf.run(inputs)
+                else:
+                    found = tree.walk(inputs, args, kwargs)
+                    if type(found) is Miss:
+                        missed = missed or (tree, found)
+                        continue
+                    leaf, inputs, outputs = found
+            except Exception:
+                break
+            counters = self.counters
+            counters.calls_compiled += 1
+            counters.cache_hits += 1
+            return leaf.finish(inputs, outputs, (args, kwargs))
         else:
             return self._miss(args, kwargs, trees, missed)
         # Eager raises the same, from the user's line. Nothing that anybody could see has happened yet.
@@ -238,13 +239,6 @@ class Jitted:
         try:
             if missed is not None or not self._compile_open(captured, timer, args, kwargs):
                 self._compile(captured, timer, missed)
-        except BackendError as error:
-            sources = [node.source for segment in captured.segments for node in segment.graph.nodes]
-            problem = Untraceable(f"code generation failed: {error}", sources[0])
-            self._verdicts = (*self._verdicts, EagerVerdict(captured.guard, (problem,)))
-            if self._forbids_eager():
-                raise
-            self._warn(f"{self._name} runs eagerly: code generation failed: {error}", "backend")
         except TreeFull as full:
             assert missed is not None
             self._trees = tuple([tree for tree in self._trees if tree is not missed[0]])
@@ -253,10 +247,25 @@ class Jitted:
             self._warn(f"{self._name} runs eagerly from now on: {full.reason} (at {full.source})", "full", full.source)
             if not full.by_shape:  # modules whose sizes depend on data would be compiled for each size
                 self._compile_parts()
+        except VerificationError:
+            raise  # DSJIT_CHECK=1 asks for it
+        except Exception as error:  # the call has run: its result is the user's, whatever goes wrong here
+            self._note_failure(error, captured)
         finally:
             if captured.observer is not None:
                 captured.observer.let_go()
         return captured.result
+
+    def _note_failure(self, error: Exception, captured: Capture) -> None:
+        """A traced call could not be compiled."""
+        if self._forbids_eager():
+            raise error
+        what = "code generation failed" if isinstance(error, BackendError) else f"{type(error).__name__} in compiling"
+        if not isinstance(error, MemoryError):  # there may be more memory at the next call
+            sources = [node.source for segment in captured.segments for node in segment.graph.nodes]
+            problem = Untraceable(f"{what}: {error}", sources[0] if sources else UNKNOWN_SOURCE)
+            self._verdicts = (*self._verdicts, EagerVerdict(captured.guard, (problem,)))
+        self._warn(f"{self._name} runs eagerly: {what}: {error}", "failure")
 
     def _compile_parts(self) -> None:
         """Compile the modules that a jitted module calls, in place, unless they are compiled already."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,15 +64,18 @@ def capture(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str
 ) -> Capture:
     """Call `function(*args, **kwargs)` once, for real, and record it. Whatever it raises is raised."""
-    observer = Observer(function, args, kwargs)
-    leaks = observer.leaks
-    recorder = Recorder(
-        lambda tensor: observer.path_of(tensor) is not None, SourceFinder(), observer.pauses(), leaks.may_hand_out
-    )
-    recorder.escapes.on_gradient_read = functools.partial(setattr, observer, "asks_for_gradients", True)
-    leaks.listen(observer.tell_again, recorder.numbers.pin_all)
-    observer.listen_to_numbers(recorder.numbers.value)
-    journal = Journal(observer, recorder.numbers.value)
+    try:
+        observer = Observer(function, args, kwargs)
+        leaks = observer.leaks
+        recorder = Recorder(
+            lambda tensor: observer.path_of(tensor) is not None, SourceFinder(), observer.pauses(), leaks.may_hand_out
+        )
+        recorder.escapes.on_gradient_read = functools.partial(setattr, observer, "asks_for_gradients", True)
+        leaks.listen(observer.tell_again, recorder.numbers.pin_all)
+        observer.listen_to_numbers(recorder.numbers.value)
+        journal = Journal(observer, recorder.numbers.value)
+    except Exception as error:
+        return _without_trace(function, args, kwargs, error)
     found = None
     try:
         found = _capture(function, args, kwargs, name, observer, recorder, journal)
@@ -94,25 +97,79 @@ def _capture(
     recorder: Recorder,
     journal: Journal,
 ) -> Capture:
-    with ExitStack() as watches:
-        try:
-            for watch in (observer, recorder.generator, journal, recorder.escapes, recorder, recorder.numbers):
-                watches.enter_context(watch)
-        except CaptureError as error:
-            watches.close()
-            problem = Untraceable(str(error), recorder.sources.current(), passing=True)
-            return Capture(function(*args, **kwargs), (problem,), None)
+    watches = _Watches((observer, recorder.generator, journal, recorder.escapes, recorder, recorder.numbers))
+    try:
+        watches.enter()
+    except Exception as error:
+        return _without_trace(function, args, kwargs, error)
+    try:
         result = function(*args, **kwargs)
         observer.leaks.close()
-    problems = [*recorder.problems, *(Untraceable(p.reason, p.source, p.passing) for p in observer.problems)]
-    if not problems:
+    finally:
+        watches.leave()
+    here = recorder.sources.current()
+    # The call has run: whatever goes wrong from here on must not keep its result from the user.
+    try:
+        problems = [*recorder.problems, *(Untraceable(p.reason, p.source, p.passing) for p in observer.problems)]
+        problems += [Untraceable(_describe_failure(error), here) for error in watches.failures]
+        if not problems:
+            try:
+                return _finish(result, observer, recorder, journal, name)
+            except (TemplateError, CannotTrace) as error:
+                problems.append(Untraceable(str(error), here))
+        return Capture(result, tuple(problems), observer.build_guard((), frozenset()))
+    except Exception as error:
+        problem = Untraceable(_describe_failure(error), here, passing=isinstance(error, MemoryError))
+        return Capture(result, (problem,), None)
+
+
+class _Watches:
+    """Contexts that are entered in order, and left in the opposite one.
+
+    failures: what was raised in leaving, which is no concern of the user's, who has a result or an exception already.
+    """
+
+    def __init__(self, contexts: Sequence[AbstractContextManager[Any]]) -> None:
+        self._contexts = contexts
+        self._entered = 0
+        self.failures: list[Exception] = []
+
+    def enter(self) -> None:
+        """Raises what a context raises; those before it have then been left."""
         try:
-            return _finish(result, observer, recorder, journal, name)
-        except TemplateError as error:
-            problems.append(Untraceable(str(error), recorder.sources.current()))
-        except CannotTrace as stop:
-            problems.append(Untraceable(stop.reason, recorder.sources.current()))
-    return Capture(result, tuple(problems), observer.build_guard((), frozenset()))
+            for context in self._contexts:
+                context.__enter__()
+                self._entered += 1  # nothing runs in between that the first of them could see, and fail on
+        except BaseException:
+            self.leave()
+            raise
+
+    def leave(self) -> None:
+        """Every context is left, even if this is interrupted in one of them."""
+        interrupt: BaseException | None = None
+        while self._entered:
+            self._entered -= 1
+            try:
+                self._contexts[self._entered].__exit__(None, None, None)
+            except Exception as error:
+                self.failures.append(error)
+            except BaseException as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
+
+
+def _without_trace(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], error: Exception
+) -> Capture:
+    """The call, when no trace could begin."""
+    reason = str(error) if isinstance(error, CaptureError) else _describe_failure(error)
+    problem = Untraceable(reason, SourceFinder().current(), passing=True)
+    return Capture(function(*args, **kwargs), (problem,), None)
+
+
+def _describe_failure(error: Exception) -> str:
+    return f"the trace failed ({type(error).__name__}: {error})"
 
 
 def _finish(result: Any, observer: Observer, recorder: Recorder, journal: Journal, name: str) -> Capture:

@@ -21,7 +21,7 @@ import os
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import Enum
 from typing import Any, Final
 
@@ -113,7 +113,7 @@ class Observer:
         self.seen: set[tuple[int, str]] = set()
         self._writes: dict[tuple[int, str], tuple[Node, Any]] = {}
         self._sources: dict[tuple[int, str], Source] = {}
-        self._hook = ProfileHook(self._on_code, self._on_builtin)
+        self._hook = ProfileHook(self._on_code, self._on_builtin, self._unobservable)
         self._problems: list[Problem] = []
         self._effects: tuple[Effect, ...] = ()
         self._busy = False
@@ -127,6 +127,7 @@ class Observer:
         if mode is not None:
             raise CaptureError(f"cannot trace: {mode}")
         PATCHES.enter(self)
+        self._collects = gc.isenabled()
         try:
             self._profiler = sys.getprofile()
             if self._profiler is not None and not callable(self._profiler) and not hasattr(self._profiler, "enable"):
@@ -134,24 +135,25 @@ class Observer:
             self._state = TorchState.current()
             self._random = RandomStates()
             self._notes.meet_call(self._function, self._args, self._kwargs)
+            # A collection calls back whoever asked for it (profilers, test tools): that is not the traced code's doing.
+            gc.disable()
+            self._hook.start()
         except BaseException:
             PATCHES.leave(self._scopes.patches)
+            (gc.enable if self._collects else gc.disable)()
             raise
-        # A collection calls back whoever asked for it (profilers, test tools): that is not the traced code's doing.
-        self._collects = gc.isenabled()
-        gc.disable()
-        self._hook.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._hook.stop()
-        if self._collects:
-            gc.enable()
-        PATCHES.leave(self._scopes.patches)
-        if callable(self._profiler):
-            sys.setprofile(self._profiler)
-        elif self._profiler is not None:
-            self._profiler.enable()
+        with ExitStack() as steps:  # each is done whatever happens in the others, the last one first
+            if callable(self._profiler):
+                steps.callback(sys.setprofile, self._profiler)
+            elif self._profiler is not None:
+                steps.callback(self._profiler.enable)
+            steps.callback(PATCHES.leave, self._scopes.patches)
+            if self._collects:
+                steps.callback(gc.enable)
+            steps.callback(self._hook.stop)
         self._notes.source = UNKNOWN_SOURCE
         try:
             self._scopes.note_hooks()
