@@ -73,7 +73,7 @@ def capture(
         recorder.escapes.on_gradient_read = functools.partial(setattr, observer, "asks_for_gradients", True)
         leaks.listen(observer.tell_again, recorder.numbers.pin_all)
         observer.listen_to_numbers(recorder.numbers.value)
-        journal = Journal(observer, recorder.numbers.value)
+        journal = Journal(observer, recorder.numbers.value, _capture.__code__)
     except Exception as error:
         return _without_trace(function, args, kwargs, error)
     found = None

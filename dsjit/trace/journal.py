@@ -14,7 +14,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from types import FrameType, FunctionType, TracebackType
+from types import CodeType, FrameType, FunctionType, TracebackType
 from typing import Any, Final, Protocol
 
 import torch
@@ -51,19 +51,19 @@ class Journal:
     """While it is active, appends to `events` what this thread tells, each with the values to tell it with.
 
     is_traced: the Value of a number that the call took out of a tensor; None for others.
+    caller: of dsjit's code, what calls the traced function.
     """
 
-    def __init__(self, observer: Watched, is_traced: Callable[[object], object]) -> None:
+    def __init__(
+        self, observer: Watched, is_traced: Callable[[object], object], caller: CodeType | None = None
+    ) -> None:
+        self._base = caller
         self._is_traced = is_traced
         self.events: list[tuple[Event, list[Any]]] = []
         self._observer = observer
         self._sources = SourceFinder()
 
     def __enter__(self) -> Journal:
-        base: FrameType | None = sys._getframe(1)
-        while base is not None and not is_own_file(base.f_code.co_filename):
-            base = base.f_back
-        self._base = None if base is None else base.f_code
         self._streams = {name: behind(getattr(sys, name)) for name in _STREAMS}
         _REGISTER.enter(self)
         return self

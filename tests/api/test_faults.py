@@ -29,7 +29,7 @@ from dsjit.errors import DsjitWarning
 from dsjit.passes.pipeline import PASSES
 from dsjit.trace import generator, journal
 from dsjit.trace.patching import PATCHES
-from tests.api.checks import assert_same
+from tests.api.checks import assert_same, counters_of
 from tests.conformance.surroundings import fresh_surroundings, surroundings
 
 CALLS: Final = 2
@@ -69,9 +69,7 @@ STAGES: Final[tuple[Stage, ...]] = (
     *stages("trace.recorder", "Recorder._arguments", "Recorder._record", "Recorder._record_write", runs=(1, 2)),
     *stages("trace.recorder", "Recorder._look", "Recorder._on_generator", "read_outcome"),
     *stages("trace.memory", "Memory.read", "Memory.fresh", "Memory.overwrite", runs=(1, 3)),
-    *stages("trace.numbers", "Numbers.value_to_hand_out"),
-    *stages("trace.observe", "Observer._note_read", "Observer._note_write", "Observer._on_code", runs=(1, 3)),
-    *stages("trace.observe", "Observer._note_module_entry"),
+    *stages("trace.observe", "Observer._note_read", "Observer._note_write", "Observer._on_code", runs=(1, 2)),
     *stages("trace.notes", "Notes.note", "Notes._record", runs=(1, 20)),
     *stages("trace.scopes", "Scopes.on_code", "Scopes.note_class", "name_lines"),
     *stages("trace.numbers_leaks", "LeakWatch.on_code", "LeakWatch.on_builtin"),
@@ -104,38 +102,56 @@ STAGES: Final[tuple[Stage, ...]] = (
     *stages("trace.guards", "Guard._slow"),
 )  # fmt: skip
 
+MODULE_STAGES: Final = stages("trace.observe", "Observer._note_module_entry", "Observer._note_read", runs=(1, 3))
+
 SHORT_OF_MEMORY: Final = ("Memory.fresh", "Notes.note", "Guard.__init__", "compile_module", "_new_frame", "on_code")
 
 
-class Model(nn.Module):
-    """Parameters, buffers that a call updates, a hook, attributes, a history, text, random numbers, a seed, a branch,
-    a number out of a tensor, a write to the argument."""
+class Plain:
+    """Buffers that a call updates, attributes, a history, text, random numbers, a seed, a branch, a write to the
+    argument."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.BatchNorm1d(4)
-        self.register_buffer("seen", torch.zeros(4))
+        self.mean, self.var, self.seen = torch.zeros(4), torch.ones(4), torch.zeros(4)
         self.history: list[Any] = []
         self.table: dict[str, Any] = {"last": None}
-        self.output: Any = None
         self.calls = 0
-        self.register_forward_hook(note_output)
 
-    def forward(self, x: torch.Tensor) -> Any:
+    def __call__(self, x: torch.Tensor) -> Any:
         self.calls += 1
         torch.manual_seed(3)
         x.mul_(2)
         x[0] = 1
-        y = self.norm(x)
+        y = self.normalize(x)
         self.seen += x.sum(0)
         if y.sum() > 1e6:
             self.table["large"] = y
-        amount = self.seen.sum().item()
         self.history.append(y.mean())
-        self.history.append(amount)
         self.table["last"] = y
-        print("called", self.training)
-        return {"x": x, "more": [y + torch.rand_like(y), amount * 2]}
+        print("called", x.shape)
+        return {"x": x, "more": [y + torch.rand_like(y), x[1:]]}
+
+    def normalize(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.batch_norm(x, None, None, self.mean, self.var, True, 0.1, 1e-5, False)
+
+
+class Model(Plain, nn.Module):
+    """The same with parameters, registered buffers and a hook."""
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+        Plain.__init__(self)
+        self.norm = nn.BatchNorm1d(4)
+        self.register_buffer("total", torch.zeros(4))
+        self.output: Any = None
+        self.register_forward_hook(note_output)
+
+    __call__ = nn.Module.__call__
+    forward = Plain.__call__
+
+    def normalize(self, x: torch.Tensor) -> torch.Tensor:
+        self.total += x.sum(0)
+        return self.norm(x)
 
 
 def note_output(module: Any, args: Any, output: dict[str, Any]) -> dict[str, Any]:
@@ -211,11 +227,11 @@ def process() -> dict[str, Any]:
 def state_of(subject: Any) -> dict[str, Any]:
     """Everything that a subject holds."""
     held = {name: value for name, value in vars(subject).items() if not name.startswith("_")}
-    return {**held, "buffers": dict(subject.named_buffers())}
+    return {**held, "buffers": dict(subject.named_buffers()) if isinstance(subject, nn.Module) else {}}
 
 
-def outcome(subject: Any, x: torch.Tensor, capsys: pytest.CaptureFixture[str]) -> Any:
-    result = subject(x)
+def outcome(subject: Any, call: Callable[..., Any], x: torch.Tensor, capsys: pytest.CaptureFixture[str]) -> Any:
+    result = call(x)
     held = copy.deepcopy(state_of(subject))
     return result, x, held, capsys.readouterr().out, torch.get_rng_state()
 
@@ -232,30 +248,30 @@ def warm() -> Iterator[list[Any]]:
     """Keeps the programs alive, so that most cases find them compiled."""
     subjects: list[Any] = []
     with torch.no_grad():
-        for _ in range(1):
-            subjects.append(dsjit.jit(Model()))
+        for make in (Plain, Model):
+            subjects.append(dsjit.jit(make()))
             subjects[-1](argument(0))
     yield subjects
 
 
-def prepare(stage: Stage) -> tuple[Any, Any]:
-    """A jitted subject, and an equal one for eager calls."""
+def prepare(stage: Stage, make: Callable[[], Any] = Plain) -> tuple[Any, Any, Any]:
+    """A subject, how it is called when jitted, and an equal one for eager calls."""
     if stage.compiles:
         session().programs.clear()
         session().kernels._known.clear()
     torch.manual_seed(0)
-    subject = Model()
+    subject = make()
     twin = copy.deepcopy(subject)
-    return dsjit.jit(subject), twin
+    return subject, dsjit.jit(subject), twin
 
 
-def compare_calls(subject: Any, twin: Any, capsys: pytest.CaptureFixture[str], calls: int = CALLS) -> None:
+def compare_calls(subject: Any, jitted: Any, twin: Any, capsys: pytest.CaptureFixture[str], calls: int = CALLS) -> None:
     before = process()
     for number in range(calls):
         torch.manual_seed(number)
-        expected = outcome(twin, argument(number), capsys)
+        expected = outcome(twin, twin, argument(number), capsys)
         torch.manual_seed(number)
-        assert_same(outcome(subject, argument(number), capsys), expected)
+        assert_same(outcome(subject, jitted, argument(number), capsys), expected)
     assert left_behind(before) == {}
 
 
@@ -265,11 +281,15 @@ def left_behind(before: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_fault(
-    stage: Stage, error: type[Exception], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    stage: Stage,
+    error: type[Exception],
+    make: Callable[[], Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    subject, twin = prepare(stage)
+    subject, jitted, twin = prepare(stage, make)
     with injected(stage, error, monkeypatch) as injection:
-        compare_calls(subject, twin, capsys)
+        compare_calls(subject, jitted, twin, capsys)
     assert injection.happened, "the stage was not reached: the table is out of date"
 
 
@@ -277,38 +297,56 @@ def check_fault(
 def test_a_fault_leaves_what_an_eager_call_leaves(
     stage: Stage, warm: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    check_fault(stage, Fault, monkeypatch, capsys)
+    check_fault(stage, Fault, Plain, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("stage", [*STAGES[::8], *MODULE_STAGES], ids=str)
+def test_a_fault_in_a_call_of_a_module_leaves_what_an_eager_call_leaves(
+    stage: Stage, warm: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    check_fault(stage, Fault, Model, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("stage", [stage for stage in STAGES if stage.place.endswith(SHORT_OF_MEMORY)], ids=str)
 def test_memory_that_runs_out_leaves_what_an_eager_call_leaves(
     stage: Stage, warm: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    check_fault(stage, MemoryError, monkeypatch, capsys)
+    check_fault(stage, MemoryError, Plain, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=str)
 def test_an_interrupt_reaches_the_user_and_leaves_nothing_behind(
     stage: Stage, warm: list[Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    subject, _ = prepare(stage)
+    subject, jitted, _ = prepare(stage)
     before = process()
     with injected(stage, KeyboardInterrupt, monkeypatch) as injection, pytest.raises(KeyboardInterrupt):
         for number in range(CALLS):
-            subject(argument(number))
+            jitted(argument(number))
             assert not injection.happened, "the interrupt was swallowed"
     assert left_behind(before) == {}
     twin = copy.deepcopy(subject)
     capsys.readouterr()
-    compare_calls(subject, twin, capsys)
+    compare_calls(subject, jitted, twin, capsys)
 
 
-def test_a_fault_in_any_step_of_a_program_leaves_what_an_eager_call_leaves(
-    warm: list[Any], capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("make", [Plain, Model])
+def test_without_a_fault_the_second_call_is_compiled(
+    make: Callable[[], Any], warm: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    subject, twin = prepare(STAGES[0])
-    compare_calls(subject, twin, capsys)
-    jitted = jitted_of(subject)
+    subject, jitted, twin = prepare(STAGES[0], make)
+    compare_calls(subject, jitted, twin, capsys)
+    counters = counters_of(jitted)
+    assert (counters.calls_traced, counters.calls_compiled) == (1, 1)
+
+
+@pytest.mark.parametrize("make", [Plain, Model])
+def test_a_fault_in_any_step_of_a_program_leaves_what_an_eager_call_leaves(
+    make: Callable[[], Any], warm: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    subject, function, twin = prepare(STAGES[0], make)
+    compare_calls(subject, function, twin, capsys)
+    jitted = jitted_of(function)
     assert jitted is not None
     failed = 0
     for compilation in jitted.compilations:
@@ -320,20 +358,23 @@ def test_a_fault_in_any_step_of_a_program_leaves_what_an_eager_call_leaves(
             run.__globals__[name] = raise_fault
             try:
                 eager = jitted.counters.calls_eager
-                compare_calls(subject, twin, capsys, calls=1)
+                compare_calls(subject, function, twin, capsys, calls=1)
                 failed += jitted.counters.calls_eager - eager
             finally:
                 run.__globals__[name] = step
     assert failed >= 5, "few steps were reached"
 
 
-def test_a_fault_in_handing_out_a_number_leaves_what_an_eager_call_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["value_to_hand_out", "hand_out"])
+def test_a_fault_in_handing_out_a_number_leaves_what_an_eager_call_leaves(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def f(x: torch.Tensor) -> Any:
         amount = x.sum().item()
         return x * amount, amount + 1
 
     jitted = dsjit.jit(f)
-    with injected(Stage("dsjit.trace.numbers:Numbers.hand_out"), Fault, monkeypatch) as injection:
+    with injected(Stage(f"dsjit.trace.numbers:Numbers.{name}"), Fault, monkeypatch) as injection:
         for number in range(CALLS):
             assert_same(jitted(argument(number)), f(argument(number)))
     assert injection.happened
