@@ -238,9 +238,12 @@ def outcome(subject: Any, call: Callable[..., Any], x: torch.Tensor, capsys: pyt
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # a dozen elements are not worth waiting for another core
     with fresh_surroundings(1), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", DsjitWarning)
         yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
