@@ -10,7 +10,7 @@
     dsjit.stats()               # what ran compiled
 """
 
-from dsjit.api.entry import disable, jit, mark_dynamic, mark_static, reset_stats, stats
+from dsjit.api.entry import disable, jit, mark_dynamic, mark_static, reset_stats, set_stance, stats
 from dsjit.api.explain import Explanation, explain
 from dsjit.errors import (
     BackendError,
@@ -19,6 +19,7 @@ from dsjit.errors import (
     DsjitWarning,
     GradientError,
     OptionError,
+    RecompileError,
     UnsupportedCallableError,
     VerificationError,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "Explanation",
     "GradientError",
     "OptionError",
+    "RecompileError",
     "UnsupportedCallableError",
     "VerificationError",
     "disable",
@@ -41,5 +43,6 @@ __all__ = [
     "mark_dynamic",
     "mark_static",
     "reset_stats",
+    "set_stance",
     "stats",
 ]

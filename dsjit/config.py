@@ -17,19 +17,26 @@ from dsjit.errors import OptionError
 __all__ = [
     "DEBUG_LEVELS",
     "OPTION_ROWS",
+    "STANCE_ROWS",
     "VARIABLE_PREFIX",
     "VARIABLE_ROWS",
+    "AtLimit",
     "Backend",
     "Environment",
     "Numerics",
     "OptionRow",
     "Options",
+    "Stance",
+    "StanceRow",
     "VariableRow",
+    "checked_stance",
     "defaults",
 ]
 
 Numerics: TypeAlias = Literal["eager", "fast"]
 Backend: TypeAlias = Literal["llvm", "interpreter", "eager"]
+AtLimit: TypeAlias = Literal["eager", "raise"]
+Stance: TypeAlias = Literal["default", "eager", "eager_on_recompile", "fail_on_recompile", "fail_on_eager"]
 
 VARIABLE_PREFIX: Final = "DSJIT_"
 
@@ -56,9 +63,15 @@ def _is_positive_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
+def _is_positive_int_or_none(value: object) -> bool:
+    return value is None or _is_positive_int(value)
+
+
 def _one_of(*choices: str) -> Callable[[object], bool]:
     return lambda value: isinstance(value, str) and value in choices
 
+
+_is_at_limit: Final = _one_of("eager", "raise")
 
 OPTION_ROWS: Final[tuple[OptionRow, ...]] = (
     OptionRow(
@@ -97,12 +110,51 @@ OPTION_ROWS: Final[tuple[OptionRow, ...]] = (
     ),
     OptionRow(
         "recompile_limit",
-        "an int of 1 or more",
-        _is_positive_int,
-        "How many programs one jitted object may hold. Beyond it, calls that fit none of them run eagerly, "
-        "with one warning.",
+        "None or an int of 1 or more",
+        _is_positive_int_or_none,
+        "How many programs one jitted object may hold (None: what DSJIT_RECOMPILE_LIMIT says, or 8). What calls do "
+        "beyond it that fit none of them, at_recompile_limit says.",
+    ),
+    OptionRow(
+        "at_recompile_limit",
+        'None, "eager" or "raise"',
+        lambda value: value is None or _is_at_limit(value),
+        "What calls do that fit no program when there are recompile_limit programs (None: what "
+        'DSJIT_AT_RECOMPILE_LIMIT says, or "eager"). "eager": they run eagerly, with one warning that names what '
+        'changed. "raise": they raise RecompileError, which fullgraph does, too.',
     ),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class StanceRow:
+    """One stance of `dsjit.set_stance`, and what it means."""
+
+    name: Stance
+    meaning: str
+
+
+STANCE_ROWS: Final[tuple[StanceRow, ...]] = (
+    StanceRow("default", "Calls that fit no program are traced and compiled."),
+    StanceRow("eager", "Every call runs eagerly: nothing is guarded, nothing is traced."),
+    StanceRow("eager_on_recompile", "Calls that fit a program run compiled, all others eagerly: nothing is traced."),
+    StanceRow(
+        "fail_on_recompile",
+        "A call that would be traced or compiled, a first one included, raises RecompileError, which names what "
+        "changed. What is known to run eagerly still does.",
+    ),
+    StanceRow(
+        "fail_on_eager", "A call that would run eagerly raises CaptureError, as if every object had fullgraph=True."
+    ),
+)
+
+
+def checked_stance(name: object) -> Stance:
+    """`name` as a Stance. Raises `OptionError`, with the closest name that is one."""
+    for row in STANCE_ROWS:
+        if row.name == name:
+            return row.name
+    raise OptionError(f"there is no stance {name!r}{_suggestion(str(name), [row.name for row in STANCE_ROWS])}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +169,8 @@ class Options:
     numerics: Numerics = "eager"
     backend: Backend = "llvm"
     disable: bool = False
-    recompile_limit: int = 8
+    recompile_limit: int | None = None
+    at_recompile_limit: AtLimit | None = None
 
     def __post_init__(self) -> None:
         for row in OPTION_ROWS:
@@ -159,7 +212,7 @@ class VariableRow:
     name: str
     field: str
     accepted: str
-    parse: Callable[[str], int | bool | Path]
+    parse: Callable[[str], int | bool | str | Path]
     meaning: str
 
 
@@ -181,6 +234,19 @@ def _parse_directory(text: str) -> Path:
     if directory.exists() and not directory.is_dir():
         raise ValueError(text)
     return directory
+
+
+def _parse_limit(text: str) -> int:
+    limit = int(text)
+    if limit < 1:
+        raise ValueError(text)
+    return limit
+
+
+def _parse_at_limit(text: str) -> str:
+    if not _is_at_limit(text):
+        raise ValueError(text)
+    return text
 
 
 VARIABLE_ROWS: Final[tuple[VariableRow, ...]] = (
@@ -212,6 +278,27 @@ VARIABLE_ROWS: Final[tuple[VariableRow, ...]] = (
         _parse_switch,
         "1: every jitted object runs eagerly, as if its option disable were True.",
     ),
+    VariableRow(
+        "DSJIT_STANCE",
+        "stance",
+        ", ".join(row.name for row in STANCE_ROWS),
+        checked_stance,
+        "The stance of the process until dsjit.set_stance sets another one.",
+    ),
+    VariableRow(
+        "DSJIT_RECOMPILE_LIMIT",
+        "recompile_limit",
+        "1 or more",
+        _parse_limit,
+        "The option recompile_limit of objects that do not set it.",
+    ),
+    VariableRow(
+        "DSJIT_AT_RECOMPILE_LIMIT",
+        "at_recompile_limit",
+        "eager or raise",
+        _parse_at_limit,
+        "The option at_recompile_limit of objects that do not set it.",
+    ),
 )
 
 
@@ -226,6 +313,9 @@ class Environment:
     dump: Path | None = None
     check: bool = False
     disable: bool = False
+    stance: Stance = "default"
+    recompile_limit: int = 8
+    at_recompile_limit: AtLimit = "eager"
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Environment:

@@ -14,6 +14,7 @@ __all__ = [
     "DsjitWarning",
     "GradientError",
     "OptionError",
+    "RecompileError",
     "UnsupportedCallableError",
     "VerificationError",
 ]
@@ -33,6 +34,10 @@ class UnsupportedCallableError(DsjitError, TypeError):
 
 class CaptureError(DsjitError, RuntimeError):
     """The call cannot be captured as one static graph, and `fullgraph=True` forbids running it eagerly."""
+
+
+class RecompileError(DsjitError, RuntimeError):
+    """No program fits the call, and the stance `fail_on_recompile` or the limit on programs forbids another one."""
 
 
 class BackendError(DsjitError, RuntimeError):

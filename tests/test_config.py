@@ -18,9 +18,18 @@ def test_the_documented_defaults() -> None:
         "numerics": "eager",
         "backend": "llvm",
         "disable": False,
-        "recompile_limit": 8,
+        "recompile_limit": None,
+        "at_recompile_limit": None,
     }
-    assert defaults(Environment) == {"debug": 0, "dump": None, "check": False, "disable": False}
+    assert defaults(Environment) == {
+        "debug": 0,
+        "dump": None,
+        "check": False,
+        "disable": False,
+        "stance": "default",
+        "recompile_limit": 8,
+        "at_recompile_limit": "eager",
+    }
 
 
 def test_every_option_and_every_variable_is_documented_once() -> None:
@@ -46,6 +55,7 @@ def test_options_are_immutable_and_hashable() -> None:
         {"backend": "interpreter"},
         {"backend": "eager", "disable": True},
         {"recompile_limit": 1},
+        {"recompile_limit": None, "at_recompile_limit": "raise"},
     ],
 )
 def test_accepted_keywords_become_options(keywords: dict[str, object]) -> None:
@@ -65,6 +75,7 @@ def test_accepted_keywords_become_options(keywords: dict[str, object]) -> None:
         ("backend", "cuda"),
         ("backend", ["llvm"]),
         ("disable", "1"),
+        ("at_recompile_limit", "fail"),
         ("recompile_limit", 0),
         ("recompile_limit", True),
         ("recompile_limit", 2.0),
@@ -103,9 +114,13 @@ def test_every_variable_is_parsed_to_its_type() -> None:
         "DSJIT_DUMP": "/tmp/somewhere-new",
         "DSJIT_CHECK": "1",
         "DSJIT_DISABLE": "0",
+        "DSJIT_STANCE": "fail_on_eager",
+        "DSJIT_RECOMPILE_LIMIT": "3",
+        "DSJIT_AT_RECOMPILE_LIMIT": "raise",
         "PATH": "/usr/bin",
     }
-    assert Environment.from_environ(environ) == Environment(3, Path("/tmp/somewhere-new"), True, False)
+    expected = Environment(3, Path("/tmp/somewhere-new"), True, False, "fail_on_eager", 3, "raise")
+    assert Environment.from_environ(environ) == expected
 
 
 @pytest.mark.parametrize("row", VARIABLE_ROWS, ids=lambda row: row.name)
@@ -122,6 +137,9 @@ def test_an_empty_value_counts_as_unset(row: object) -> None:
         ("DSJIT_DUMP", __file__),
         ("DSJIT_CHECK", "yes"),
         ("DSJIT_DISABLE", "2"),
+        ("DSJIT_STANCE", "force_eager"),
+        ("DSJIT_RECOMPILE_LIMIT", "0"),
+        ("DSJIT_AT_RECOMPILE_LIMIT", "fail"),
     ],
 )
 def test_text_that_is_not_accepted_is_refused_by_name(name: str, text: str) -> None:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, cast, overload
 
 import torch
 
 from dsjit.api.jitted import Jitted
 from dsjit.api.session import Session
+from dsjit.api.stance import Holder
 from dsjit.api.stats import Stats
-from dsjit.config import Environment, Options
+from dsjit.config import Environment, Options, checked_stance
 from dsjit.errors import UnsupportedCallableError
+from dsjit.trace.capture import refuse_capture
 
-__all__ = ["disable", "jit", "mark_dynamic", "mark_static", "reset_stats", "session", "stats"]
+__all__ = ["disable", "jit", "mark_dynamic", "mark_static", "reset_stats", "session", "set_stance", "stats"]
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -43,7 +46,8 @@ def jit(function: Any = None, /, **options: Any) -> Any:
     The first call with a kind of arguments runs eagerly, for real, under the tracer; later calls run the compiled
     program as long as everything that the code read is unchanged.
 
-    Options (see `dsjit.config.OPTION_ROWS`): dynamic, fullgraph, numerics, backend, disable, recompile_limit.
+    Options (see `dsjit.config.OPTION_ROWS`): dynamic, fullgraph, numerics, backend, disable, recompile_limit,
+    at_recompile_limit.
     Raises OptionError for an unknown option or a bad value, UnsupportedCallableError for what cannot be compiled.
     """
     chosen = Options.from_keywords(options)
@@ -70,7 +74,7 @@ def _wrap(function: Any, options: Options) -> Any:
             f"dsjit.jit was given a {type(function).__name__}, which is not callable: pass a function or an nn.Module"
         )
     code = inspect.unwrap(function) if inspect.isfunction(function) else function
-    if inspect.iscoroutinefunction(code) or inspect.isgeneratorfunction(code) or inspect.isasyncgenfunction(code):
+    if _is_suspended(code):
         raise UnsupportedCallableError(
             f"{_name_of(function)} is a generator or coroutine function: jit the functions that it calls instead"
         )
@@ -111,6 +115,58 @@ def mark_static(tensor: torch.Tensor, dim: int | Sequence[int] | None = None) ->
     Raises IndexError for a dimension that the tensor lacks.
     """
     session().marks.mark(tensor, _dimensions(tensor, range(tensor.dim()) if dim is None else dim), False)
+
+
+class set_stance(Holder):
+    """Say how all jitted objects run: "default", "eager", "eager_on_recompile", "fail_on_recompile" or "fail_on_eager"
+    (`dsjit.config.STANCE_ROWS` tells what each means).
+
+    - `dsjit.set_stance("eager")` holds for the process until the next such call;
+    - `with dsjit.set_stance("eager"):` holds in the block, for the thread that runs it;
+    - `@dsjit.set_stance("eager")` holds while the function runs, for the thread that runs it.
+
+    After a block what was before holds again, whatever other threads set meanwhile. A thread in a block takes no
+    notice of what is set for the process. Calls inside a traced call are part of that, whatever the stance; a function
+    that sets a stance is not captured.
+    Raises OptionError for a name that is no stance.
+    """
+
+    __slots__ = ("_stances",)
+
+    def __init__(self, stance: str = "default") -> None:
+        super().__init__(checked_stance(stance))
+        refuse_capture("sets a stance")
+        self._stances = session().stances
+        self._stances.set(self)
+
+    def __enter__(self) -> None:
+        refuse_capture("sets a stance")
+        self._stances.take_back(self)
+        self._stances.enter(self)
+
+    def __exit__(self, *exception: object) -> None:
+        self._stances.leave(self)
+
+    def __call__(self, function: C) -> C:
+        """`function`, in a block. Raises UnsupportedCallableError for generator and coroutine functions."""
+        self._stances.take_back(self)
+        if _is_suspended(function):
+            raise UnsupportedCallableError(
+                f"{_name_of(function)} is a generator or coroutine function: use dsjit.set_stance in its body instead"
+            )
+
+        @functools.wraps(function)
+        def in_stance(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return function(*args, **kwargs)
+
+        return cast(C, in_stance)
+
+
+def _is_suspended(function: Any) -> bool:
+    """Whether a call only makes an object whose body runs later."""
+    kinds = inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction
+    return any(is_kind(function) for is_kind in kinds)
 
 
 def _dimensions(tensor: torch.Tensor, dim: int | Sequence[int]) -> tuple[int, ...]:

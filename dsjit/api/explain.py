@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -13,19 +13,36 @@ from rich.markup import escape
 from rich.table import Table
 
 from dsjit.api.entry import jit, jitted_of
+from dsjit.api.guard_summary import merge_alike, reader_of, summarize_guards
+from dsjit.api.recompiles import Cause
 from dsjit.api.trace_tree import TraceTree
 from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.views import is_view
-from dsjit.ir.graph import Graph, Node, Source, Value
+from dsjit.ir.graph import UNKNOWN_SOURCE, Graph, Node, Source, Value
 from dsjit.ir.kernel import Index, Kernel, Load, Store, typical
 from dsjit.ir.print_graph import print_graph
 from dsjit.ir.print_kernel import print_kernel
+from dsjit.trace.guards import GuardLine
 from dsjit.trace.outcome import Outcome, OutcomeKind, describe_outcome
 
-__all__ = ["Explanation", "KernelReport", "LibraryReport", "explain"]
+__all__ = ["EffectReport", "Explanation", "KernelReport", "LibraryReport", "explain"]
 
 _OUTCOMES_SHOWN: Final = 8
 """Of one look, in the text."""
+
+_GUARDS_SHOWN: Final = 80
+"""Lines, in the text."""
+
+
+@dataclass(frozen=True, slots=True)
+class EffectReport:
+    """What the program does to Python. source: the line that did it in the trace, or that read what it changed."""
+
+    text: str
+    source: Source
+
+    def __str__(self) -> str:
+        return f"{self.text} ({self.source})" if self.source.line else self.text
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +73,15 @@ class LibraryReport:
 class Explanation:
     """What the compiler made of one call.
 
-    eager_reasons: why the call runs eagerly; then everything else is empty.
+    eager_reasons: why the call runs eagerly; then what tells of a program is empty.
     bytes_before, bytes_after: memory traffic of the captured ops run one by one, and of the program.
     reasons: why a producer was not fused with a consumer.
-    compile_seconds: by stage. guards: what must hold for the program to be used again, one line each.
+    compile_seconds: by stage. guards: what must hold for the program to be used again, and which line read it.
     branches: where the code looked at what tensors hold, and which outcomes were met; the program is then in parts,
         and everything above is the sum over the parts of all ways.
+    effects: what the program does to Python again, on each call, and the line that did it.
+    recompiles: why calls of the object were traced again, oldest first. eager_calls: how many ran eagerly since the
+        last `dsjit.reset_stats()`, by cause.
     """
 
     name: str
@@ -74,8 +94,11 @@ class Explanation:
     arena_bytes: int = 0
     intermediate_bytes: int = 0
     reasons: tuple[str, ...] = ()
-    guards: tuple[str, ...] = ()
+    guards: tuple[GuardLine, ...] = ()
     branches: tuple[str, ...] = ()
+    effects: tuple[EffectReport, ...] = ()
+    recompiles: tuple[Cause, ...] = ()
+    eager_calls: Mapping[str, int] = field(default_factory=dict)
     compile_seconds: Mapping[str, float] | None = None
     captured: str = ""
     optimized: str = ""
@@ -87,13 +110,22 @@ class Explanation:
         self.print(console)
         return stream.getvalue()
 
+    def to_dict(self) -> dict[str, Any]:
+        """All of it in dictionaries, lists, strings and numbers, as `json.dumps` takes it. Lines of the user's are
+        "file:line"."""
+        plain: dict[str, Any] = _plain(self)
+        return plain
+
     def print(self, console: Console) -> None:
         """Print to a rich Console."""
         if self.eager_reasons:
-            console.print(f"{self.name} runs eagerly:")
-            for reason in self.eager_reasons:
-                console.print(f"  {escape(reason)}")
-            return
+            _print_list(console, f"{self.name} runs eagerly:", self.eager_reasons)
+        else:
+            self._print_program(console)
+        _print_list(console, "traced again, because:", [f"{cause}: {cause.advice}" for cause in self.recompiles])
+        _print_list(console, "eager calls:", [f"{count}x: {cause}" for cause, count in self.eager_calls.items()])
+
+    def _print_program(self, console: Console) -> None:
         seconds = self.compile_seconds or {}
         spent = ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in seconds.items())
         total = sum(seconds.values()) * 1e3
@@ -106,15 +138,13 @@ class Explanation:
             console.print(self._kernel_table())
         if self.library_calls:
             console.print(self._library_table())
-        if self.reasons:
-            console.print("not fused:")
-            for reason in self.reasons:
-                console.print(f"  {escape(reason)}")
-        if self.branches:
-            console.print("branches on what tensors hold:")
-            for branch in self.branches:
-                console.print(f"  {escape(branch)}")
-        console.print(f"{len(self.guards)} guards")
+        _print_list(console, "not fused:", self.reasons)
+        _print_list(console, "branches on what tensors hold:", self.branches)
+        _print_list(console, "done to Python again by each call:", merge_alike(list(map(str, self.effects))))
+        guards = list(summarize_guards(self.guards))
+        if len(guards) > _GUARDS_SHOWN:
+            guards = [*guards[:_GUARDS_SHOWN], f"... {len(guards) - _GUARDS_SHOWN} lines more: see `guards`"]
+        _print_list(console, f"{len(self.guards)} guards:", guards)
 
     def _kernel_table(self) -> Table:
         table = Table(title=_count(len(self.kernels), "generated kernel"), title_justify="left")
@@ -152,20 +182,44 @@ def explain(function: Callable[..., Any]) -> Callable[..., Explanation]:
             callee = jit(getattr(function, "_call_impl", function))
             jitted = jitted_of(callee)
         assert jitted is not None
-        callee(*args, **kwargs)
         bound = (function.__self__, *args) if jitted_of(function) and hasattr(function, "__self__") else args
+        before = jitted.trees
+        fitting = [tree for tree in before if tree.guard.check(bound, kwargs) is not None]
+        callee(*args, **kwargs)  # may change what guards speak of
+        history: dict[str, Any] = {
+            "recompiles": jitted.recompiles,
+            "eager_calls": dict(jitted.counters.eager_reasons.most_common()),
+        }
         for tree in jitted.trees:
-            if tree.guard.check(bound, kwargs) is not None:
-                return _report(jitted.name, tree)
+            if tree in fitting or tree not in before:
+                return replace(_report(jitted.name, tree), **history)
         found = (f"{p.reason} (at {p.source})" for verdict in jitted.verdicts for p in verdict.problems)
         reasons = tuple(dict.fromkeys(found))
-        return Explanation(jitted.name, reasons or ("no program fits this call",), 0)
+        return Explanation(jitted.name, reasons or ("no program fits this call",), 0, **history)
 
     return explained
 
 
+def _print_list(console: Console, heading: str, lines: Sequence[str]) -> None:
+    if lines:
+        console.print(escape(heading))
+        for line in lines:
+            console.print(f"  {escape(line)}", highlight=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Source):
+        return str(value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return {entry.name: _plain(getattr(value, entry.name)) for entry in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+
+
 def _report(name: str, tree: TraceTree) -> Explanation:
     compilations = tree.compilations
+    guards = tuple(tree.guard.describe())
     kernels: list[KernelReport] = []
     calls: list[LibraryReport] = []
     seconds: dict[str, float] = {}
@@ -192,13 +246,22 @@ def _report(name: str, tree: TraceTree) -> Explanation:
         arena_bytes=sum(compilation.program.arena_bytes for compilation in compilations),
         intermediate_bytes=sum(compilation.program.intermediate_bytes for compilation in compilations),
         reasons=tuple(str(reason) for compilation in compilations for reason in compilation.plan.reasons),
-        guards=tuple(str(line) for line in tree.guard.describe()),
+        guards=guards,
         branches=tuple(_branches(tree)),
+        effects=tuple(dict.fromkeys(_effects(tree))),
         compile_seconds=seconds,
         captured="\n".join(print_graph(compilation.captured) for compilation in compilations),
         optimized="\n".join(print_graph(compilation.optimized) for compilation in compilations),
         program="\n".join(compilation.program.source for compilation in compilations),
     )
+
+
+def _effects(tree: TraceTree) -> Iterator[EffectReport]:
+    for leaf in tree.leaves:
+        guards = leaf.guard.describe() if leaf.effects else []
+        for effect in leaf.effects:
+            known = effect.source is not UNKNOWN_SOURCE or effect.path is None
+            yield EffectReport(effect.text, effect.source if known else reader_of(str(effect.path), guards))
 
 
 def _branches(tree: TraceTree) -> Iterator[str]:

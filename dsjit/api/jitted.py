@@ -17,15 +17,16 @@ import torch
 from dsjit.api.compile import Compilation, StageTimer, compile_graph, compile_template
 from dsjit.api.open_calls import OpenCalls
 from dsjit.api.parts import outermost_callables
+from dsjit.api.recompiles import Cause, find_cause
 from dsjit.api.session import Session
 from dsjit.api.stats import Counters
-from dsjit.api.trace_tree import Leaf, Miss, Step, TraceTree, TreeFull, plant
+from dsjit.api.trace_tree import End, Leaf, Miss, Step, TraceTree, TreeFull, plant
 from dsjit.api.training import make_training
 from dsjit.codegen.interpret import InterpretedProgram
 from dsjit.codegen.sized_program import SizeSource
 from dsjit.config import Options
 from dsjit.dump import open_dump
-from dsjit.errors import BackendError, CaptureError, DsjitWarning
+from dsjit.errors import BackendError, CaptureError, DsjitWarning, RecompileError, VerificationError
 from dsjit.ir.graph import UNKNOWN_SOURCE, Graph, Source
 from dsjit.ir.joint_graph import JointGraph
 from dsjit.ir.structure_graph import graph_structure
@@ -42,6 +43,9 @@ from dsjit.trace.segments import Segment
 from dsjit.trace.source import SourceFinder
 
 __all__ = ["EagerVerdict", "Jitted"]
+
+SECONDS_TO_WAIT: Final = 1.0
+"""For another thread that traces the same function, before the call runs eagerly."""
 
 RETRIES: Final = 2
 """How often a call that did something which the next one may not do again (it logged) is traced anew."""
@@ -67,8 +71,11 @@ class Jitted:
         self._options = options
         self._session = session
         self._name = name
-        self._trees: list[TraceTree] = []
-        self._verdicts: list[EagerVerdict] = []
+        self._stances = session.stances
+        # Replaced, never changed in place: a call sees by identity that another thread was faster.
+        self._trees: tuple[TraceTree, ...] = ()
+        self._verdicts: tuple[EagerVerdict, ...] = ()
+        self._recompiles: tuple[Cause, ...] = ()
         self._lock = threading.RLock()
         self._warned: set[str] = set()
         self._retries = 0
@@ -86,29 +93,33 @@ class Jitted:
         return (_rejit, (self._target, self._options))
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        if self._stances.eager and self._stances.current() == "eager":
+            return self._eagerly("the stance is eager", args, kwargs)
         missed = None
-        for tree in self._trees:
-            inputs = tree.guard.check(args, kwargs)
-            if inputs is not None:
+        trees = self._trees
+        for tree in trees:
+            try:
+                inputs = tree.guard.check(args, kwargs)
+                if inputs is None:
+                    continue
                 leaf = tree.leaf
-                try:
-                    if leaf is not None:
-                        outputs = leaf.run(inputs)
-                    else:
-                        found = tree.walk(inputs, args, kwargs)
-                        if type(found) is Miss:
-                            missed = missed or (tree, found)
-                            continue
-                        leaf, inputs, outputs = found
-                except Exception as error:
-                    failure = error
-                    break
-                counters = self.counters
-                counters.calls_compiled += 1
-                counters.cache_hits += 1
-                return leaf.finish(inputs, outputs, (args, kwargs))
+                if leaf is not None:
+                    outputs = leaf.run(inputs)
+                else:
+                    found = tree.walk(inputs, args, kwargs)
+                    if type(found) is Miss:
+                        missed = missed or (tree, found)
+                        continue
+                    leaf, inputs, outputs = found
+            except Exception as error:
+                failure = error
+                break
+            counters = self.counters
+            counters.calls_compiled += 1
+            counters.cache_hits += 1
+            return leaf.finish(inputs, outputs, (args, kwargs))
         else:
-            return self._miss(args, kwargs, missed)
+            return self._miss(args, kwargs, trees, missed)
         # Eager raises the same, from the user's line. Nothing that anybody could see has happened yet.
         result = self._eagerly("the compiled program raised an exception", args, kwargs)
         self._warn(f"the compiled program of {self._name} raised where eager does not: {failure!r}", repr(failure))
@@ -116,21 +127,48 @@ class Jitted:
 
     # -- the slow path -------------------------------------------------------------------------------------------
 
-    def _miss(self, args: tuple[Any, ...], kwargs: dict[str, Any], missed: tuple[TraceTree, Miss] | None) -> Any:
+    def _miss(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        trees: tuple[TraceTree, ...],
+        missed: tuple[TraceTree, Miss] | None,
+    ) -> Any:
+        """The call fits none of `trees`."""
         session = self._session
         if session.is_tracing():
             # Inside another trace: the ops belong to the outer Graph.
             return self._target(*args, **kwargs)
         if self._options.disable or session.environment.disable:
             return self._eagerly("compilation is disabled", args, kwargs)
-        for verdict in self._verdicts:
+        verdicts = self._verdicts
+        for verdict in verdicts:
             if verdict.guard is None or verdict.guard.check(args, kwargs) is not None:
                 return self._refuse(verdict.problems, args, kwargs)
-        limit = self._options.recompile_limit
-        if (missed is None or missed[0].full) and len(self._trees) + len(self._verdicts) >= limit:
-            return self._over_limit(args, kwargs)
-        with self._lock:
-            return self._trace(args, kwargs, missed)
+        stance = self._stances.current()
+        if stance == "eager_on_recompile":
+            return self._eagerly("no program fits, and the stance is eager_on_recompile", args, kwargs)
+        if stance == "fail_on_recompile":
+            raise RecompileError(self._describe_recompile(find_cause(trees, missed, args, kwargs)))
+        if (missed is None or missed[0].full) and len(trees) + len(verdicts) >= self._limit:
+            return self._over_limit(trees, missed, args, kwargs)
+        # The thread that traces may wait for this one, in the user's code: then waiting for it would be for ever.
+        if not self._lock.acquire(timeout=SECONDS_TO_WAIT):
+            return self._eagerly("another thread is tracing the function", args, kwargs)
+        try:
+            grown = missed is not None and len(missed[0].leaves) != missed[1].leaves
+            if self._trees is trees and self._verdicts is verdicts and not grown:
+                return self._trace(args, kwargs, missed)
+        finally:
+            self._lock.release()
+        return self(*args, **kwargs)
+
+    @property
+    def _limit(self) -> int:
+        return self._options.recompile_limit or self._session.environment.recompile_limit
+
+    def _forbids_eager(self) -> bool:
+        return self._options.fullgraph or self._stances.current() == "fail_on_eager"
 
     def _eagerly(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.counters.calls_eager += 1
@@ -138,7 +176,7 @@ class Jitted:
         return self._target(*args, **kwargs)
 
     def _refuse(self, problems: tuple[Untraceable, ...], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._options.fullgraph:
+        if self._forbids_eager():
             raise CaptureError(self._describe(problems))
         return self._eagerly(problems[0].reason, args, kwargs)
 
@@ -146,14 +184,43 @@ class Jitted:
         first = problems[0]
         return f"{self._name} cannot be captured as one graph: {first.reason} (at {_known(first.source)})"
 
-    def _over_limit(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        changed = self._trees[0].guard.why_not(args, kwargs) if self._trees else None
-        reason = f"the limit of {self._options.recompile_limit} programs is reached (option recompile_limit)"
-        detail = f"; against the newest program: {changed}" if changed else ""
-        if self._open_calls.reasons:
-            detail += f"; one program for all sizes was not possible: {self._open_calls.reasons[-1]}"
-        self._warn(f"{self._name} runs eagerly from now on when no program fits: {reason}{detail}", "limit")
-        return self._eagerly(reason, args, kwargs)
+    def _describe_recompile(self, cause: Cause | None) -> str:
+        call = SourceFinder().current(1)
+        if cause is None:
+            return (
+                f"{self._name} would be compiled for the first time (called at {call}), and the stance is "
+                f'fail_on_recompile: call it once under dsjit.set_stance("default") before'
+            )
+        return (
+            f"{self._name} would be compiled anew (called at {call}), and the stance is fail_on_recompile: "
+            f"{cause}; {cause.advice}"
+        )
+
+    def _over_limit(
+        self,
+        trees: tuple[TraceTree, ...],
+        missed: tuple[TraceTree, Miss] | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        limit = f"the limit of {self._limit} programs is reached (option recompile_limit)"
+        at_limit = self._options.at_recompile_limit or self._session.environment.at_recompile_limit
+        raises = at_limit == "raise" or self._forbids_eager()
+        if raises or "limit" not in self._warned:
+            detail = self._describe_change(find_cause(trees, missed, args, kwargs))
+            if raises:
+                call = SourceFinder().current(1)
+                raise RecompileError(f"{self._name}, called at {call}, fits no program: {limit}{detail}")
+            self._warn(f"{self._name} runs eagerly from now on when no program fits: {limit}{detail}", "limit")
+        return self._eagerly(limit, args, kwargs)
+
+    def _describe_change(self, cause: Cause | None) -> str:
+        if cause is None:
+            return ""
+        against = "against the newest program: " if cause.change else ""
+        reasons = self._open_calls.reasons
+        exact = f"; one program for all sizes was not possible: {reasons[-1]}" if reasons else ""
+        return f"; {against}{cause}{exact}; {cause.advice}, or raise recompile_limit"
 
     def _warn(self, text: str, key: str, source: Source = UNKNOWN_SOURCE) -> None:
         """Warn once about `key`, at the user's line `source`, or at the line of theirs that made the call."""
@@ -164,7 +231,12 @@ class Jitted:
 
     def _trace(self, args: tuple[Any, ...], kwargs: dict[str, Any], missed: tuple[TraceTree, Miss] | None) -> Any:
         timer = StageTimer()
+        cause = find_cause(self._trees, missed, args, kwargs)  # before the call changes what it was made with
         self.counters.traces += 1
+        if cause is not None:
+            self.counters.recompiles += 1
+            self.counters.recompile_causes[str(cause)] += 1
+            self._recompiles = (*self._recompiles, cause)
         with timer.stage("trace"), self._session.tracing():
             captured = capture(self._target, args, kwargs, self._name)
         if not captured.segments:
@@ -175,24 +247,33 @@ class Jitted:
             may_open = missed is None and captured.joint is None
             if not (may_open and self._compile_open(captured, timer, args, kwargs)):
                 self._compile(captured, timer, missed)
-        except BackendError as error:
-            sources = [node.source for segment in captured.segments for node in segment.graph.nodes]
-            problem = Untraceable(f"code generation failed: {error}", sources[0])
-            self._verdicts.append(EagerVerdict(captured.guard, (problem,)))
-            if self._options.fullgraph:
-                raise
-            self._warn(f"{self._name} runs eagerly: code generation failed: {error}", "backend")
         except TreeFull as full:
             assert missed is not None
-            self._trees.remove(missed[0])
-            self._verdicts.append(EagerVerdict(missed[0].guard, (Untraceable(full.reason, full.source),)))
+            self._trees = tuple([tree for tree in self._trees if tree is not missed[0]])
+            verdict = EagerVerdict(missed[0].guard, (Untraceable(full.reason, full.source),))
+            self._verdicts = (*self._verdicts, verdict)
             self._warn(f"{self._name} runs eagerly from now on: {full.reason} (at {full.source})", "full", full.source)
             if not full.by_shape:  # modules whose sizes depend on data would be compiled for each size
                 self._compile_parts()
+        except VerificationError:
+            raise  # DSJIT_CHECK=1 asks for it
+        except Exception as error:  # the call has run: its result is the user's, whatever goes wrong here
+            self._note_failure(error, captured)
         finally:
             if captured.observer is not None:
                 captured.observer.let_go()
         return captured.result
+
+    def _note_failure(self, error: Exception, captured: Capture) -> None:
+        """A traced call could not be compiled."""
+        if self._forbids_eager():
+            raise error
+        what = "code generation failed" if isinstance(error, BackendError) else f"{type(error).__name__} in compiling"
+        if not isinstance(error, MemoryError):  # there may be more memory at the next call
+            sources = [node.source for segment in captured.segments for node in segment.graph.nodes]
+            problem = Untraceable(f"{what}: {error}", sources[0] if sources else UNKNOWN_SOURCE)
+            self._verdicts = (*self._verdicts, EagerVerdict(captured.guard, (problem,)))
+        self._warn(f"{self._name} runs eagerly: {what}: {error}", "failure")
 
     def _compile_parts(self) -> None:
         """Compile the modules that a jitted module calls, in place, unless they are compiled already."""
@@ -216,18 +297,19 @@ class Jitted:
             reason = captured.problems[0].reason
             again = sum(verdict.problems[0].reason == reason for verdict in self._verdicts) >= RETRIES
             # What keeps a call from being captured, however its guard varies, will keep the next one from it too.
-            self._verdicts.append(EagerVerdict(None if again else captured.guard, captured.problems))
+            verdict = EagerVerdict(None if again else captured.guard, captured.problems)
+            self._verdicts = (*self._verdicts, verdict)
         elif captured.guard is not None:
             self._retries += 1
         text = self._describe(captured.problems)
-        if self._options.fullgraph:
+        if self._forbids_eager():
             raise CaptureError(text)
         self._warn(f"{text}; it runs eagerly", text, captured.problems[0].source)
 
     def _compile(self, captured: Capture, timer: StageTimer, missed: tuple[TraceTree, Miss] | None) -> None:
         assert captured.guard is not None
         guard, inputs, segments = captured.guard, captured.inputs, captured.segments
-        finish = _finisher(captured)
+        end = End(_finisher(captured), captured.effects)
 
         def build(segment: Segment) -> Step:
             return self._build(segment, timer) if captured.joint is None else self._train(captured.joint, timer)
@@ -235,12 +317,12 @@ class Jitted:
         with _no_collection():
             if missed is not None:
                 tree, miss = missed
-                if tree.grow(miss, guard, inputs, segments, build, finish):
+                if tree.grow(miss, guard, inputs, segments, build, end):
                     return
-                if len(self._trees) + len(self._verdicts) >= self._options.recompile_limit:
+                if len(self._trees) + len(self._verdicts) >= self._limit:
                     tree.full = True
                     return
-            self._trees.insert(0, TraceTree(plant(guard, inputs, segments, build, finish)))
+            self._trees = (TraceTree(plant(guard, inputs, segments, build, end)), *self._trees)
 
     def _compile_open(
         self, captured: Capture, timer: StageTimer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -259,8 +341,9 @@ class Jitted:
                 self._open_calls.reasons.append(str(stop))
                 return False
         step = Step(Segment(found.template.example, None), compilation, compilation.program)
-        leaf = Leaf(found.guard, found.inputs, None, step, step.run, _open_finisher(found))
-        self._trees.insert(0, TraceTree(leaf))
+        finish = _open_finisher(found)
+        leaf = Leaf(found.guard, found.inputs, None, step, step.run, finish, captured.effects)
+        self._trees = (TraceTree(leaf), *self._trees)
         return True
 
     def _compile_template(self, found: Rehearsal, timer: StageTimer) -> Compilation:
@@ -358,7 +441,7 @@ class Jitted:
     @property
     def trees(self) -> tuple[TraceTree, ...]:
         """What was compiled, newest first: one tree for each kind of call."""
-        return tuple(self._trees)
+        return self._trees
 
     @property
     def compilations(self) -> tuple[Compilation, ...]:
@@ -369,12 +452,18 @@ class Jitted:
     @property
     def verdicts(self) -> tuple[EagerVerdict, ...]:
         """What is known to run eagerly."""
-        return tuple(self._verdicts)
+        return self._verdicts
+
+    @property
+    def recompiles(self) -> tuple[Cause, ...]:
+        """Why it was traced again, in order."""
+        return self._recompiles
 
     def clear(self) -> None:
         """Forget every program: the next call traces anew."""
-        self._trees = []
-        self._verdicts = []
+        self._trees = ()
+        self._verdicts = ()
+        self._recompiles = ()
         self._warned = set()
         self._retries = 0
         self._open_calls = OpenCalls(self._options.dynamic, self._session.marks)

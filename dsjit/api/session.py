@@ -1,4 +1,4 @@
-"""What all jitted objects of a process share: kernels, counters, environment, and who is tracing."""
+"""What all jitted objects of a process share: kernels, counters, environment, stance, and who is tracing."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 
 from dsjit.api.compile import Compilation
 from dsjit.api.open_calls import SizeMarks
+from dsjit.api.stance import Stances
 from dsjit.api.stats import Registry
 from dsjit.api.training import Training
 from dsjit.codegen.llvm.engine import KernelCache
@@ -32,6 +33,10 @@ class Session:
     registry: Registry = field(default_factory=Registry)
     marks: SizeMarks = field(default_factory=SizeMarks)
     local: threading.local = field(default_factory=threading.local)
+    stances: Stances = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stances = Stances(self.environment.stance)
 
     def is_tracing(self) -> bool:
         """Whether this thread is inside a trace."""

@@ -19,6 +19,7 @@ class Counters:
     traces, compiles: runs of the tracer, and of the compiler (once for each Program; what looks at data is cut there
         into several). programs_reused: Programs that were found compiled. cache_hits: calls that found a Program.
     kernels_generated, kernels_reused: machine code made for this object, and found in the process's cache.
+    recompiles: runs of the tracer after the first, because no program fitted (`recompile_causes` counts why).
     ops_in_kernels, ops_in_library: ops of the compiled Graphs that became part of generated kernels, and that run
         as library calls (native matrix products included).
     """
@@ -34,14 +35,13 @@ class Counters:
     kernels_reused: int = 0
     ops_in_kernels: int = 0
     ops_in_library: int = 0
+    recompiles: int = 0
     eager_reasons: Counter[str] = field(default_factory=Counter)
+    recompile_causes: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Counters) -> None:
         for entry in fields(self):
-            if entry.name == "eager_reasons":
-                self.eager_reasons.update(other.eager_reasons)
-            else:
-                setattr(self, entry.name, getattr(self, entry.name) + getattr(other, entry.name))
+            setattr(self, entry.name, getattr(self, entry.name) + getattr(other, entry.name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +60,15 @@ class Stats:
         lines = [_line("all", self.total)]
         lines += [_line(name, counters) for name, counters in self.by_object.items()]
         reasons = [f"  eager {count}x: {reason}" for reason, count in self.total.eager_reasons.most_common()]
-        return "\n".join(lines + reasons)
+        causes = [f"  recompiled {count}x: {cause}" for cause, count in self.total.recompile_causes.most_common()]
+        return "\n".join(lines + reasons + causes)
 
 
 def _line(name: str, c: Counters) -> str:
     return (
         f"{name}: {c.calls_compiled} compiled, {c.calls_traced} traced and {c.calls_eager} eager calls; "
-        f"{c.compiles} compiles, {c.kernels_generated} kernels generated and {c.kernels_reused} reused; "
+        f"{c.recompiles} recompiles, {c.compiles} compiles, {c.kernels_generated} kernels generated and "
+        f"{c.kernels_reused} reused; "
         f"{c.ops_in_kernels} ops in kernels, {c.ops_in_library} in library calls"
     )
 
@@ -104,4 +106,4 @@ class Registry:
         with self._lock:
             for counters in self._counters.values():
                 for entry in fields(counters):
-                    setattr(counters, entry.name, Counter() if entry.name == "eager_reasons" else 0)
+                    setattr(counters, entry.name, type(getattr(counters, entry.name))())

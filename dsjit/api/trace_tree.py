@@ -22,11 +22,12 @@ from dsjit.api.training import Training
 from dsjit.ir.graph import TensorType, Value
 from dsjit.ir.structure_graph import graph_structure
 from dsjit.ops.generator import generator_state, set_generator_state
+from dsjit.trace.effects import EffectLine
 from dsjit.trace.guards import Guard
 from dsjit.trace.outcome import Outcome, OutcomeKind, read_outcome
 from dsjit.trace.segments import Look, Segment
 
-__all__ = ["Branch", "Leaf", "Miss", "Step", "TraceTree", "TreeFull", "plant"]
+__all__ = ["Branch", "End", "Leaf", "Miss", "Step", "TraceTree", "TreeFull", "plant"]
 
 LEAF_LIMIT: Final = 1024
 """Ways through one tree."""
@@ -77,6 +78,7 @@ class Leaf:
     """guard: under which the way to this Leaf was recorded. inputs: ids of the tensors that the guard returns.
 
     reads: ids of what the program `run` takes, or None when it takes what the guard returns.
+    effects: what `finish` does to Python, told in words.
     """
 
     guard: Guard
@@ -85,6 +87,15 @@ class Leaf:
     step: Step
     run: Runner
     finish: Finish
+    effects: tuple[EffectLine, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a call ends: what makes its result, and its effects in words."""
+
+    finish: Finish
+    effects: tuple[EffectLine, ...]
 
 
 @dataclass(slots=True, eq=False)
@@ -114,9 +125,14 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class Miss:
-    """A walk met an outcome without a fitting branch. way: the Branches that it passed; the last one lacks it."""
+    """A walk met an outcome without a fitting branch. way: the Branches that it passed; the last one lacks it.
+
+    leaves: how many the tree had when the walk began.
+    """
 
     way: tuple[Branch, ...]
+    outcome: Outcome
+    leaves: int
 
 
 class TraceTree:
@@ -170,6 +186,7 @@ class TraceTree:
         guard = self.guard
         known = dict(zip(node.inputs, inputs, strict=True))
         way: list[Branch] = []
+        leaves = len(self.leaves)
         while isinstance(node, Branch):
             way.append(node)
             if node.exports:
@@ -187,7 +204,7 @@ class TraceTree:
                     known.update(zip(child.inputs, more, strict=True))
                     break
             else:
-                return Miss(tuple(way))
+                return Miss(tuple(way), outcome, leaves)
             node = child
         self.hits += 1
         taken = inputs if node.reads is None else [known[number] for number in node.reads]
@@ -200,7 +217,7 @@ class TraceTree:
         inputs: tuple[int, ...],
         segments: Sequence[Segment],
         build: Callable[[Segment], Step],
-        finish: Finish,
+        end: End,
     ) -> bool:
         """Add the way that `segments` took, after the Branches that it has in common with the walk that missed.
 
@@ -227,7 +244,7 @@ class TraceTree:
             raise TreeFull(f"what tensors hold led {ways} different ways, and seldom one of them again", look)
         if max(len(last.children), len(siblings)) >= OUTCOME_LIMIT:
             raise TreeFull(f"{look.kind.value} was seen to be {OUTCOME_LIMIT} different things", look)
-        node = plant(guard, inputs, rest, build, finish, whole=False)
+        node = plant(guard, inputs, rest, build, end, whole=False)
         last.children[look.outcome] = [*siblings, node]
         before = len(self.compilations)
         self._count(node)
@@ -252,13 +269,14 @@ def plant(
     inputs: tuple[int, ...],
     segments: Sequence[Segment],
     build: Callable[[Segment], Step],
-    finish: Finish,
+    end: End,
     whole: bool = True,
 ) -> Leaf | Branch:
     """The nodes for `segments`, one after the other. whole: they are a whole run, from its beginning."""
     *before, last = segments
     step = build(last)
-    node: Leaf | Branch = Leaf(guard, inputs, None if whole and not before else last.reads, step, step.run, finish)
+    reads = None if whole and not before else last.reads
+    node: Leaf | Branch = Leaf(guard, inputs, reads, step, step.run, end.finish, end.effects)
     for segment in reversed(before):
         assert segment.look is not None
         branch = Branch(guard, inputs, build(segment), segment.look, _structure(segment))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ import torch
 from dsjit.errors import CaptureError
 from dsjit.ir.graph import Graph, Value
 from dsjit.ir.joint_graph import JointGraph
-from dsjit.trace.effects import Effect
+from dsjit.trace.effects import Effect, EffectLine
 from dsjit.trace.events import Event
 from dsjit.trace.facts import TensorOf
 from dsjit.trace.guards import Guard
@@ -22,6 +22,7 @@ from dsjit.trace.journal import Journal
 from dsjit.trace.memory import CannotTrace, RootView
 from dsjit.trace.observe import Observer
 from dsjit.trace.outputs import Fixed, Template, TemplateError, TemplateMaker
+from dsjit.trace.patching import PATCHES
 from dsjit.trace.paths import ABSENT, Path
 from dsjit.trace.recorder import Recorder, Untraceable
 from dsjit.trace.replay import Location, Recipe, Returned
@@ -29,7 +30,14 @@ from dsjit.trace.segments import Segment, cut
 from dsjit.trace.source import SourceFinder
 from dsjit.trace.writes import Write
 
-__all__ = ["Capture", "Conclusion", "Description", "capture", "conclude", "describe"]
+__all__ = ["Capture", "Conclusion", "Description", "capture", "conclude", "describe", "refuse_capture"]
+
+
+def refuse_capture(reason: str) -> None:
+    """If a call is traced on this thread, it does what a compiled call could not repeat."""
+    listener = PATCHES.current.listener
+    if isinstance(listener, Observer):
+        listener.refuse(reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +49,7 @@ class Capture:
     inputs: ids of the Values that the guard's tensors are, in its order. recipe: for the result and the effects.
     tensors: the inputs, with their paths, and what they were. observer: of the call, which knows its effects.
     joint: forward and backward, where gradients are wanted; the only segment is then this Graph.
+    effects: what `recipe` does to Python, told in words.
     """
 
     result: Any
@@ -52,21 +61,25 @@ class Capture:
     tensors: tuple[tuple[Path, torch.Tensor, TensorOf], ...] = ()
     observer: Observer | None = None
     joint: JointGraph | None = None
+    effects: tuple[EffectLine, ...] = ()
 
 
 def capture(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str
 ) -> Capture:
     """Call `function(*args, **kwargs)` once, for real, and record it. Whatever it raises is raised."""
-    observer = Observer(function, args, kwargs)
-    leaks = observer.leaks
-    recorder = Recorder(
-        lambda tensor: observer.path_of(tensor) is not None, SourceFinder(), observer.pauses(), leaks.may_hand_out
-    )
-    recorder.escapes.on_gradient_read = functools.partial(setattr, observer, "asks_for_gradients", True)
-    leaks.listen(observer.tell_again, recorder.numbers.pin_all)
-    observer.listen_to_numbers(recorder.numbers.value)
-    journal = Journal(observer, recorder.numbers.value)
+    try:
+        observer = Observer(function, args, kwargs)
+        leaks = observer.leaks
+        recorder = Recorder(
+            lambda tensor: observer.path_of(tensor) is not None, SourceFinder(), observer.pauses(), leaks.may_hand_out
+        )
+        recorder.escapes.on_gradient_read = functools.partial(setattr, observer, "asks_for_gradients", True)
+        leaks.listen(observer.tell_again, recorder.numbers.pin_all)
+        observer.listen_to_numbers(recorder.numbers.value)
+        journal = Journal(observer, recorder.numbers.value, _capture.__code__)
+    except Exception as error:
+        return _without_trace(function, args, kwargs, error)
     found = None
     try:
         found = _capture(function, args, kwargs, name, observer, recorder, journal)
@@ -88,25 +101,79 @@ def _capture(
     recorder: Recorder,
     journal: Journal,
 ) -> Capture:
-    with ExitStack() as watches:
-        try:
-            for watch in (observer, recorder.generator, journal, recorder.escapes, recorder, recorder.numbers):
-                watches.enter_context(watch)
-        except CaptureError as error:
-            watches.close()
-            problem = Untraceable(str(error), recorder.sources.current(), passing=True)
-            return Capture(function(*args, **kwargs), (problem,), None)
+    watches = _Watches((observer, recorder.generator, journal, recorder.escapes, recorder, recorder.numbers))
+    try:
+        watches.enter()
+    except Exception as error:
+        return _without_trace(function, args, kwargs, error)
+    try:
         result = function(*args, **kwargs)
         observer.leaks.close()
-    problems = [*recorder.problems, *(Untraceable(p.reason, p.source, p.passing) for p in observer.problems)]
-    if not problems:
+    finally:
+        watches.leave()
+    here = recorder.sources.current()
+    # The call has run: whatever goes wrong from here on must not keep its result from the user.
+    try:
+        problems = [*recorder.problems, *(Untraceable(p.reason, p.source, p.passing) for p in observer.problems)]
+        problems += [Untraceable(_describe_failure(error), here) for error in watches.failures]
+        if not problems:
+            try:
+                return _finish(result, observer, recorder, journal, name)
+            except (TemplateError, CannotTrace) as error:
+                problems.append(Untraceable(str(error), here))
+        return Capture(result, tuple(problems), observer.build_guard((), frozenset()))
+    except Exception as error:
+        problem = Untraceable(_describe_failure(error), here, passing=isinstance(error, MemoryError))
+        return Capture(result, (problem,), None)
+
+
+class _Watches:
+    """Contexts that are entered in order, and left in the opposite one.
+
+    failures: what was raised in leaving, which is no concern of the user's, who has a result or an exception already.
+    """
+
+    def __init__(self, contexts: Sequence[AbstractContextManager[Any]]) -> None:
+        self._contexts = contexts
+        self._entered = 0
+        self.failures: list[Exception] = []
+
+    def enter(self) -> None:
+        """Raises what a context raises; those before it have then been left."""
         try:
-            return _finish(result, observer, recorder, journal, name)
-        except TemplateError as error:
-            problems.append(Untraceable(str(error), recorder.sources.current()))
-        except CannotTrace as stop:
-            problems.append(Untraceable(stop.reason, recorder.sources.current()))
-    return Capture(result, tuple(problems), observer.build_guard((), frozenset()))
+            for context in self._contexts:
+                context.__enter__()
+                self._entered += 1  # nothing runs in between that the first of them could see, and fail on
+        except BaseException:
+            self.leave()
+            raise
+
+    def leave(self) -> None:
+        """Every context is left, even if this is interrupted in one of them."""
+        interrupt: BaseException | None = None
+        while self._entered:
+            self._entered -= 1
+            try:
+                self._contexts[self._entered].__exit__(None, None, None)
+            except Exception as error:
+                self.failures.append(error)
+            except BaseException as error:
+                interrupt = error
+        if interrupt is not None:
+            raise interrupt
+
+
+def _without_trace(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], error: Exception
+) -> Capture:
+    """The call, when no trace could begin."""
+    reason = str(error) if isinstance(error, CaptureError) else _describe_failure(error)
+    problem = Untraceable(reason, SourceFinder().current(), passing=True)
+    return Capture(function(*args, **kwargs), (problem,), None)
+
+
+def _describe_failure(error: Exception) -> str:
+    return f"the trace failed ({type(error).__name__}: {error})"
 
 
 def _finish(result: Any, observer: Observer, recorder: Recorder, journal: Journal, name: str) -> Capture:
@@ -123,7 +190,10 @@ def _finish(result: Any, observer: Observer, recorder: Recorder, journal: Journa
     ids = tuple(value.id for value, _ in inputs)
     wanted = {id(tensor) for _, tensor in inputs}
     tensors = tuple([met for met in observer.tensors_met() if id(met[1]) in wanted])
-    return Capture(result, (), guard, ids, ended.segments, description.recipe(ended.returned), tensors, observer, joint)
+    told = [EffectLine(str(event), None, event.source) for event, _ in journal.events]
+    effects = (*told, *map(EffectLine.of, observer.effects))
+    recipe = description.recipe(ended.returned)
+    return Capture(result, (), guard, ids, ended.segments, recipe, tensors, observer, joint, effects)
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,7 +47,7 @@ from dsjit.trace.writes import (
     written_place,
 )
 
-__all__ = ["Effect", "EffectFinder", "EffectKind", "Problem", "changing_facts", "stored_attribute"]
+__all__ = ["Effect", "EffectFinder", "EffectKind", "EffectLine", "Problem", "changing_facts", "stored_attribute"]
 
 EffectKind: TypeAlias = Literal["attribute", "item", "global", "closure", "contents", "class", "metadata"]
 
@@ -90,6 +90,27 @@ class Effect:
         if self.kind == "metadata":
             return f"changes the {self.name} of {self.path}"
         return f"writes {self.kind} {self.name!r} of {self.path}"
+
+
+@dataclass(frozen=True, slots=True)
+class EffectLine:
+    """What each compiled call does again, for people: an Effect or an Event, without the objects that it speaks of.
+
+    path: of what is written. source: the line that did it, where that was seen; otherwise a guard knows who read it.
+    """
+
+    text: str
+    path: Path | None
+    source: Source
+
+    @staticmethod
+    def of(effect: Effect) -> EffectLine:
+        path, name = effect.path, effect.name
+        if effect.kind in ("item", "global"):
+            path = path.then(Item(name))
+        elif effect.kind == "closure":
+            path = path.then(Closure(str(name), 0))
+        return EffectLine(str(effect), path, effect.source)
 
 
 class EffectFinder:

@@ -1,4 +1,7 @@
-"""Events: what a call tells the outside (prints, log records, warnings), and how each is told again on a later run."""
+"""Events: what a call tells the outside (prints, log records, warnings), and how each is told again on a later run.
+
+`str` of an event says what it does, for people; `source` is the line of the user's that did it (or is blamed for it).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, TypeAlias
 
+from dsjit.ir.graph import Source
 from dsjit.trace.library import is_own_file
 
 __all__ = ["Event", "Logged", "Printed", "Warned", "Written", "frame_above", "place_of"]
@@ -24,6 +28,10 @@ class Printed:
     flush: bool
     file: Any
     show: Callable[..., None]
+    source: Source
+
+    def __str__(self) -> str:
+        return "prints"
 
     def tell(self, values: list[Any]) -> None:
         self.show(*values, sep=self.sep, end=self.end, file=self.file, flush=self.flush)
@@ -35,6 +43,10 @@ class Written:
 
     stream: str
     text: str | None
+    source: Source
+
+    def __str__(self) -> str:
+        return f"writes to sys.{self.stream}" if self.text else f"flushes sys.{self.stream}"
 
     def tell(self, values: list[Any]) -> None:
         stream = getattr(sys, self.stream)
@@ -53,6 +65,13 @@ class Logged:
     file: str
     line: int
     function: str
+
+    def __str__(self) -> str:
+        return f"logs to {self.logger.name} ({logging.getLevelName(self.level)})"
+
+    @property
+    def source(self) -> Source:
+        return Source(self.file, self.line, self.function)
 
     def tell(self, values: list[Any]) -> None:
         message, arguments, extra = values
@@ -79,6 +98,13 @@ class Warned:
     line: int
     scope: dict[str, Any]
     above: int | None = None
+
+    def __str__(self) -> str:
+        return f"warns ({self.category.__name__})"
+
+    @property
+    def source(self) -> Source:
+        return Source(self.file, self.line, "")
 
     @property
     def module(self) -> str:

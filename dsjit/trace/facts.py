@@ -19,6 +19,7 @@ from typing import Any, Final, TypeAlias
 import numpy
 import torch
 
+from dsjit.ir.graph import UNKNOWN_SOURCE, Source
 from dsjit.trace.paths import ABSENT, Path, Step
 
 __all__ = [
@@ -308,7 +309,7 @@ class Fact:
     """`expectation` holds for what `step` finds in the object of slot `parent`; it is then in slot `slot`.
 
     slot: `NO_SLOT` when no later fact reads from the value.
-    path: of the value.
+    path: of the value. source: the line of the user's that read it; unknown for what comes with the arguments.
     """
 
     parent: int
@@ -316,6 +317,7 @@ class Fact:
     expectation: Expectation
     slot: int
     path: Path
+    source: Source = UNKNOWN_SOURCE
 
 
 def has_identity(expectation: Expectation) -> bool:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeAlias
 
 import torch
 from torch._C._dynamo.guards import TensorGuards
 
+from dsjit.ir.graph import UNKNOWN_SOURCE, Source
 from dsjit.trace.argument_check import argument_check, split_facts
 from dsjit.trace.binding import Binder, Binding
 from dsjit.trace.facts import (
     ARGS_SLOT,
     FUNCTION_SLOT,
     KWARGS_SLOT,
+    ArrayOf,
     Constant,
+    Expectation,
     Fact,
     Missing,
     SameAs,
@@ -31,18 +34,46 @@ from dsjit.trace.overlap import Overlap
 from dsjit.trace.paths import Referent
 from dsjit.trace.state import TorchState
 
-__all__ = ["Guard", "GuardLine"]
+__all__ = ["Change", "ChangeKind", "Guard", "GuardLine"]
 
 TABLE_LIMIT: Final = 256
 """Tables that one guard keeps: one for each combination of long-lived objects among the arguments."""
 
 
+ChangeKind: TypeAlias = Literal["sizes", "value", "object", "torch"]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The first thing that keeps a call from passing a guard.
+
+    kind: "sizes" of a tensor, the "value" of a constant, which "object" it is, or the state of "torch".
+    path, was, now: where, what the traced call found there, and what is there now; empty when `text` tells it all.
+    source: the line of the traced call that read it; unknown for what comes with the arguments.
+    """
+
+    kind: ChangeKind
+    text: str
+    path: str = ""
+    was: str = ""
+    now: str = ""
+    source: Source = UNKNOWN_SOURCE
+
+    def __str__(self) -> str:
+        return f"{self.text} (read at {self.source})" if self.source.line else self.text
+
+
 @dataclass(frozen=True, slots=True)
 class GuardLine:
-    """One thing that must hold: where, and what."""
+    """One thing that must hold: where, and what.
+
+    source: the line of the traced call that read it, if one did. owner: the path of the object that it is read from.
+    """
 
     path: str
     condition: str
+    source: Source = UNKNOWN_SOURCE
+    owner: str = ""
 
     def __str__(self) -> str:
         return f"{self.path} {self.condition}"
@@ -254,35 +285,42 @@ class Guard:
     # ---------------------------------------------------------------- explaining
 
     def why_not(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str | None:
+        """The text of `what_changed`."""
+        change = self.what_changed(args, kwargs)
+        return None if change is None else change.text
+
+    def what_changed(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Change | None:
         """The first thing that fails, as `path: was this, now that`; None when the check would pass. Slow."""
-        changed = self._state.why_not()
-        if changed is not None:
-            return changed
+        state = self._state.why_not()
+        if state is not None:
+            return Change("torch", state)
         slots = self._new_slots(args, kwargs)
         failed = walk(self._split.plain, slots) or walk(self._split.rest, slots)
         if failed is not None:
-            now = failed.step.get(slots[failed.parent])
-            was = str(failed.expectation).removeprefix("is ")
-            return f"{failed.path}: was {was}, now {_describe(failed, now, slots)}"
+            found = failed.step.get(slots[failed.parent])
+            was, now = str(failed.expectation).removeprefix("is "), _describe(failed, found, slots)
+            text = f"{failed.path}: was {was}, now {now}"
+            return Change(_kind(failed.expectation, found), text, str(failed.path), was, now, failed.source)
         tensors = [slots[slot] for slot in self._split.tensors]
         if len(set(map(id, tensors))) != len(tensors):
-            return "two arguments are now the same tensor"
+            return Change("object", "two arguments are now the same tensor")
         if not self._are_distinct(slots):
-            return "what were two objects is now one"
+            return Change("object", "what were two objects is now one")
         if not self._tensors_match(*tensors):
-            return "requires_grad of an argument tensor changed"
+            return Change("object", "requires_grad of an argument tensor changed")
         if self._overlap is not None:
             pair = self._overlap.found([slots[slot] for slot in self._inputs])
             if pair is not None:
                 paths = [self._definers[self._inputs[position]].path for position in pair]
-                return f"{paths[0]}, which is written, shares memory with {paths[1]}"
+                return Change("object", f"{paths[0]}, which is written, shares memory with {paths[1]}")
         if self._shapes is not None:
-            return self._shapes.why_not([slots[slot] for slot in self._inputs])
+            sizes = self._shapes.why_not([slots[slot] for slot in self._inputs])
+            return None if sizes is None else Change("sizes", sizes)
         return None
 
     def describe(self) -> list[GuardLine]:
         """Everything that must hold, one line for each fact (lengths and keys of containers included)."""
-        lines = [GuardLine(str(fact.path), str(fact.expectation)) for fact in self._facts]
+        lines = [GuardLine(str(f.path), str(f.expectation), f.source, str(f.path.owner)) for f in self._facts]
         if self._overlap is not None:
             for position in sorted(self._overlap.written):
                 path = str(self._definers[self._inputs[position]].path)
@@ -303,6 +341,14 @@ def _never(table: object, *tensors: object) -> int:
 def _plain_tensor(expected: TensorOf, tensor: object) -> bool:
     """Whether torch's own tensor guard can check this tensor."""
     return expected.layout is torch.strided and expected.matches(tensor)
+
+
+def _kind(expectation: Expectation, now: object) -> ChangeKind:
+    if isinstance(expectation, TensorOf) and isinstance(now, torch.Tensor):
+        found = TensorOf.of(now, expectation.requires_grad is not None)
+        resized = len(found.shape) == len(expectation.shape) and found.shape != expectation.shape
+        return "sizes" if resized else "object"
+    return "value" if isinstance(expectation, Constant | Missing | ArrayOf) else "object"
 
 
 def _describe(fact: Fact, now: object, slots: Sequence[Any]) -> str:

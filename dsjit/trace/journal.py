@@ -12,9 +12,9 @@ import logging
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from types import FrameType, FunctionType, TracebackType
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from types import CodeType, FrameType, FunctionType, TracebackType
 from typing import Any, Final, Protocol
 
 import torch
@@ -23,6 +23,7 @@ from dsjit.trace.events import Event, Logged, Printed, Warned, Written, frame_ab
 from dsjit.trace.facts import is_constant
 from dsjit.trace.library import is_library_file, is_own_file
 from dsjit.trace.paths import Asked
+from dsjit.trace.source import SourceFinder
 from dsjit.trace.stand_in import StandIn, behind
 
 __all__ = ["Journal"]
@@ -50,55 +51,75 @@ class Journal:
     """While it is active, appends to `events` what this thread tells, each with the values to tell it with.
 
     is_traced: the Value of a number that the call took out of a tensor; None for others.
+    caller: of dsjit's code, what calls the traced function.
     """
 
-    def __init__(self, observer: Watched, is_traced: Callable[[object], object]) -> None:
+    def __init__(
+        self, observer: Watched, is_traced: Callable[[object], object], caller: CodeType | None = None
+    ) -> None:
+        self._base = caller
         self._is_traced = is_traced
         self.events: list[tuple[Event, list[Any]]] = []
         self._observer = observer
+        self._sources = SourceFinder()
 
     def __enter__(self) -> Journal:
-        _REGISTER.enter(self)
-        base: FrameType | None = sys._getframe(1)
-        while base is not None and not is_own_file(base.f_code.co_filename):
-            base = base.f_back
-        self._base = None if base is None else base.f_code
         self._streams = {name: behind(getattr(sys, name)) for name in _STREAMS}
+        _REGISTER.enter(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        for name, stream in self._streams.items():
-            if behind(getattr(sys, name)) is not stream:
-                self._observer.refuse(f"changes sys.{name}")
-        _REGISTER.leave()
+        try:
+            for name, stream in self._streams.items():
+                if behind(getattr(sys, name)) is not stream:
+                    self._observer.refuse(f"changes sys.{name}")
+        finally:
+            _REGISTER.leave()
 
     # ---------------------------------------------------------------- what is told
 
     def on_print(self, show: Callable[..., None], values: tuple[Any, ...], options: Mapping[str, Any]) -> None:
         given = behind(options.get("file"))
         file = behind(sys.stdout) if given is None else given
-        if not self._is_told(file):
+        shown: tuple[Any, ...] | None = None
+        with self._shield():
+            if self._is_told(file):
+                kept = [self._keep(value) for value in values]
+                flush = bool(options.get("flush", False))
+                source = self._sources.current()
+                self.events.append((Printed(options.get("sep"), options.get("end"), flush, given, show, source), kept))
+                shown = tuple(map(_shown, kept))
+        if shown is None:
             show(*values, **{**options, "file": file})
             return
-        kept = [self._keep(value) for value in values]
-        flush = bool(options.get("flush", False))
-        self.events.append((Printed(options.get("sep"), options.get("end"), flush, given, show), kept))
         with self._unseen():
-            show(*map(_shown, kept), **{**options, "file": file})
+            show(*shown, **{**options, "file": file})
 
     def on_write(self, name: str, stream: Any, text: str | None) -> Any:
-        if self._is_told(stream):
-            self.events.append((Written(name, text), []))
+        with self._shield():
+            if self._is_told(stream):
+                self.events.append((Written(name, text, self._sources.current()), []))
         with self._unseen():
             return stream.flush() if text is None else stream.write(text)
 
     def on_record(self, handle: Callable[..., Any], logger: logging.Logger, record: logging.LogRecord) -> Any:
+        kept = False
+        with self._shield():
+            kept = self._keep_record(logger, record)
+        if not kept:
+            return handle(logger, record)
+        with self._unseen():
+            record.args = _shown(record.args)
+            return handle(logger, record)
+
+    def _keep_record(self, logger: logging.Logger, record: logging.LogRecord) -> bool:
+        """Whether a compiled run can log the same."""
         reason = _why_not_logged(logger, record)
         if reason is not None:
             self._observer.refuse(reason)
-            return handle(logger, record)
+            return False
         extra = {name: self._keep(value) for name, value in vars(record).items() if name not in _RECORD_FIELDS}
         with self._observer.undisturbed():
             plain = self._is_plain(record.msg) and self._is_plain(record.args)
@@ -109,9 +130,7 @@ class Journal:
             arguments = (arguments,)  # as the logging call had it
         event = Logged(logger, record.levelno, record.pathname, record.lineno, record.funcName)
         self.events.append((event, [message, arguments, extra or None]))
-        with self._unseen():
-            record.args = _shown(record.args)
-            return handle(logger, record)
+        return True
 
     def on_warning(self, message: str | Warning, category: type[Warning], stacklevel: int, frame: FrameType) -> None:
         inside = 0
@@ -122,9 +141,10 @@ class Journal:
         above = stacklevel - inside - 1
         place = place_of(frame_above(frame, max(stacklevel, 1) - 1))
         warned = Warned(message, category, *place, above if above >= 0 else None)
-        self.events.append((warned, []))
-        arguments = (str(warned.message), warned.category, warned.module, warned.line)
-        self._observer.note_answer(warnings, "warnings", Asked("raises", _raises, arguments))
+        with self._shield():
+            self.events.append((warned, []))
+            arguments = (str(warned.message), warned.category, warned.module, warned.line)
+            self._observer.note_answer(warnings, "warnings", Asked("raises", _raises, arguments))
         with self._unseen():
             warned.give(*place)
 
@@ -164,6 +184,14 @@ class Journal:
         if type(value) in (list, tuple):
             return type(value)(map(self._copy, value))
         return value
+
+    @contextmanager
+    def _shield(self) -> Iterator[None]:
+        """What fails in it must not reach the user, who is told what the call tells."""
+        try:
+            yield
+        except Exception as error:
+            self._observer.refuse(f"the trace failed ({type(error).__name__}: {error})")
 
     def _unseen(self) -> _Unseen:
         return _Unseen(self._observer)
@@ -309,21 +337,28 @@ class _Register:
         self._originals: list[tuple[Any, str, Any, Any]] = []
 
     def enter(self, journal: Journal) -> None:
-        self._current.journal = journal
         with self._lock:
+            try:
+                if not self._count:
+                    self._install()
+            except BaseException:
+                self._remove()
+                raise
             self._count += 1
-            if self._count == 1:
-                self._install()
+        self._current.journal = journal
 
     def leave(self) -> None:
         self._current.journal = None
         with self._lock:
             self._count -= 1
             if not self._count:
-                for owner, name, original, stand_in in self._originals:
-                    if getattr(owner, name) is stand_in:
-                        setattr(owner, name, original)
-                self._originals = []
+                self._remove()
+
+    def _remove(self) -> None:
+        for owner, name, original, stand_in in self._originals:
+            if getattr(owner, name) is stand_in:
+                setattr(owner, name, original)
+        self._originals = []
 
     def active(self) -> Journal | None:
         """The journal of this thread, unless what runs is not the traced code."""

@@ -32,6 +32,7 @@ __all__ = [
     "is_own_file",
     "is_plumbing",
     "is_stdlib_file",
+    "name_lines",
 ]
 
 
@@ -175,6 +176,29 @@ def global_names(code: types.CodeType) -> tuple[str, ...]:
 def code_names(code: types.CodeType) -> frozenset[str]:
     """Every name in `code`: globals, attributes, methods, imported modules."""
     return _names(CodeKey(code))[1]
+
+
+@functools.lru_cache(maxsize=4096)
+def _name_lines(code: CodeKey) -> dict[str, int]:
+    found: dict[str, int] = {}
+    names, instructions = code.code.co_names, code.code.co_code
+    for start, end, line in code.code.co_lines():
+        if line is None:
+            continue
+        extended = 0
+        for position in range(start, end, 2):
+            opcode, argument = instructions[position], instructions[position + 1] | extended
+            extended = argument << 8 if opcode == dis.EXTENDED_ARG else 0
+            if opcode in _LOAD_GLOBAL:
+                found.setdefault(names[argument >> 1], line)
+            elif opcode in _PLAIN_GLOBAL:
+                found.setdefault(names[argument], line)
+    return found
+
+
+def name_lines(code: types.CodeType) -> dict[str, int]:
+    """The line where `code` names each of its globals first."""
+    return _name_lines(CodeKey(code))
 
 
 def imported_names(code: types.CodeType) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from typing import Any, Final, Protocol
 import numpy
 import torch
 
+from dsjit.ir.graph import UNKNOWN_SOURCE, Source
 from dsjit.trace.before import Before, Key
 from dsjit.trace.facts import (
     ARGS_SLOT,
@@ -58,6 +59,7 @@ from dsjit.trace.paths import (
     Step,
     instance_dict,
 )
+from dsjit.trace.source import SourceFinder
 
 __all__ = ["Meetings", "Node", "Notes"]
 
@@ -131,6 +133,7 @@ class Notes:
     roots: objects that a guard holds itself, by slot. metadata: tensors met, with what they were then.
     before: what was there before the call, which is what facts are about. plain: places of which the value was noted.
     stored: variables that were stored to, and read by nothing: node, step, and what was there.
+    source: the line of the user's that reads what is noted; None when it is still to be found on the stack.
     held: objects without a node that the guard holds itself. is_traced: the Value of a number that the call took out
         of a tensor; None for others.
     """
@@ -147,6 +150,8 @@ class Notes:
         self.stored: list[tuple[Node, Step, Any]] = []
         self.held: dict[int, Any] = {}
         self.is_traced: Callable[[object], object] = lambda number: None
+        self.source: Source | None = UNKNOWN_SOURCE
+        self._sources = SourceFinder()
         self._meetings = meetings
         self._grad_mode = grad_mode
         self._elements = 0
@@ -219,7 +224,7 @@ class Notes:
             value = self.before.original(node.obj, step, value)
             expectation = Missing() if value is ABSENT else Present()
             path = node.path.then(step)
-            self.facts.append(Fact(node.slot, step, expectation, NO_SLOT, path))
+            self.facts.append(Fact(node.slot, step, expectation, NO_SLOT, path, self._reader()))
             self.found.append((node, value))
 
     def note_shallow(self, node: Node, step: Step, value: Any) -> None:
@@ -295,8 +300,13 @@ class Notes:
 
     def _record(self, node: Node, step: Step, expectation: Expectation, value: Any, slot: int, path: Path) -> None:
         node.known.add(step)
-        self.facts.append(Fact(node.slot, step, expectation, slot, path))
+        self.facts.append(Fact(node.slot, step, expectation, slot, path, self._reader()))
         self.found.append((node, value))
+
+    def _reader(self) -> Source:
+        if self.source is None:
+            self.source = self._sources.current()
+        return self.source
 
     def _new_node(self, value: Any, path: Path, origin: int | None) -> Node:
         node = Node(value, self.slot_count, path, self.slot_count if origin is None else origin)

@@ -21,7 +21,7 @@ import os
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import Enum
 from typing import Any, Final
 
@@ -113,7 +113,7 @@ class Observer:
         self.seen: set[tuple[int, str]] = set()
         self._writes: dict[tuple[int, str], tuple[Node, Any]] = {}
         self._sources: dict[tuple[int, str], Source] = {}
-        self._hook = ProfileHook(self._on_code, self._on_builtin)
+        self._hook = ProfileHook(self._on_code, self._on_builtin, self._unobservable)
         self._problems: list[Problem] = []
         self._effects: tuple[Effect, ...] = ()
         self._busy = False
@@ -127,6 +127,7 @@ class Observer:
         if mode is not None:
             raise CaptureError(f"cannot trace: {mode}")
         PATCHES.enter(self)
+        self._collects = gc.isenabled()
         try:
             self._profiler = sys.getprofile()
             if self._profiler is not None and not callable(self._profiler) and not hasattr(self._profiler, "enable"):
@@ -134,24 +135,26 @@ class Observer:
             self._state = TorchState.current()
             self._random = RandomStates()
             self._notes.meet_call(self._function, self._args, self._kwargs)
+            # A collection calls back whoever asked for it (profilers, test tools): that is not the traced code's doing.
+            gc.disable()
+            self._hook.start()
         except BaseException:
             PATCHES.leave(self._scopes.patches)
+            (gc.enable if self._collects else gc.disable)()
             raise
-        # A collection calls back whoever asked for it (profilers, test tools): that is not the traced code's doing.
-        self._collects = gc.isenabled()
-        gc.disable()
-        self._hook.start()
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._hook.stop()
-        if self._collects:
-            gc.enable()
-        PATCHES.leave(self._scopes.patches)
-        if callable(self._profiler):
-            sys.setprofile(self._profiler)
-        elif self._profiler is not None:
-            self._profiler.enable()
+        with ExitStack() as steps:  # each is done whatever happens in the others, the last one first
+            if callable(self._profiler):
+                steps.callback(sys.setprofile, self._profiler)
+            elif self._profiler is not None:
+                steps.callback(self._profiler.enable)
+            steps.callback(PATCHES.leave, self._scopes.patches)
+            if self._collects:
+                steps.callback(gc.enable)
+            steps.callback(self._hook.stop)
+        self._notes.source = UNKNOWN_SOURCE
         try:
             self._scopes.note_hooks()
             self._accumulators.finish()
@@ -219,7 +222,7 @@ class Observer:
             frame = frame.f_back
         self._problem(reason, blame(frame) or UNKNOWN_SOURCE)
 
-    def note_answer(self, owner: Any, label: str, step: Asked) -> None:
+    def note_answer(self, owner: Any, label: str, step: Asked | Item) -> None:
         """The call depends on what `owner`, which a guard holds itself, answers."""
         self._undisturbed(lambda: self._notes.note(self._notes.root_node(owner, label), step, step.get(owner)))
 
@@ -313,9 +316,7 @@ class Observer:
         return self.leaks.on_code(frame)
 
     def _on_environ(self, key: str) -> None:
-        data: dict[Any, Any] = os.environ.__dict__["_data"]
-        encoded = os.environ.encodekey(key)
-        self._notes.note(self._notes.root_node(data, "os.environ"), Item(encoded), data.get(encoded, ABSENT))
+        self.note_answer(os.environ.__dict__["_data"], "os.environ", Item(os.environ.encodekey(key)))
 
     def _on_level(self, logger: logging.Logger, level: int) -> None:
         self.note_answer(logger, f"logger({logger.name})", Asked("isEnabledFor", type(logger).isEnabledFor, (level,)))
@@ -370,6 +371,7 @@ class Observer:
         """Call `note` without seeing its own reads and calls."""
         self._busy = True
         self._hook.muted[0] = 1
+        self._notes.source = None
         try:
             answer = note(*arguments)
             self.leaks.on_notes()

@@ -271,6 +271,12 @@ class Path:
         return Path(self, step)
 
     @property
+    def owner(self) -> Path:
+        """The path of the object that the user would say this is an attribute or an element of."""
+        owner = self.parent or self
+        return owner.parent if owner.parent is not None and owner.step in _MODULE_TABLES else owner
+
+    @property
     def root(self) -> Root:
         """The root that the path starts at."""
         path = self

@@ -89,8 +89,8 @@ error:
 class ProfileHook:
     """Tells of what runs on this thread between `start()` and `stop()`.
 
-    An exception in a callback ends the hook, and is raised in the frame that it was called for, as `sys.setprofile`
-    has it.
+    An Exception in a callback is not the user's: `on_error` gets it. Any other (KeyboardInterrupt) ends the hook, and
+    is raised in the frame that the callback was called for, as `sys.setprofile` has it.
 
     on_code: called with the frame when a code object begins; until it returns True, each time.
     on_builtin: called with a built-in function and the frame that calls it; until it returns True, each time.
@@ -101,8 +101,10 @@ class ProfileHook:
         self,
         on_code: Callable[[types.FrameType], bool],
         on_builtin: Callable[[Any, types.FrameType], bool],
+        on_error: Callable[[Exception], None],
         native: bool = True,
     ) -> None:
+        self._on_error = on_error
         self._on_code = on_code
         self._on_builtin = on_builtin
         self._set_profile = _native_hook() if native else None
@@ -138,13 +140,16 @@ class ProfileHook:
 
     def _tell(self, frame: types.FrameType, argument: Any) -> None:
         """argument: the built-in function that `frame` calls; None when the frame itself begins."""
-        if argument is not None:
-            if self._on_builtin(argument, frame):
-                self._builtins.add(_method_address(argument))
-        elif self._on_code(frame):
-            code = frame.f_code
-            self._pinned.append(code)
-            self._codes.add(id(code))
+        try:
+            if argument is not None:
+                if self._on_builtin(argument, frame):
+                    self._builtins.add(_method_address(argument))
+            elif self._on_code(frame):
+                code = frame.f_code
+                self._pinned.append(code)
+                self._codes.add(id(code))
+        except Exception as error:
+            self._on_error(error)
 
     def _on_event(self, frame: types.FrameType, event: str, argument: Any) -> None:
         """The same in Python, for interpreters without the native hook."""
@@ -154,7 +159,7 @@ class ProfileHook:
             if id(frame.f_code) not in self._codes:
                 self._tell(frame, None)
         elif event == "c_call":
-            self._on_builtin(argument, frame)
+            self._tell(frame, argument)
 
 
 def _nothing() -> None:

@@ -86,8 +86,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.at: Source | None = None
         self.forward_sources: dict[int, Source] = {}
         self.numbers = Numbers(self, may_hand_out)
-        self.escapes = EscapeWatch(self._on_escape, _unwatched(self._on_look), self._on_item)
-        self.generator = GeneratorWatch(_unwatched(self._on_generator))
+        self.escapes = EscapeWatch(self._on_escape, self._listener(self._on_look), self._on_item)
+        self.generator = GeneratorWatch(self._listener(self._on_generator))
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -122,8 +122,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         try:
             recorded = self._arguments(func, args), {k: self._argument(func, v) for k, v in kwargs.items()}
-        except CannotTrace as stop:
-            self.problems.append(Untraceable(stop.reason, source))
+        except Exception as error:
+            self.problems.append(_untraceable(error, source))
             recorded = None
         if foreign:  # its kernel may be the user's Python
             self.resume()
@@ -135,8 +135,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return result
         try:
             self._record(func, args, kwargs, recorded[0], recorded[1], result, source)
-        except CannotTrace as stop:
-            self.problems.append(Untraceable(stop.reason, source))
+        except Exception as error:
+            self.problems.append(_untraceable(error, source))
         return result
 
     def _on_escape(self, reason: str) -> None:
@@ -153,22 +153,26 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.memory.nodes.append(Node(generator_state, (), {}, (state,), source, effect=True))
             self.memory.remember_root(value, state)
         elif what == "set":
-            try:
-                state = self.memory.read(value)
-                self.memory.nodes.append(Node(set_generator_state, (state,), {}, (), source, effect=True))
-            except CannotTrace as stop:
-                self.problems.append(Untraceable(stop.reason, source))
+            state = self.memory.read(value)
+            self.memory.nodes.append(Node(set_generator_state, (state,), {}, (), source, effect=True))
         else:
             self.problems.append(Untraceable("the random generator is seeded from outside the program", source))
 
     def _on_look(self, kind: OutcomeKind, tensor: torch.Tensor) -> None:
-        if self.problems:
-            return
-        source = self.sources.current(3)
-        try:
-            self._look(kind, (tensor,), source)
-        except CannotTrace as stop:
-            self.problems.append(Untraceable(stop.reason, source))
+        if not self.problems:
+            self._look(kind, (tensor,), self.sources.current(3))
+
+    def _listener(self, listen: Callable[..., None]) -> Callable[..., None]:
+        """`listen`, which may look at tensors without that being taken for a part of the program, and may fail."""
+
+        def shielded(*args: Any) -> None:
+            try:
+                with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+                    listen(*args)
+            except Exception as error:
+                self.problems.append(_untraceable(error, self.sources.current()))
+
+        return shielded
 
     # -- numbers taken out of tensors ----------------------------------------------------------------------------
 
@@ -179,8 +183,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
                 value = self.numbers.value_to_hand_out(tensor)
-        except CannotTrace as stop:
-            self.give_up(stop.reason)
+        except Exception as error:
+            self.problems.append(_untraceable(error, self.sources.current()))
         finally:
             self.resume()
         if value is None:
@@ -188,7 +192,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.escapes.on_call = self._on_call
         self.escapes.looking = True
         try:
-            return self.numbers.hand_out(item(), value, torch.finfo(tensor.dtype).max)
+            number = item()
+            try:
+                return self.numbers.hand_out(number, value, torch.finfo(tensor.dtype).max)
+            except Exception as error:
+                self.problems.append(_untraceable(error, self.sources.current()))
+                return number
         finally:
             self.escapes.looking = False
 
@@ -435,14 +444,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         )
 
 
-def _unwatched(listener: Callable[..., None]) -> Callable[..., None]:
-    """`listener`, which may look at tensors without the recorder taking that for a part of the program."""
-
-    def listen(*args: Any) -> None:
-        with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
-            listener(*args)
-
-    return listen
+def _untraceable(error: Exception, source: Source) -> Untraceable:
+    """Whatever goes wrong while recording must not reach the user's function, which can go on."""
+    if isinstance(error, CannotTrace):
+        return Untraceable(error.reason, source)
+    return Untraceable(f"recording failed ({type(error).__name__}: {error})", source, isinstance(error, MemoryError))
 
 
 def _result_type(t: torch.Tensor | None) -> TensorType:

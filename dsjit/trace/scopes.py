@@ -12,10 +12,12 @@ import sys
 import types
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
 
+from dsjit.ir.graph import UNKNOWN_SOURCE, Source
 from dsjit.trace.accumulators import CANDIDATES, Accumulators
 from dsjit.trace.library import (
     code_names,
@@ -24,6 +26,7 @@ from dsjit.trace.library import (
     is_library_code,
     is_library_module,
     is_observable,
+    name_lines,
 )
 from dsjit.trace.notes import Node, Notes
 from dsjit.trace.patching import PATCHED_NAMES, PATCHES, Patch, patches_for
@@ -34,6 +37,7 @@ from dsjit.trace.uses import attribute_loads, name_loads, stores_name
 __all__ = ["Scopes"]
 
 _HEAP_TYPE: Final = 1 << 9
+_COMPUTED_NAMES: Final = Source("<dsjit: names that are computed>", 0, "")
 _MUTABLE: Final = (list, dict, set, deque)
 
 
@@ -135,14 +139,18 @@ class Scopes:
         """User code runs for the first time, in the globals `scope`."""
         self._ran.add(id(code))
         notes = self.notes
+        lines = name_lines(code)
+        beginning = notes.source = Source(code.co_filename, code.co_firstlineno, code.co_name)
         node = notes.root_node(scope, f"globals({scope.get('__name__', '?')})")
         for name in global_names(code):
             value = behind(scope.get(name, ABSENT))
+            notes.source = replace(beginning, line=lines.get(name, code.co_firstlineno))
             if not self.on_variable(node, Item(name), value, code):
                 notes.note(node, Item(name), value)
             if name not in scope:
                 outer = notes.root_node(builtins.__dict__, "globals(builtins)")
                 notes.note(outer, Item(name), behind(builtins.__dict__.get(name, ABSENT)))
+        notes.source = beginning
         self._executed.append(code)
         for name in imported_names(code):
             loaded = notes.root_node(sys.modules, "sys.modules")
@@ -193,6 +201,7 @@ class Scopes:
 
     def note_hooks(self) -> None:
         """At the end: the methods that every access to an attribute runs, as far as the user's classes have some."""
+        self.notes.source = _COMPUTED_NAMES
         for cls in list(self.classes):
             for name in sorted(PATCHED_NAMES):
                 if type(cls.__dict__.get(name)) is types.FunctionType:
@@ -200,6 +209,7 @@ class Scopes:
             if self._computes_names and is_observable(cls):
                 for name in [name for name in self.classes[cls] if not name.startswith("__")]:
                     self.note_class(cls, name)  # a name that was computed is seen in no code
+        self.notes.source = UNKNOWN_SOURCE
 
     def _note_module(self, module: types.ModuleType, names: Iterable[str]) -> None:
         entries = module.__dict__

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 import sysconfig
 from dataclasses import dataclass, field
-from types import CodeType, FrameType
+from types import FrameType
 
 import torch
 
@@ -15,6 +16,7 @@ from dsjit.ir.graph import UNKNOWN_SOURCE, Source
 __all__ = ["SourceFinder"]
 
 
+@functools.cache
 def _internal_roots() -> tuple[str, ...]:
     torch_root = os.path.dirname(os.path.abspath(torch.__file__))
     own_root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -32,14 +34,14 @@ class SourceFinder:
     """Walks the Python stack to the innermost frame that is neither torch's nor dsjit's own."""
 
     internal: tuple[str, ...] = field(default_factory=_internal_roots)
-    known: dict[CodeType, bool] = field(default_factory=dict)
-    sources: dict[tuple[CodeType, int], Source] = field(default_factory=dict)
+    known: dict[str, bool] = field(default_factory=dict)
+    sources: dict[tuple[str, int, str], Source] = field(default_factory=dict)
 
-    def is_user(self, code: CodeType) -> bool:
-        """Whether `code` is the user's: a library that builds on torch counts as theirs."""
-        known = self.known.get(code)
+    def is_users_file(self, file: str) -> bool:
+        """Whether code from `file` is the user's: a library that builds on torch counts as theirs."""
+        known = self.known.get(file)
         if known is None:
-            known = self.known[code] = not code.co_filename.startswith(self.internal)
+            known = self.known[file] = not file.startswith(self.internal)
         return known
 
     def current(self, depth: int = 1) -> Source:
@@ -47,11 +49,11 @@ class SourceFinder:
         frame: FrameType | None = sys._getframe(depth)
         while frame is not None:
             code = frame.f_code
-            if self.is_user(code):
-                key = (code, frame.f_lineno)
+            if self.is_users_file(code.co_filename):
+                key = (code.co_filename, frame.f_lineno, code.co_name)
                 source = self.sources.get(key)
                 if source is None:
-                    source = self.sources[key] = Source(code.co_filename, frame.f_lineno, code.co_name)
+                    source = self.sources[key] = Source(*key)
                 return source
             frame = frame.f_back
         return UNKNOWN_SOURCE

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -42,4 +44,30 @@ def test_the_watch_tells_what_is_done_and_leaves_no_trace() -> None:
         torch.manual_seed(1)
         torch.set_rng_state(torch.get_rng_state())
     assert told == ["seed", "get", "set"]
+    assert torch.random.default_generator is real
+
+
+def test_watches_of_two_threads_hear_their_own_and_leave_no_trace_in_any_order() -> None:
+    told: dict[str, list[Any]] = {"first": [], "second": []}
+    real = torch.random.default_generator
+    entered, left = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with GeneratorWatch(lambda what, value: told["first"].append(value)):
+            entered.wait(10)
+            torch.manual_seed(1)
+        left.set()
+
+    def second() -> None:
+        with GeneratorWatch(lambda what, value: told["second"].append(value)):
+            entered.set()
+            left.wait(10)
+            torch.manual_seed(2)
+
+    threads = [threading.Thread(target=each) for each in (first, second)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert told == {"first": [1], "second": [2]}
     assert torch.random.default_generator is real

@@ -25,8 +25,9 @@ class Told:
     def __init__(self, native: bool, again: bool) -> None:
         self.codes: list[str] = []
         self.builtins: list[str] = []
+        self.errors: list[Exception] = []
         self.again = again
-        self.hook = ProfileHook(self.on_code, self.on_builtin, native)
+        self.hook = ProfileHook(self.on_code, self.on_builtin, self.errors.append, native)
 
     def on_code(self, frame: types.FrameType) -> bool:
         self.codes.append(frame.f_code.co_name)
@@ -69,16 +70,32 @@ def test_other_threads_are_not_told_of(native: bool) -> None:
     assert "callee" not in told.codes
 
 
-def test_an_exception_in_the_hook_reaches_the_caller(native: bool) -> None:
+def test_an_exception_in_the_hook_does_not_reach_the_caller(native: bool) -> None:
     def fail(frame: types.FrameType) -> bool:
         if frame.f_code is callee.__code__:
             raise ZeroDivisionError
         return True
 
-    hook = ProfileHook(fail, lambda function, frame: True, native)
+    errors: list[Exception] = []
+    hook = ProfileHook(fail, lambda function, frame: True, errors.append, native)
     hook.start()
     try:
-        with pytest.raises(ZeroDivisionError):
+        assert callee() == 1
+    finally:
+        hook.stop()
+    assert [type(error) for error in errors] == [ZeroDivisionError]
+
+
+def test_an_interrupt_in_the_hook_reaches_the_caller(native: bool) -> None:
+    def fail(frame: types.FrameType) -> bool:
+        if frame.f_code is callee.__code__:
+            raise KeyboardInterrupt
+        return True
+
+    hook = ProfileHook(fail, lambda function, frame: True, lambda error: None, native)
+    hook.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
             callee()
         assert callee() == 1  # the hook has ended
     finally:
