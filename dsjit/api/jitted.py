@@ -17,9 +17,11 @@ import torch
 from dsjit.api.compile import Compilation, StageTimer, compile_graph, compile_template
 from dsjit.api.open_calls import OpenCalls
 from dsjit.api.parts import outermost_callables
+from dsjit.api.planting import Names, Trace
 from dsjit.api.session import Session
 from dsjit.api.stats import Counters
-from dsjit.api.trace_tree import Leaf, Miss, Step, TraceTree, TreeFull, plant
+from dsjit.api.trace_nodes import Leaf, Step
+from dsjit.api.trace_tree import Miss, TraceTree, TreeFull
 from dsjit.codegen.interpret import InterpretedProgram
 from dsjit.codegen.sized_program import SizeSource
 from dsjit.config import Options
@@ -218,8 +220,8 @@ class Jitted:
 
     def _compile(self, captured: Capture, timer: StageTimer, missed: tuple[TraceTree, Miss] | None) -> None:
         assert captured.guard is not None
-        guard, inputs, segments = captured.guard, captured.inputs, captured.segments
-        finish = _finisher(captured)
+        inputs = tuple(zip(captured.inputs, captured.paths, strict=True))
+        trace = Trace(captured.guard, inputs, captured.segments, _finisher(captured))
 
         def build(segment: Segment) -> Step:
             return self._build(segment, timer)
@@ -227,12 +229,12 @@ class Jitted:
         with _no_collection():
             if missed is not None:
                 tree, miss = missed
-                if tree.grow(miss, guard, inputs, segments, build, finish):
+                if tree.grow(miss, trace, build):
                     return
                 if len(self._trees) + len(self._verdicts) >= self._options.recompile_limit:
                     tree.full = True
                     return
-            self._trees.insert(0, TraceTree(plant(guard, inputs, segments, build, finish)))
+            self._trees.insert(0, TraceTree.planted(trace, build))
 
     def _compile_open(
         self, captured: Capture, timer: StageTimer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -252,7 +254,7 @@ class Jitted:
                 return False
         step = Step(Segment(found.template.example, None), compilation, compilation.program)
         leaf = Leaf(found.guard, found.inputs, None, step, step.run, _open_finisher(found))
-        self._trees.insert(0, TraceTree(leaf))
+        self._trees.insert(0, TraceTree([leaf], Names()))
         return True
 
     def _compile_template(self, found: Rehearsal, timer: StageTimer) -> Compilation:

@@ -59,7 +59,7 @@ from dsjit.trace.paths import (
     instance_dict,
 )
 
-__all__ = ["Meetings", "Node", "Notes"]
+__all__ = ["Meetings", "Node", "Notes", "may_change_unseen"]
 
 _CONTAINER_LIMIT: Final = 50_000
 """Elements of containers that one trace may note; above it, the call is not captured."""
@@ -390,6 +390,14 @@ class Notes:
             self.note_attributes(node)
         elif "__wrapped__" in (instance_dict(obj) or ()):
             self.note(node, Attribute("__wrapped__"), obj.__wrapped__)
+
+
+def may_change_unseen(held: object) -> bool:
+    """Whether an object that is held without a look inside may have a state."""
+    kind = type(held)
+    if issubclass(kind, types.BuiltinFunctionType):
+        return not isinstance(held.__self__, type | types.ModuleType | None)
+    return not issubclass(kind, _STATELESS) and "__wrapped__" not in (instance_dict(held) or ())
 
 
 def _label(function: Callable[..., Any]) -> str:

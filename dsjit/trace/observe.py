@@ -36,7 +36,7 @@ from dsjit.trace.facts import ARGS_SLOT, FUNCTION_SLOT, KWARGS_SLOT, TensorOf
 from dsjit.trace.forbidden import FORBIDDEN_NAMES, PASSING, RandomStates, blame, forbidden_builtin, forbidden_code
 from dsjit.trace.guards import Guard
 from dsjit.trace.library import is_library_code, is_library_file, is_stdlib_file
-from dsjit.trace.notes import Node, Notes
+from dsjit.trace.notes import Node, Notes, may_change_unseen
 from dsjit.trace.numbers_leaks import LeakWatch
 from dsjit.trace.open_shapes import OpenShapes
 from dsjit.trace.patching import PATCHES
@@ -187,6 +187,20 @@ class Observer:
     def existed(self, obj: object) -> bool:
         """Whether the object was there before the call, as far as was seen."""
         return self._notes.node_of(obj) is not None or self._notes.held.get(id(obj)) is obj
+
+    def is_settled(self) -> bool:
+        """Whether what existed before the call is now as it was then, as far as what it is can be known."""
+        with self.undisturbed():
+            try:
+                return (
+                    not self._problems
+                    and self._accumulators.is_settled()
+                    and not any(map(may_change_unseen, self._notes.held.values()))
+                    and not self._finder().find(self._state.grad_mode)
+                )
+            except Exception as error:
+                self._unobservable(error)
+                return False
 
     def locate(self, obj: object) -> Location | None:
         """How a compiled call finds an object that existed before."""
@@ -484,8 +498,10 @@ class Observer:
             new = stored_attribute(node.obj, name)
             if old is not ABSENT and self._notes.unchanged(old, new):
                 self._note_stored(node, name)
-        finder = EffectFinder(self._notes, self._accumulators, self._scopes.classes, self._sources)
-        self._effects = finder.find(self._state.grad_mode)
+        self._effects = self._finder().find(self._state.grad_mode)
+
+    def _finder(self) -> EffectFinder:
+        return EffectFinder(self._notes, self._accumulators, self._scopes.classes, self._sources)
 
     def _note_stored(self, node: Node, name: str) -> None:
         """A write left what was there: then the call depends on it having been there."""

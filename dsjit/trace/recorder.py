@@ -28,6 +28,7 @@ from dsjit.trace.numbers import Numbers
 from dsjit.trace.numbers_calls import call_with_numbers
 from dsjit.trace.outcome import Outcome, OutcomeKind, read_outcome
 from dsjit.trace.schema import UNDECLARED_WRITES, functional_variant, traits
+from dsjit.trace.python_state import StateAtLook
 from dsjit.trace.segments import Look, Recording
 from dsjit.trace.source import SourceFinder
 
@@ -51,6 +52,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     is_known: whether an outside tensor can be found again by a path from the function's roots.
     may_hand_out: whether traced numbers may be given to Python now (see `trace.numbers`).
     pauses: to be called before and after the recorder's own work, for those who watch the user's code.
+    state_at: tells Python's state at a look (see `trace.python_state`).
     escapes, generator: to be active around the recorder; they notice content that leaves the tensor world, and what
         is done to the state of the random generator.
     """
@@ -73,6 +75,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.numbers = Numbers(self, may_hand_out)
         self.escapes = EscapeWatch(self._on_escape, _unwatched(self._on_look), self._on_item)
         self.generator = GeneratorWatch(_unwatched(self._on_generator))
+        self.state_at: StateAtLook = lambda kind, looked, tensors: None
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -209,7 +212,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def look_at(self, kind: OutcomeKind, value: Value, outcome: Outcome) -> None:
         if not self.problems:
             position, source = len(self.memory.nodes), self.sources.current()
-            self.looks.append(Look(position, kind, (value,), outcome, self.alive(), source))
+            state = self.state_at(kind, value, ())
+            self.looks.append(Look(position, kind, (value,), outcome, self.alive(), source, state))
 
     def _look(self, kind: OutcomeKind, tensors: Sequence[torch.Tensor], source: Source) -> None:
         """Python sees something of these tensors: another outcome may lead another way."""
@@ -218,7 +222,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         values = tuple([self.memory.read(tensor) for tensor in tensors])
         with torch._C._DisableTorchDispatch():
             outcome = read_outcome(kind, tensors)
-        self.looks.append(Look(len(self.memory.nodes), kind, values, outcome, self.alive(), source))
+        state = self.state_at(kind, values[0], tensors) if len(values) == 1 else None
+        self.looks.append(Look(len(self.memory.nodes), kind, values, outcome, self.alive(), source, state))
 
     # -- arguments -----------------------------------------------------------------------------------------------
 
