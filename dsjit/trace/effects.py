@@ -34,6 +34,7 @@ from dsjit.trace.paths import (
     instance_dict,
     static_lookup,
 )
+from dsjit.trace.stand_in import behind
 from dsjit.trace.writes import (
     AddEntry,
     AddSlot,
@@ -193,7 +194,7 @@ class EffectFinder:
         found = zip(self.notes.facts, self.notes.found, strict=True)
         for node, step, value in (*((n, fact.step, v) for fact, (n, v) in found), *self.notes.stored):
             obj, path = node.obj, node.path
-            now = step.get(obj)
+            now = behind(step.get(obj))
             if self.notes.unchanged(value, now) or (type(value) is tuple and Constant(value).matches(now)):
                 continue
             key = self.before.key(obj, step)
