@@ -1,4 +1,4 @@
-"""Where Python code looks at data with nothing else on its value stack, as far as its bytecode proves it.
+"""Where loops look at data with nothing else on the frame's value stack, as far as the bytecode proves it.
 
 The value stack of a frame cannot be read. It holds iterators of `for` loops, results that an expression still needs,
 operands. At the places that are found here it holds nothing but the operands of the instruction that looks, of which
@@ -71,17 +71,18 @@ class LookSite:
 
 @functools.lru_cache(maxsize=1024)
 def look_sites(code: types.CodeType) -> Mapping[int, LookSite]:
-    """The places in `code`, by the offset of the instruction (a frame's `f_lasti`)."""
-    if code.co_flags & _SUSPENDABLE:
+    """The places in the loops of `code`, by the offset of the instruction (a frame's `f_lasti`)."""
+    if code.co_flags & _SUSPENDABLE or not code.co_flags & inspect.CO_OPTIMIZED:
         return {}
     body = list(dis.get_instructions(code))
-    heights = _heights(body)
+    loops = [(each.argval, each.offset) for each in body if each.opcode in _JUMPS and each.argval < each.offset]
+    heights = _heights(body, loops) if loops else {}
     found: dict[int, LookSite] = {}
     working: list[dis.Instruction] = []
     for each in body:
         if each.offset in heights and each.opname not in _IDLE:
-            height = heights[each.offset]
-            site = _site(each, working, heights) if height.rest == 0 else None
+            possible = heights[each.offset].rest == 0 and _is_in(loops, each)
+            site = _site(each, working, heights) if possible else None
             if site is not None:
                 found[each.offset] = site
             working.append(each)
@@ -137,13 +138,16 @@ def _effect(instruction: dis.Instruction, jump: bool) -> int:
     return dis.stack_effect(instruction.opcode, argument, jump=jump)
 
 
-def _heights(body: list[dis.Instruction]) -> dict[int, _Height]:
+def _is_in(loops: list[tuple[int, int]], each: dis.Instruction) -> bool:
+    return any(first <= each.offset <= last for first, last in loops)
+
+
+def _heights(body: list[dis.Instruction], loops: list[tuple[int, int]]) -> dict[int, _Height]:
     """By offset. What only handlers of exceptions run is left out: there, the exception is on the stack.
 
     `dis.stack_effect` tells how the height changes along the jumps; compiled code has one height at each instruction.
     """
     number = {each.offset: at for at, each in enumerate(body)}
-    back = [(int(each.argval), each.offset) for each in body if each.opcode in _JUMPS and each.argval < each.offset]
     found: dict[int, _Height] = {}
     pending: list[tuple[int, int, tuple[int, ...]]] = [(0, 0, ())]
     while pending:
@@ -151,7 +155,7 @@ def _heights(body: list[dis.Instruction]) -> dict[int, _Height]:
         each = body[at]
         if each.offset in found:
             continue
-        if each.opname == "BEFORE_WITH" and not any(low <= each.offset <= high for low, high in back):
+        if each.opname == "BEFORE_WITH" and not _is_in(loops, each):
             kept = (*kept, height - 1)
         after = height + _effect(each, jump=False)
         results = 0 if each.opname.startswith("POP_JUMP") else 1

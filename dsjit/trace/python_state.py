@@ -22,6 +22,7 @@ import struct
 import sys
 import types
 from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -42,8 +43,8 @@ __all__ = ["PythonState", "StateAtLook", "StateWatch"]
 _ROUNDS: Final = 8
 """How often the state is taken at one place: a loop whose rounds differ so often will hardly settle later."""
 
-_SEES_VARIABLES: Final = frozenset({"locals", "vars", "dir", "eval", "exec"})
-"""Names of functions that hand out a frame's dictionary of variables, which is emptied here."""
+_SEES_VARIABLES: Final = frozenset({"locals", "vars", "dir", "eval", "exec", "f_locals"})
+"""Names by which code gets at its frame's dictionary of variables, which is emptied here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,8 @@ class Surroundings(Protocol):
 
     def is_settled(self) -> bool: ...
 
+    def undisturbed(self) -> AbstractContextManager[None]: ...
+
 
 class StateWatch:
     """Takes the state at the looks of one trace. told: how many things were printed, logged and warned so far."""
@@ -80,30 +83,34 @@ class StateWatch:
         self._kept: list[Any] = []
 
     def at_look(self, kind: OutcomeKind, looked: Value, tensors: Sequence[torch.Tensor]) -> PythonState | None:
-        """The state now that `looked` is looked at, which `tensors` hold; None when too little is known of it.
-
-        The first look at a place is not worth the while: most code looks there once.
-        """
+        """The state now that `looked` is looked at, which `tensors` hold; None when too little is known of it."""
         frame: types.FrameType | None = sys._getframe(1)
         while frame is not None and is_own_file(frame.f_code.co_filename):
             frame = frame.f_back
-        if frame is None or is_library_code(frame.f_code, frame.f_globals):
+        if frame is None or sys.gettrace() is not None:
             return None
+        with self._observer.undisturbed(), torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+            return self._state(kind, frame, looked, tensors)
+
+    def _state(
+        self, kind: OutcomeKind, frame: types.FrameType, looked: Value, tensors: Sequence[torch.Tensor]
+    ) -> PythonState | None:
         site = look_sites(frame.f_code).get(frame.f_lasti)
-        if site is None or sys.gettrace() is not None or not _SEES_VARIABLES.isdisjoint(frame.f_code.co_names):
+        if site is None or not _SEES_VARIABLES.isdisjoint(frame.f_code.co_names):
+            return None
+        if is_library_code(frame.f_code, frame.f_globals):
             return None
         place = self._mark(frame), frame.f_lasti
         visits = self._visits[place] = self._visits.get(place, 0) + 1
-        if visits == 1 or visits > _ROUNDS + 1:
+        if visits > _ROUNDS:
             return None
-        with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
-            variables = dict(frame.f_locals)
-            frame.f_locals.clear()  # the frame would keep what they hold alive
-            if not site.sees_only(kind, frame, variables) or not self._observer.is_settled():
-                return None
-            snapshot = _Snapshot(self._observer.existed, self._memory, self._numbers, self._kept)
-            key = snapshot.take(variables, looked, tensors)
-            return None if key is None else PythonState((place, kind, self._context(), key), tuple(snapshot.values))
+        variables = dict(frame.f_locals)
+        frame.f_locals.clear()  # the frame would keep what they hold alive
+        if not site.sees_only(kind, frame, variables) or not self._observer.is_settled():
+            return None
+        snapshot = _Snapshot(self._observer.existed, self._memory, self._numbers, self._kept)
+        key = snapshot.take(variables, looked, tensors)
+        return None if key is None else PythonState((place, kind, self._context(), key), tuple(snapshot.values))
 
     def _mark(self, frame: types.FrameType) -> int:
         """Tells frames apart, also one that has ended from one that took its place in memory."""
@@ -203,6 +210,7 @@ class _Snapshot:
             (tensor.requires_grad, tensor.is_conj(), tensor.is_neg(), tensor.is_inference()),
             tensor.storage_offset() - record.storage.offset,
             self._record(record),
+            None if existed or tensor._base is None else self._tensor(tensor._base),
         )
 
     def _record(self, record: TracedTensor | None) -> Hashable:
