@@ -157,53 +157,42 @@ class Planter:
     # -- what is new ---------------------------------------------------------------------------------------------
 
     def _plant(self, build: Callable[[Segment], Step], may_loop: bool) -> bool:
-        segments = self._trace.segments
-        children: Children = {}
-        outcome: Outcome = None
-        known: frozenset[int] = frozenset()
-        for position in range(len(self._way), len(segments)):
-            if position:
-                last, look = (self._way[-1] if position == len(self._way) else branch), segments[position - 1].look
-                assert look is not None
-                children, outcome, known = last.children, look.outcome, self._known_after(last)
-            segment = segments[position]
+        last = self._way[-1] if self._way else None
+        children, known = (last.children, self._known_after(last)) if last else ({}, frozenset())
+        outcome = _outcome(self._trace.segments[len(self._way) - 1]) if last else None
+        for segment in self._trace.segments[len(self._way) :]:
             _, added = self._added.setdefault(id(children), (children, []))
             mine = [node for seen, node in added if seen == outcome]
-            if segment.look is None:
-                if not mine:
-                    if not self._can_read(segment, known):
-                        return False
-                    node = self._leaf(segment, build, whole=not position)
-                    added.append((outcome, node))
-                    self.planted.append(node)
-                return True
-            found = next((node for node in mine if isinstance(node, Branch) and self._follow(node, segment)), None)
+            found = next((node for node in mine if self._is_like(node, segment)), None)
             if found is None:
                 if mine:
                     raise _Contradiction
                 if not self._can_read(segment, known):
                     return False
-                found = self._branch(segment, build, known, may_loop)
+                found = self._node(segment, build, known, may_loop)
                 added.append((outcome, found))
                 self.planted.append(found)
-                self._pass(found, segment)
-            branch = found
+            if isinstance(found, Branch):
+                children, outcome, known = found.children, _outcome(segment), self._known_after(found)
         return True
+
+    def _is_like(self, node: Leaf | Branch, segment: Segment) -> bool:
+        """Whether a node that was planted before is what `segment` does; then go on by it."""
+        return segment.look is None if isinstance(node, Leaf) else self._follow(node, segment)
 
     def _can_read(self, segment: Segment, known: frozenset[int]) -> bool:
         """Whether everything that the segment takes is handed to it."""
         return all(number in self._inputs or self._ids.get(number) in known for number in segment.reads)
 
-    def _leaf(self, segment: Segment, build: Callable[[Segment], Step], whole: bool) -> Leaf:
-        step = build(segment)
-        reads = None if whole else self._translated(segment.reads)
-        return Leaf(self._trace.guard, tuple(self._inputs.values()), reads, step, step.run, self._trace.finish)
-
-    def _branch(
+    def _node(
         self, segment: Segment, build: Callable[[Segment], Step], known: frozenset[int], may_loop: bool
-    ) -> Branch:
+    ) -> Leaf | Branch:
+        guard, inputs = self._trace.guard, tuple(self._inputs.values())
+        if segment.look is None:
+            step = build(segment)
+            reads = None if len(self._trace.segments) == 1 else self._translated(segment.reads)
+            return Leaf(guard, inputs, reads, step, step.run, self._trace.finish)
         look, structure, reads = segment.look, _structure(segment, self._ids), self._translated(segment.reads)
-        assert look is not None
         for number in _made(segment):
             if number not in self._ids:
                 self._ids[number] = self._names.fresh()
@@ -211,8 +200,8 @@ class Planter:
         drops = tuple([self._ids[number] for number in segment.drops if number in self._ids])
         there = known.union(exports)
         branch = Branch(
-            guard=self._trace.guard,
-            inputs=tuple(self._inputs.values()),
+            guard=guard,
+            inputs=inputs,
             step=build(segment),
             look=look,
             structure=structure,
@@ -225,6 +214,7 @@ class Planter:
         )
         if may_loop:
             self._close(branch, segment, there)
+        self._pass(branch, segment)
         return branch
 
     def _translated(self, numbers: Sequence[int]) -> tuple[int, ...]:
@@ -284,6 +274,11 @@ class Planter:
         for children, added in self._added.values():
             for outcome, node in added:
                 children[outcome] = [*children.get(outcome, ()), node]
+
+
+def _outcome(segment: Segment) -> Outcome:
+    assert segment.look is not None
+    return segment.look.outcome
 
 
 def _made(segment: Segment) -> list[int]:

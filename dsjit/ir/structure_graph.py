@@ -26,7 +26,8 @@ def graph_structure(graph: Graph, *, names: Mapping[int, int] | None = None) -> 
         return given[value] if value in given else numbers.setdefault(value, len(numbers))
 
     inputs = tuple([(number(value), value.type) for value in graph.inputs])
-    constants = tuple([(number(value), value.type, constant_digest(tensor)) for value, tensor in graph.constants.items()])
+    content = graph.constants.items()
+    constants = tuple([(number(value), value.type, constant_digest(tensor)) for value, tensor in content])
     nodes = tuple(
         [
             (

@@ -13,7 +13,7 @@ from dsjit.ir.graph import UNKNOWN_SOURCE, Source
 from dsjit.trace.accumulators import Accumulators
 from dsjit.trace.before import MODULE_TABLES, Copy, Key, own_iter
 from dsjit.trace.facts import ArrayOf, Constant, NumberOf, Present, SameAs, TensorOf
-from dsjit.trace.notes import Node, Notes
+from dsjit.trace.notes import Node, Notes, may_change_unseen
 from dsjit.trace.patching import PATCHED_NAMES
 from dsjit.trace.paths import (
     ABSENT,
@@ -115,6 +115,7 @@ class EffectFinder:
 
     def find(self, grad_mode: bool) -> tuple[Effect, ...]:
         """Every change. grad_mode: that of the call."""
+        self.attributes.clear()
         return (
             *self._instances(),
             *self._containers(),
@@ -122,6 +123,11 @@ class EffectFinder:
             *self._classes(),
             *self._tensors(grad_mode),
         )
+
+    def finds_nothing(self, grad_mode: bool) -> bool:
+        """Whether nothing has changed so far, as far as changes can be seen."""
+        unseen = any(map(may_change_unseen, self.notes.held.values()))
+        return not unseen and self.accumulators.is_settled() and not self.find(grad_mode)
 
     def _instances(self) -> Iterator[Effect]:
         for key, (obj, cls) in self.before.instances.items():

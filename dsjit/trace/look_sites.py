@@ -115,7 +115,7 @@ def _site(each: dis.Instruction, earlier: list[dis.Instruction], heights: Mappin
 
 
 def _calls_bool(each: dis.Instruction, earlier: list[dis.Instruction], heights: Mapping[int, _Height]) -> bool:
-    """Whether a call with one argument is one of `bool`: it is loaded first, and then the argument, on a straight way."""
+    """Whether a call with one argument is one of `bool`: it is loaded first, then the argument, on a straight way."""
     base = heights[each.offset].base
     for loaded in reversed(earlier):
         if loaded.opcode in _JUMPS or loaded.opname == "KW_NAMES":

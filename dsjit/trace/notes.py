@@ -394,10 +394,9 @@ class Notes:
 
 def may_change_unseen(held: object) -> bool:
     """Whether an object that is held without a look inside may have a state."""
-    kind = type(held)
-    if issubclass(kind, types.BuiltinFunctionType):
+    if isinstance(held, types.BuiltinFunctionType):
         return not isinstance(held.__self__, type | types.ModuleType | None)
-    return not issubclass(kind, _STATELESS) and "__wrapped__" not in (instance_dict(held) or ())
+    return not isinstance(held, _STATELESS) and "__wrapped__" not in (instance_dict(held) or ())
 
 
 def _label(function: Callable[..., Any]) -> str:

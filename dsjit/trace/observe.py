@@ -36,7 +36,7 @@ from dsjit.trace.facts import ARGS_SLOT, FUNCTION_SLOT, KWARGS_SLOT, TensorOf
 from dsjit.trace.forbidden import FORBIDDEN_NAMES, PASSING, RandomStates, blame, forbidden_builtin, forbidden_code
 from dsjit.trace.guards import Guard
 from dsjit.trace.library import is_library_code, is_library_file, is_stdlib_file
-from dsjit.trace.notes import Node, Notes, may_change_unseen
+from dsjit.trace.notes import Node, Notes
 from dsjit.trace.numbers_leaks import LeakWatch
 from dsjit.trace.open_shapes import OpenShapes
 from dsjit.trace.patching import PATCHES
@@ -113,6 +113,7 @@ class Observer:
         self.seen: set[tuple[int, str]] = set()
         self._writes: dict[tuple[int, str], tuple[Node, Any]] = {}
         self._sources: dict[tuple[int, str], Source] = {}
+        self._finder = EffectFinder(self._notes, self._accumulators, self._scopes.classes, self._sources)
         self._hook = ProfileHook(self._on_code, self._on_builtin)
         self._problems: list[Problem] = []
         self._effects: tuple[Effect, ...] = ()
@@ -175,12 +176,9 @@ class Observer:
         """To be called before and after work that is not the user's code: none of it is observed."""
         return self._hook.pauses()
 
-    def path_of(self, tensor: torch.Tensor) -> Path | None:
-        """Where `tensor` was met first, or None when it was born during the trace (or never read)."""
-        return self.path_of_object(tensor)
-
-    def path_of_object(self, obj: object) -> Path | None:
-        """The same for any object that has identity (constants, classes and modules have no path)."""
+    def path_of(self, obj: object) -> Path | None:
+        """Where a tensor, or any object that has identity (constants, classes and modules have no path), was met
+        first; None when it was born during the trace, or never read."""
         node = self._notes.node_of(obj)
         return None if node is None else node.path
 
@@ -190,17 +188,7 @@ class Observer:
 
     def is_settled(self) -> bool:
         """Whether what existed before the call is now as it was then, as far as what it is can be known."""
-        with self.undisturbed():
-            try:
-                return (
-                    not self._problems
-                    and self._accumulators.is_settled()
-                    and not any(map(may_change_unseen, self._notes.held.values()))
-                    and not self._finder().find(self._state.grad_mode)
-                )
-            except Exception as error:
-                self._unobservable(error)
-                return False
+        return not self._problems and bool(self._undisturbed(self._finder.finds_nothing, self._state.grad_mode))
 
     def locate(self, obj: object) -> Location | None:
         """How a compiled call finds an object that existed before."""
@@ -382,6 +370,7 @@ class Observer:
 
     def _undisturbed(self, note: Callable[..., Any], *arguments: Any) -> Any:
         """Call `note` without seeing its own reads and calls."""
+        before = self._busy
         self._busy = True
         self._hook.muted[0] = 1
         try:
@@ -392,8 +381,8 @@ class Observer:
             self._unobservable(error)
             return None
         finally:
-            self._busy = False
-            self._hook.muted[0] = 0
+            self._busy = before
+            self._hook.muted[0] = int(before)
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
@@ -498,10 +487,7 @@ class Observer:
             new = stored_attribute(node.obj, name)
             if old is not ABSENT and self._notes.unchanged(old, new):
                 self._note_stored(node, name)
-        self._effects = self._finder().find(self._state.grad_mode)
-
-    def _finder(self) -> EffectFinder:
-        return EffectFinder(self._notes, self._accumulators, self._scopes.classes, self._sources)
+        self._effects = self._finder.find(self._state.grad_mode)
 
     def _note_stored(self, node: Node, name: str) -> None:
         """A write left what was there: then the call depends on it having been there."""

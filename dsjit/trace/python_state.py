@@ -122,12 +122,10 @@ class StateWatch:
 
     def _context(self) -> Hashable:
         """torch's state, and what was told so far."""
-        for number, state in enumerate(self._torch_states):
-            if state.check():
-                break
-        else:
-            number = len(self._torch_states)
-            self._torch_states.append(TorchState.current())
+        states = self._torch_states
+        number = next((number for number, state in enumerate(states) if state.check()), len(states))
+        if number == len(states):
+            states.append(TorchState.current())
         return number, self._told()
 
 

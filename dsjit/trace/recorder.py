@@ -27,8 +27,8 @@ from dsjit.trace.memory import CannotTrace, Memory, RootView, TracedTensor, tens
 from dsjit.trace.numbers import Numbers
 from dsjit.trace.numbers_calls import call_with_numbers
 from dsjit.trace.outcome import Outcome, OutcomeKind, read_outcome
-from dsjit.trace.schema import UNDECLARED_WRITES, functional_variant, traits
 from dsjit.trace.python_state import StateAtLook
+from dsjit.trace.schema import UNDECLARED_WRITES, functional_variant, traits
 from dsjit.trace.segments import Look, Recording
 from dsjit.trace.source import SourceFinder
 
@@ -102,9 +102,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         finally:
             self.resume()
 
-    def _run(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], source: Source, foreign: bool
-    ) -> Any:
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], source: Source, foreign: bool) -> Any:
         try:
             recorded = self._arguments(func, args), {k: self._argument(func, v) for k, v in kwargs.items()}
         except CannotTrace as stop:
