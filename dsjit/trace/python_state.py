@@ -4,10 +4,11 @@ When it is the same at two looks, but for which tensors are meant, then Python d
 whatever the outcomes are: the rounds of a loop are told apart by nothing but their tensors, and what follows the second
 look is what follows the first one (`api.planting` makes a loop of that). So everything counts that code could read:
 
-- the frame that looks: the same one, at the same instruction, with nothing else on its value stack
-  (`trace.look_sites`). The frames around it have not moved then, and those inside it have ended;
-- its variables: constants, objects of before, tensors, traced numbers, and tuples of these. Other objects that were
-  born in the call may have changed in ways that nobody sees: then nothing is known of the state;
+- the frame of the loop: the same one, at the same instruction, with nothing else on its value stack
+  (`trace.look_sites`). The frames around it have not moved then. It looks itself, or it calls a function that looks;
+- its variables, and those of that function: constants, objects of before, tensors, traced numbers, and tuples of
+  these. Other objects that were born in the call may have changed in ways that nobody sees: then nothing is known of
+  the state;
 - what existed before the call: nothing of it may have changed, at either look;
 - all tensors and traced numbers that are alive elsewhere: the very same ones at both looks;
 - what the tracer knows of tensors: which of them share memory, and how views are made again;
@@ -18,10 +19,11 @@ The random generator is no part of it: draws are nodes of the Graph, in order.
 
 from __future__ import annotations
 
+import inspect
 import struct
 import sys
 import types
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias
@@ -31,7 +33,7 @@ import torch
 from dsjit.ir.graph import Arg, Node, Value
 from dsjit.trace.facts import is_constant
 from dsjit.trace.library import is_library_code, is_own_file
-from dsjit.trace.look_sites import look_sites
+from dsjit.trace.look_sites import call_site, look_site
 from dsjit.trace.memory import Memory, Storage, TracedTensor
 from dsjit.trace.numbers import Numbers
 from dsjit.trace.outcome import OutcomeKind
@@ -44,7 +46,7 @@ _ROUNDS: Final = 8
 """How often the state is taken at one place: a loop whose rounds differ so often will hardly settle later."""
 
 _SEES_VARIABLES: Final = frozenset({"locals", "vars", "dir", "eval", "exec", "f_locals"})
-"""Names by which code gets at its frame's dictionary of variables, which is emptied here."""
+"""Names by which code gets at its frame's dictionary of variables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,7 @@ class StateWatch:
         self._memory = memory
         self._numbers = numbers
         self._told = told
-        self._visits: dict[tuple[int, int], int] = {}
+        self._visits: dict[Hashable, int] = {}
         self._marks: list[_Mark] = []
         self._torch_states: list[TorchState] = []
         self._kept: list[Any] = []
@@ -95,18 +97,29 @@ class StateWatch:
     def _state(
         self, kind: OutcomeKind, frame: types.FrameType, looked: Value, tensors: Sequence[torch.Tensor]
     ) -> PythonState | None:
-        site = look_sites(frame.f_code).get(frame.f_lasti)
-        if site is None or not _SEES_VARIABLES.isdisjoint(frame.f_code.co_names):
+        site = look_site(frame)
+        if site is None:
             return None
-        if is_library_code(frame.f_code, frame.f_globals):
+        frames, variables = [frame], [_variables(frame)]
+        if not site.sees_only(kind, frame, variables[0]):
             return None
-        place = self._mark(frame), frame.f_lasti
+        repeats = site.repeats
+        while not repeats:
+            # The loop may be further out: the frames from there to here are as good as a part of its own.
+            code, caller = frame.f_code, frame.f_back
+            if caller is None or is_own_file(caller.f_code.co_filename) or code.co_cellvars or code.co_freevars:
+                return None
+            call, frame = call_site(caller), caller
+            frames.append(frame)
+            variables.append(_variables(frame))
+            if call is None or not call.calls(code, frame, variables[-1]):
+                return None
+            repeats = call.repeats
+        if any(is_library_code(each.f_code, each.f_globals) for each in frames) or not all(map(_is_private, frames)):
+            return None
+        place = self._mark(frame), tuple([(id(each.f_code), each.f_lasti) for each in frames])
         visits = self._visits[place] = self._visits.get(place, 0) + 1
-        if visits > _ROUNDS:
-            return None
-        variables = dict(frame.f_locals)
-        frame.f_locals.clear()  # the frame would keep what they hold alive
-        if not site.sees_only(kind, frame, variables) or not self._observer.is_settled():
+        if visits > _ROUNDS or not self._observer.is_settled():
             return None
         snapshot = _Snapshot(self._observer.existed, self._memory, self._numbers, self._kept)
         key = snapshot.take(variables, looked, tensors)
@@ -127,6 +140,20 @@ class StateWatch:
         if number == len(states):
             states.append(TorchState.current())
         return number, self._told()
+
+
+def _variables(frame: types.FrameType) -> dict[str, Any]:
+    """The local variables, those in cells included. The frame itself would keep what they hold alive."""
+    if not _is_private(frame):
+        return {}
+    found = dict(frame.f_locals)
+    frame.f_locals.clear()
+    return found
+
+
+def _is_private(frame: types.FrameType) -> bool:
+    """Whether nobody has the frame's dictionary of variables."""
+    return bool(frame.f_code.co_flags & inspect.CO_OPTIMIZED) and _SEES_VARIABLES.isdisjoint(frame.f_code.co_names)
 
 
 class _Mark:
@@ -159,11 +186,13 @@ class _Snapshot:
         self._storages: dict[Storage, int] = {}
         self._seen_numbers: dict[int, int] = {}
 
-    def take(self, variables: dict[str, Any], looked: Value, tensors: Sequence[torch.Tensor]) -> Hashable | None:
+    def take(
+        self, variables: Sequence[Mapping[str, Any]], looked: Value, tensors: Sequence[torch.Tensor]
+    ) -> Hashable | None:
+        """variables: of each frame. looked, tensors: as in `StateWatch.at_look`."""
         try:
-            known = tuple([(name, self._describe(variables[name])) for name in sorted(variables)])
+            known = tuple([tuple([(name, self._describe(each[name])) for name in sorted(each)]) for each in variables])
             operands = tuple([self._tensor(tensor) for tensor in tensors])
-            variables.clear()
             return known, operands, self._other_tensors(), self._other_numbers(looked)
         except _Unknown:
             return None
@@ -281,7 +310,7 @@ def _exact(constant: Any) -> Hashable:
         return kind, struct.pack("<d", constant)
     if kind is complex:
         return kind, struct.pack("<dd", constant.real, constant.imag)
-    return kind, repr(constant) if kind in (slice, frozenset) else constant
+    return kind, repr(constant) if kind in (slice, range, frozenset) else constant
 
 
 def _operands(node: Node | None, looked: Value) -> Iterable[Value]:

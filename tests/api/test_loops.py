@@ -180,7 +180,45 @@ def float_is_carried(x: Tensor) -> tuple[Tensor, float]:
     return x, best
 
 
+def is_small(x: Tensor, limit: float) -> bool:
+    return bool(x.max() < limit)
+
+
+def is_small_by_a_branch(x: Tensor) -> bool:
+    largest = x.max().item()
+    if largest < 1.0:
+        return x.dim() == 1
+    return False
+
+
+def is_small_by_another(x: Tensor) -> bool:
+    return not is_small_by_a_branch(x)
+
+
+def until_a_function_says_so(x: Tensor) -> Tensor:
+    while not is_small(x, 1.0):
+        x = x / 2
+    return x
+
+
+def until_a_function_branches(x: Tensor) -> Tensor:
+    while True:
+        if is_small_by_a_branch(x):
+            break
+        x = x / 2
+    return x
+
+
+def until_a_function_of_a_function(x: Tensor) -> Tensor:
+    while is_small_by_another(x):
+        x = x / 2
+    return x
+
+
 FOLDED = [
+    until_a_function_says_so,
+    until_a_function_branches,
+    until_a_function_of_a_function,
     until_small,
     number_is_small,
     assigned_in_the_test,
@@ -224,7 +262,7 @@ def test_loops_with_ways_of_their_own_settle(function: Callable[..., Any]) -> No
 
 
 class Solver(nn.Module):
-    """Halves until small, by a submodule."""
+    """Halves until small, by a submodule; what is small, a method tells."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -236,7 +274,12 @@ class Solver(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         while x.abs().max().item() >= self.limit:
             x = self.step(x)
+        while not self.is_tiny(x):
+            x = self.step(x)
         return x
+
+    def is_tiny(self, x: Tensor) -> bool:
+        return bool(x.sum() < self.limit / 4)
 
 
 def test_a_loop_in_a_method_of_a_module() -> None:
@@ -536,6 +579,34 @@ def sees_its_variables(x: Tensor) -> Tensor:
     return x
 
 
+def asks_in_a_map(x: Tensor) -> Tensor:
+    while True:
+        answers = list(map(is_small_by_a_branch, (x, x / 2, x / 4, x / 8)))
+        if answers[3]:
+            return x + sum(answers)
+        x = x / 2
+
+
+def asks_in_a_generator(x: Tensor) -> Tensor:
+    while not any(is_small_by_a_branch(x * scale) for scale in (0.9, 0.7, 0.5)):
+        x = x / 2
+    return x
+
+
+def sorts_by_what_a_function_sees(x: Tensor) -> Tensor:
+    while True:
+        first, *_ = sorted([x, x / 2, x / 3], key=lambda y: is_small_by_a_branch(y))
+        if first.max() < 1:
+            return first
+        x = x / 2
+
+
+def adds_what_functions_see(x: Tensor) -> Tensor:
+    while is_small_by_a_branch(x) + is_small_by_a_branch(x / 2) < 2:
+        x = x / 2
+    return x
+
+
 @dataclasses.dataclass
 class Pair:
     """A state that is changed in place."""
@@ -598,6 +669,10 @@ def fills_a_buffer(x: Tensor) -> Tensor:
         alternates,
         compares_several_at_once,
         compares_in_a_list,
+        asks_in_a_map,
+        asks_in_a_generator,
+        sorts_by_what_a_function_sees,
+        adds_what_functions_see,
         sees_its_variables,
         has_a_dataclass,
         leaves_aliases,
