@@ -360,6 +360,14 @@ def bounded(x: Tensor) -> Tensor:
     return x
 
 
+def bounded_by_a_list(x: Tensor) -> Tensor:
+    for scale in [0.5] * 8:
+        if x.max() < 1:
+            return x
+        x = x * scale
+    return x * 100
+
+
 def collects(x: Tensor) -> list[Tensor]:
     history = []
     while x.max() >= 1:
@@ -631,6 +639,19 @@ def leaves_aliases(x: Tensor) -> tuple[Tensor, Tensor]:
     return first, y
 
 
+def leaves_an_alias_outside(x: Tensor) -> tuple[Tensor, Tensor]:
+    def halve(y: Tensor) -> Tensor:
+        while True:
+            if y.max() < 1:
+                break
+            y = y / 2
+        y.add_(1)
+        return y
+
+    first = x * 1
+    return first, halve(first)
+
+
 def fills_a_buffer(x: Tensor) -> Tensor:
     buffer, position = torch.zeros(40), 0
     while x.max() >= 1:
@@ -646,6 +667,7 @@ def fills_a_buffer(x: Tensor) -> Tensor:
         counts,
         counts_to_a_limit,
         bounded,
+        bounded_by_a_list,
         collects,
         collects_out_of_sight,
         has_an_iterator,
@@ -676,6 +698,7 @@ def fills_a_buffer(x: Tensor) -> Tensor:
         sees_its_variables,
         has_a_dataclass,
         leaves_aliases,
+        leaves_an_alias_outside,
         fills_a_buffer,
     ],
     ids=lambda function: function.__name__,
