@@ -17,10 +17,12 @@ import torch
 from dsjit.api.compile import Compilation, StageTimer, compile_graph, compile_template
 from dsjit.api.open_calls import OpenCalls
 from dsjit.api.parts import outermost_callables
+from dsjit.api.planting import Names, Trace
 from dsjit.api.recompiles import Cause, find_cause
 from dsjit.api.session import Session
 from dsjit.api.stats import Counters
-from dsjit.api.trace_tree import End, Leaf, Miss, Step, TraceTree, TreeFull, plant
+from dsjit.api.trace_nodes import Leaf, Step
+from dsjit.api.trace_tree import Miss, TraceTree, TreeFull
 from dsjit.api.training import make_training
 from dsjit.codegen.interpret import InterpretedProgram
 from dsjit.codegen.sized_program import SizeSource
@@ -308,8 +310,8 @@ class Jitted:
 
     def _compile(self, captured: Capture, timer: StageTimer, missed: tuple[TraceTree, Miss] | None) -> None:
         assert captured.guard is not None
-        guard, inputs, segments = captured.guard, captured.inputs, captured.segments
-        end = End(_finisher(captured), captured.effects)
+        inputs = tuple(zip(captured.inputs, captured.paths, strict=True))
+        trace = Trace(captured.guard, inputs, captured.segments, _finisher(captured), captured.effects)
 
         def build(segment: Segment) -> Step:
             return self._build(segment, timer) if captured.joint is None else self._train(captured.joint, timer)
@@ -317,12 +319,12 @@ class Jitted:
         with _no_collection():
             if missed is not None:
                 tree, miss = missed
-                if tree.grow(miss, guard, inputs, segments, build, end):
+                if tree.grow(miss, trace, build):
                     return
                 if len(self._trees) + len(self._verdicts) >= self._limit:
                     tree.full = True
                     return
-            self._trees = (TraceTree(plant(guard, inputs, segments, build, end)), *self._trees)
+            self._trees = (TraceTree.planted(trace, build), *self._trees)
 
     def _compile_open(
         self, captured: Capture, timer: StageTimer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -343,7 +345,7 @@ class Jitted:
         step = Step(Segment(found.template.example, None), compilation, compilation.program)
         finish = _open_finisher(found)
         leaf = Leaf(found.guard, found.inputs, None, step, step.run, finish, captured.effects)
-        self._trees = (TraceTree(leaf), *self._trees)
+        self._trees = (TraceTree([leaf], Names()), *self._trees)
         return True
 
     def _compile_template(self, found: Rehearsal, timer: StageTimer) -> Compilation:

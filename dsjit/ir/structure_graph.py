@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 
 import torch
 
-from dsjit.ir.graph import Arg, Graph, Value
+from dsjit.ir.graph import Arg, Graph, Node, Value
 
-__all__ = ["graph_structure"]
+__all__ = ["argument_structure", "constant_digest", "graph_structure"]
 
 
-def graph_structure(graph: Graph, *, with_ids: bool = False) -> Hashable:
+def graph_structure(graph: Graph, *, names: Mapping[int, int] | None = None) -> Hashable:
     """Equal for Graphs that differ only in their names and in the ids of their Values.
 
-    with_ids: the ids count too; outputs and writes then do not (two runs may want different results of the same nodes).
+    names: by the ids of inputs, which inputs count as the same ones; those that no node takes, outputs and writes then
+        do not count (two runs may want different results of the same nodes).
     The ops are meant by identity: a key is good as long as a Graph that has it is alive. Linear in nodes and constants.
     """
     numbers: dict[Value, int] = {}
+    given = {} if names is None else {value: -1 - names[value.id] for value in graph.inputs}
 
     def number(value: Value) -> int:
-        return value.id if with_ids else numbers.setdefault(value, len(numbers))
+        return given[value] if value in given else numbers.setdefault(value, len(numbers))
 
     inputs = tuple([(number(value), value.type) for value in graph.inputs])
-    constants = tuple([(number(value), value.type, _digest(tensor)) for value, tensor in graph.constants.items()])
+    content = graph.constants.items()
+    constants = tuple([(number(value), value.type, constant_digest(tensor)) for value, tensor in content])
     nodes = tuple(
         [
             (
@@ -39,7 +42,7 @@ def graph_structure(graph: Graph, *, with_ids: bool = False) -> Hashable:
             for node in graph.nodes
         ]
     )
-    if with_ids:
+    if names is not None:
         return nodes, constants
     outputs = tuple([number(value) for value in graph.outputs])
     writes = tuple([(number(write.target), number(write.value)) for write in graph.writes])
@@ -56,6 +59,16 @@ def _key(arg: Arg, number: Callable[[Value], int]) -> Hashable:
     return (kind, repr(arg)) if kind in (float, complex) else (kind, arg)
 
 
-def _digest(tensor: torch.Tensor) -> bytes:
+def argument_structure(node: Node) -> Hashable:
+    """Equal for nodes of one op and equal arguments, whatever Values they take."""
+
+    def anything(value: Value) -> int:
+        return 0
+
+    named = [(name, _key(arg, anything)) for name, arg in node.kwargs.items()]
+    return id(node.op), _key(node.args, anything), tuple(named)
+
+
+def constant_digest(tensor: torch.Tensor) -> bytes:
     content = tensor.detach().contiguous().view(-1).view(torch.uint8)
     return hashlib.blake2b(content.numpy().tobytes(), digest_size=20).digest()

@@ -155,6 +155,13 @@ class Accumulators:
         del self._numbers[key]
         return False
 
+    def is_settled(self) -> bool:
+        """Whether nothing was added or stored so far."""
+        notes = self._notes
+        counted = ((each.node, each.step, each.original) for each in self._numbers.values())
+        unchanged = (notes.unchanged(old, step.get(node.obj)) for node, step, old in (*counted, *self._stored.values()))
+        return all(unchanged) and not any(each.amounts for each in self._numbers.values())
+
     # ---------------------------------------------------------------- the end
 
     def finish(self) -> None:

@@ -24,6 +24,7 @@ from dsjit.trace.observe import Observer
 from dsjit.trace.outputs import Fixed, Template, TemplateError, TemplateMaker
 from dsjit.trace.patching import PATCHES
 from dsjit.trace.paths import ABSENT, Path
+from dsjit.trace.python_state import StateWatch
 from dsjit.trace.recorder import Recorder, Untraceable
 from dsjit.trace.replay import Location, Recipe, Returned
 from dsjit.trace.segments import Segment, cut
@@ -46,7 +47,8 @@ class Capture:
 
     result: what the function returned. problems: why there are no segments; empty when there are some.
     guard: when the segments (or, without them, the verdict) hold again; None when that cannot be told.
-    inputs: ids of the Values that the guard's tensors are, in its order. recipe: for the result and the effects.
+    inputs, paths: ids of the Values that the guard's tensors are, in its order, and where it finds them. recipe: for
+        the result and the effects.
     tensors: the inputs, with their paths, and what they were. observer: of the call, which knows its effects.
     joint: forward and backward, where gradients are wanted; the only segment is then this Graph.
     effects: what `recipe` does to Python, told in words.
@@ -56,6 +58,7 @@ class Capture:
     problems: tuple[Untraceable, ...]
     guard: Guard | None
     inputs: tuple[int, ...] = ()
+    paths: tuple[Path, ...] = ()
     segments: tuple[Segment, ...] = ()
     recipe: Recipe | None = None
     tensors: tuple[tuple[Path, torch.Tensor, TensorOf], ...] = ()
@@ -78,6 +81,8 @@ def capture(
         leaks.listen(observer.tell_again, recorder.numbers.pin_all)
         observer.listen_to_numbers(recorder.numbers.value)
         journal = Journal(observer, recorder.numbers.value, _capture.__code__)
+        states = StateWatch(observer, recorder.memory, recorder.numbers, lambda: len(journal.events))
+        recorder.state_at = states.at_look
     except Exception as error:
         return _without_trace(function, args, kwargs, error)
     found = None
@@ -86,7 +91,7 @@ def capture(
         return found
     finally:
         # They refer to each other and to all that was met, whose life must not depend on the next collection.
-        for part in (recorder.memory, recorder.numbers, recorder, journal):
+        for part in (recorder.memory, recorder.numbers, recorder, journal, states):
             vars(part).clear()
         if found is None or found.observer is None:
             observer.let_go()
@@ -184,16 +189,18 @@ def _finish(result: Any, observer: Observer, recorder: Recorder, journal: Journa
     joint = ended.joint
     observer.asks_for_gradients |= joint is not None
     inputs = recorder.memory.inputs
-    paths = [observer.path_of(tensor) for _, tensor in inputs]
-    assert all(path is not None for path in paths)
-    guard = observer.build_guard([path for path in paths if path is not None], ended.written)
+    paths = tuple([path for _, tensor in inputs if (path := observer.path_of(tensor)) is not None])
+    assert len(paths) == len(inputs)
+    guard = observer.build_guard(paths, ended.written)
     ids = tuple(value.id for value, _ in inputs)
     wanted = {id(tensor) for _, tensor in inputs}
     tensors = tuple([met for met in observer.tensors_met() if id(met[1]) in wanted])
     told = [EffectLine(str(event), None, event.source) for event, _ in journal.events]
     effects = (*told, *map(EffectLine.of, observer.effects))
     recipe = description.recipe(ended.returned)
-    return Capture(result, (), guard, ids, ended.segments, recipe, tensors, observer, joint, effects)
+    return Capture(
+        result, (), guard, ids, paths, ended.segments, recipe, tensors, observer, joint, effects
+    )
 
 
 @dataclass(frozen=True, slots=True)

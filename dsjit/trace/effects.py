@@ -13,7 +13,7 @@ from dsjit.ir.graph import UNKNOWN_SOURCE, Source
 from dsjit.trace.accumulators import Accumulators
 from dsjit.trace.before import MODULE_TABLES, Copy, Key, own_iter
 from dsjit.trace.facts import ArrayOf, Constant, NumberOf, Present, SameAs, TensorOf
-from dsjit.trace.notes import Node, Notes
+from dsjit.trace.notes import Node, Notes, may_change_unseen
 from dsjit.trace.patching import PATCHED_NAMES
 from dsjit.trace.paths import (
     ABSENT,
@@ -34,6 +34,7 @@ from dsjit.trace.paths import (
     instance_dict,
     static_lookup,
 )
+from dsjit.trace.stand_in import behind
 from dsjit.trace.writes import (
     AddEntry,
     AddSlot,
@@ -135,6 +136,7 @@ class EffectFinder:
 
     def find(self, grad_mode: bool) -> tuple[Effect, ...]:
         """Every change. grad_mode: that of the call."""
+        self.attributes.clear()
         return (
             *self._instances(),
             *self._containers(),
@@ -142,6 +144,11 @@ class EffectFinder:
             *self._classes(),
             *self._tensors(grad_mode),
         )
+
+    def finds_nothing(self, grad_mode: bool) -> bool:
+        """Whether nothing has changed so far, as far as changes can be seen."""
+        unseen = any(map(may_change_unseen, self.notes.held.values()))
+        return not unseen and self.accumulators.is_settled() and not self.find(grad_mode)
 
     def _instances(self) -> Iterator[Effect]:
         for key, (obj, cls) in self.before.instances.items():
@@ -214,7 +221,7 @@ class EffectFinder:
         found = zip(self.notes.facts, self.notes.found, strict=True)
         for node, step, value in (*((n, fact.step, v) for fact, (n, v) in found), *self.notes.stored):
             obj, path = node.obj, node.path
-            now = step.get(obj)
+            now = behind(step.get(obj))
             if self.notes.unchanged(value, now) or (type(value) is tuple and Constant(value).matches(now)):
                 continue
             key = self.before.key(obj, step)

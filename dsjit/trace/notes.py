@@ -61,7 +61,7 @@ from dsjit.trace.paths import (
 )
 from dsjit.trace.source import SourceFinder
 
-__all__ = ["Meetings", "Node", "Notes"]
+__all__ = ["Meetings", "Node", "Notes", "may_change_unseen"]
 
 _CONTAINER_LIMIT: Final = 50_000
 """Elements of containers that one trace may note; above it, the call is not captured."""
@@ -400,6 +400,13 @@ class Notes:
             self.note_attributes(node)
         elif "__wrapped__" in (instance_dict(obj) or ()):
             self.note(node, Attribute("__wrapped__"), obj.__wrapped__)
+
+
+def may_change_unseen(held: object) -> bool:
+    """Whether an object that is held without a look inside may have a state."""
+    if isinstance(held, types.BuiltinFunctionType):
+        return not isinstance(held.__self__, type | types.ModuleType | None)
+    return not isinstance(held, _STATELESS) and "__wrapped__" not in (instance_dict(held) or ())
 
 
 def _label(function: Callable[..., Any]) -> str:

@@ -172,6 +172,17 @@ class Numbers:
             if not entry.pinned and sys.getrefcount(entry.number) > _OWN_REFERENCES:
                 yield entry.value
 
+    def held(self) -> Iterator[tuple[float, Value, object]]:
+        """The same: the numbers, their Values, and an object that stands for each."""
+        for entry in self._entries.values():
+            if not entry.pinned and sys.getrefcount(entry.number) > _OWN_REFERENCES:
+                yield entry.number, entry.value, entry
+
+    def describe(self, number: float) -> tuple[Value, float, bool]:
+        """Of a number that was handed out: its Value, what its magnitude cannot exceed, and whether it is pinned."""
+        entry = self._entries[id(number)]
+        return entry.value, entry.bound, entry.pinned
+
     def among(self, arguments: Any) -> list[float]:
         """The traced numbers in `arguments`, through lists, tuples, dictionaries and slices, one for each place."""
         return list(_found(arguments, self._class))

@@ -113,6 +113,7 @@ class Observer:
         self.seen: set[tuple[int, str]] = set()
         self._writes: dict[tuple[int, str], tuple[Node, Any]] = {}
         self._sources: dict[tuple[int, str], Source] = {}
+        self._finder = EffectFinder(self._notes, self._accumulators, self._scopes.classes, self._sources)
         self._hook = ProfileHook(self._on_code, self._on_builtin, self._unobservable)
         self._problems: list[Problem] = []
         self._effects: tuple[Effect, ...] = ()
@@ -178,18 +179,19 @@ class Observer:
         """To be called before and after work that is not the user's code: none of it is observed."""
         return self._hook.pauses()
 
-    def path_of(self, tensor: torch.Tensor) -> Path | None:
-        """Where `tensor` was met first, or None when it was born during the trace (or never read)."""
-        return self.path_of_object(tensor)
-
-    def path_of_object(self, obj: object) -> Path | None:
-        """The same for any object that has identity (constants, classes and modules have no path)."""
+    def path_of(self, obj: object) -> Path | None:
+        """Where a tensor, or any object that has identity (constants, classes and modules have no path), was met
+        first; None when it was born during the trace, or never read."""
         node = self._notes.node_of(obj)
         return None if node is None else node.path
 
     def existed(self, obj: object) -> bool:
         """Whether the object was there before the call, as far as was seen."""
         return self._notes.node_of(obj) is not None or self._notes.held.get(id(obj)) is obj
+
+    def is_settled(self) -> bool:
+        """Whether what existed before the call is now as it was then, as far as what it is can be known."""
+        return not self._problems and bool(self._undisturbed(self._finder.finds_nothing, self._state.grad_mode))
 
     def locate(self, obj: object) -> Location | None:
         """How a compiled call finds an object that existed before."""
@@ -369,6 +371,7 @@ class Observer:
 
     def _undisturbed(self, note: Callable[..., Any], *arguments: Any) -> Any:
         """Call `note` without seeing its own reads and calls."""
+        before = self._busy
         self._busy = True
         self._hook.muted[0] = 1
         self._notes.source = None
@@ -380,8 +383,8 @@ class Observer:
             self._unobservable(error)
             return None
         finally:
-            self._busy = False
-            self._hook.muted[0] = 0
+            self._busy = before
+            self._hook.muted[0] = int(before)
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
@@ -486,8 +489,7 @@ class Observer:
             new = stored_attribute(node.obj, name)
             if old is not ABSENT and self._notes.unchanged(old, new):
                 self._note_stored(node, name)
-        finder = EffectFinder(self._notes, self._accumulators, self._scopes.classes, self._sources)
-        self._effects = finder.find(self._state.grad_mode)
+        self._effects = self._finder.find(self._state.grad_mode)
 
     def _note_stored(self, node: Node, name: str) -> None:
         """A write left what was there: then the call depends on it having been there."""

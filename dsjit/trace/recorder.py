@@ -27,6 +27,7 @@ from dsjit.trace.memory import CannotTrace, Memory, RootView, TracedTensor, tens
 from dsjit.trace.numbers import Numbers
 from dsjit.trace.numbers_calls import call_with_numbers
 from dsjit.trace.outcome import Outcome, OutcomeKind, read_outcome
+from dsjit.trace.python_state import StateAtLook
 from dsjit.trace.schema import UNDECLARED_WRITES, functional_variant, traits
 from dsjit.trace.segments import Look, Recording
 from dsjit.trace.source import SourceFinder
@@ -64,6 +65,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     pauses: to be called before and after the recorder's own work, for those who watch the user's code.
     at: the line to which ops belong, when it is not the one that is running. forward_sources: the lines of autograd's
         nodes, by their numbers.
+    state_at: tells Python's state at a look (see `trace.python_state`).
     escapes, generator: to be active around the recorder; they notice content that leaves the tensor world, and what
         is done to the state of the random generator.
     """
@@ -88,6 +90,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.numbers = Numbers(self, may_hand_out)
         self.escapes = EscapeWatch(self._on_escape, self._listener(self._on_look), self._on_item)
         self.generator = GeneratorWatch(self._listener(self._on_generator))
+        self.state_at: StateAtLook = lambda kind, looked, tensors: None
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -117,9 +120,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         finally:
             self.resume()
 
-    def _run(
-        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], source: Source, foreign: bool
-    ) -> Any:
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], source: Source, foreign: bool) -> Any:
         try:
             recorded = self._arguments(func, args), {k: self._argument(func, v) for k, v in kwargs.items()}
         except Exception as error:
@@ -236,7 +237,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def look_at(self, kind: OutcomeKind, value: Value, outcome: Outcome) -> None:
         if not self.problems:
             position, source = len(self.memory.nodes), self.sources.current()
-            self.looks.append(Look(position, kind, (value,), outcome, self.alive(), source))
+            state = self.state_at(kind, value, ())
+            self.looks.append(Look(position, kind, (value,), outcome, self.alive(), source, state))
 
     def _look(self, kind: OutcomeKind, tensors: Sequence[torch.Tensor], source: Source) -> None:
         """Python sees something of these tensors: another outcome may lead another way."""
@@ -245,7 +247,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         values = tuple([self.memory.read(tensor) for tensor in tensors])
         with torch._C._DisableTorchDispatch():
             outcome = read_outcome(kind, tensors)
-        self.looks.append(Look(len(self.memory.nodes), kind, values, outcome, self.alive(), source))
+        state = self.state_at(kind, values[0], tensors) if len(values) == 1 else None
+        self.looks.append(Look(len(self.memory.nodes), kind, values, outcome, self.alive(), source, state))
 
     # -- arguments -----------------------------------------------------------------------------------------------
 

@@ -10,23 +10,25 @@ made again from their base.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from dsjit.ir.graph import Graph, Node, Source, Value, Write
+from dsjit.ir.structure_graph import argument_structure, constant_digest
 from dsjit.ops.properties import is_reproducible, shares_memory
 from dsjit.trace.outcome import Outcome, OutcomeKind
+from dsjit.trace.python_state import PythonState
 
-__all__ = ["Look", "Recording", "Segment", "cut", "open_looks"]
+__all__ = ["Look", "Recording", "Segment", "State", "cut", "open_looks"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Look:
     """Python looked at `values`, after the first `position` nodes, and saw `outcome`.
 
-    live: what tensors held that Python could still reach.
+    live: what tensors held that Python could still reach. state: what is known of Python's state.
     """
 
     position: int
@@ -35,6 +37,7 @@ class Look:
     outcome: Outcome
     live: tuple[Value, ...]
     source: Source
+    state: PythonState | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,17 +51,29 @@ class Recording:
     constants: Mapping[Value, torch.Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class State:
+    """The state of a run at a look: Python's, and how the tensors that it knows are made of what segments hand on.
+
+    At two looks with equal keys, what comes next is the same, with the ids of the one in place of those of the other.
+    """
+
+    key: Hashable
+    ids: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Segment:
     """The nodes up to a look (`look` is None after the last one), as a Graph.
 
     The Graph takes what the caller or earlier segments gave, and returns what later ones may want; Values are known
-    by their ids from one segment to the next. drops: ids that nothing can want after this segment.
+    by their ids from one segment to the next. drops: ids that nothing can want after this segment. state: at the look.
     """
 
     graph: Graph
     look: Look | None
     drops: tuple[int, ...] = ()
+    state: State | None = None
 
     @property
     def reads(self) -> tuple[int, ...]:
@@ -137,7 +152,7 @@ class _Cutter:
                 self._want(value, number)
                 if value not in self.parts[number].inputs:
                     self.parts[number].exports[value] = None
-            for value in look.live:
+            for value in self._live(look):
                 self._export(self._base(value))
         for value in (*results, *(write.value for write in writes)):
             self._want(value, last)
@@ -201,7 +216,37 @@ class _Cutter:
         )
         if is_last:
             return Segment(graph, None)
-        return Segment(graph, self.looks[number], drops)
+        look = self.looks[number]
+        return Segment(graph, look, drops, self._state(look))
+
+    def _live(self, look: Look) -> tuple[Value, ...]:
+        return look.live if look.state is None else (*look.live, *look.state.values)
+
+    def _state(self, look: Look) -> State | None:
+        if look.state is None:
+            return None
+        bases: dict[Value, int] = {}
+        origins: list[Hashable] = []
+        for value in look.state.values:
+            views: list[Hashable] = []
+            node = self.producer.get(value)
+            while node is not None and shares_memory(node.op):
+                base, *others = node.inputs()
+                if others:
+                    return None
+                views.append((argument_structure(node), node.outputs.index(value)))
+                value, node = base, self.producer.get(base)
+            origins.append((self._origin(value, bases), value.type, tuple(views)))
+        return State((look.state.key, tuple(origins)), tuple([value.id for value in bases]))
+
+    def _origin(self, value: Value, bases: dict[Value, int]) -> Hashable:
+        """What is handed on is told by its number in `bases`, an input by its id, a constant by its content."""
+        constant = self.recording.constants.get(value)
+        if constant is not None:
+            return "constant", constant_digest(constant)
+        if value not in self.home:
+            return "input", value.id
+        return "handed on", bases.setdefault(value, len(bases))
 
     def _drops(self) -> list[tuple[int, ...]]:
         """At each look: what was handed on so far, and is wanted by no tensor alive then and no later part."""
@@ -210,7 +255,7 @@ class _Cutter:
         found: list[tuple[int, ...]] = []
         for number, look in enumerate(self.looks):
             held.update(self.parts[number].exports)
-            live = {self._base(value) for value in look.live}
+            live = {self._base(value) for value in self._live(look)}
             dead = [value for value in held if value not in live and last_reader.get(value, -1) <= number]
             for value in dead:
                 del held[value]

@@ -63,8 +63,8 @@ def test_paths_are_known_while_the_function_runs() -> None:
 
 def test_paths_of_modules_and_methods() -> None:
     layer = nn.Sequential(nn.Linear(3, 3))
-    assert str(observe(layer, ONES).path_of_object(layer)) == "self"
-    assert str(observe(layer.forward, ONES).path_of_object(layer[0])) == "self[0]"
+    assert str(observe(layer, ONES).path_of(layer)) == "self"
+    assert str(observe(layer.forward, ONES).path_of(layer[0])) == "self[0]"
 
 
 def test_a_tensor_born_in_the_call_has_no_path() -> None:
@@ -77,7 +77,7 @@ def test_a_tensor_born_in_the_call_has_no_path() -> None:
 
     observer = observe(function, ONES)
     assert observer.path_of(born[0]) is None
-    assert observer.path_of_object(box) is None
+    assert observer.path_of(box) is None
 
 
 def _patched_entries(*classes: type) -> dict[tuple[type, str], Any]:

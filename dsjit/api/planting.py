@@ -1,0 +1,299 @@
+"""Planting: how the segments of a traced call become nodes of a trace tree.
+
+The Values of each trace have ids of their own. In the tree, what a program computes has the id that it got when the
+program was planted; a later trace that comes by is followed, and its ids are translated. Inputs have one id for each
+path at which the guard finds them.
+
+*Loops.* At some looks, a trace knows Python's state (`trace.python_state`). When it is the state of an earlier look of
+the same trace, but for the names of tensors, then what comes next is what came next there, for each outcome, seen or
+not: Python is deterministic, and has nothing else to go by. So the new Branch shares the children of the earlier one,
+the *head* of the loop, and renames the tensors. The rest of the trace is followed through these children: rounds that
+are there are not planted again, and what comes after the loop is planted once for all numbers of rounds.
+
+What the children read has to be there whichever way they are reached. So a head hands on nothing but what the state
+consists of; when something that was planted below it needs more, no loop is made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+import torch
+
+from dsjit.api.trace_nodes import Branch, Children, Finish, Leaf, Step
+from dsjit.ir.graph import TensorType, Value
+from dsjit.ir.structure_graph import graph_structure
+from dsjit.trace.effects import EffectLine
+from dsjit.trace.guards import Guard
+from dsjit.trace.outcome import Outcome, OutcomeKind
+from dsjit.trace.paths import Path
+from dsjit.trace.segments import Segment
+
+__all__ = ["Names", "Planter", "Trace"]
+
+_SOME_SHAPE: Final = TensorType((), torch.bool, (), torch.device("meta"))
+"""Stands for the types of tensors whose shape depends on data."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A traced call. inputs: ids and paths of the tensors that `guard` returns, in order. finish: makes the result, and
+    does to Python what `effects` tell in words."""
+
+    guard: Guard
+    inputs: tuple[tuple[int, Path], ...]
+    segments: tuple[Segment, ...]
+    finish: Finish
+    effects: tuple[EffectLine, ...]
+
+
+class Names:
+    """The ids of one tree. inputs: those of inputs, by path."""
+
+    def __init__(self) -> None:
+        self.inputs: dict[Path, int] = {}
+        self._count = 0
+
+    def fresh(self) -> int:
+        self._count += 1
+        return self._count
+
+    def of_inputs(self, trace: Trace) -> dict[int, int]:
+        """By the ids of the trace, those of the tree."""
+        for _, path in trace.inputs:
+            if path not in self.inputs:
+                self.inputs[path] = self.fresh()
+        return {number: self.inputs[path] for number, path in trace.inputs}
+
+
+class _Contradiction(Exception):
+    """A round of a loop is not what it was proven to be."""
+
+
+class Planter:
+    """Follows one trace through a tree, and plants what is missing. Nothing in the tree changes before all is there.
+
+    planted: the new nodes, in the order of the trace, when `plant` has returned True.
+    """
+
+    def __init__(self, trace: Trace, names: Names) -> None:
+        self._trace = trace
+        self._names = names
+        self._way: list[Branch] = []
+        self._inputs = names.of_inputs(trace)
+        self._start()
+
+    def _start(self) -> None:
+        self.planted: list[Leaf | Branch] = []
+        self._ids = dict(self._inputs)
+        self._met: dict[Hashable, tuple[Branch, tuple[int, ...]]] = {}
+        self._added: dict[int, tuple[Children, list[tuple[Outcome, Leaf | Branch]]]] = {}
+        self._heads: list[Branch] = []
+        self._known: dict[Branch, frozenset[int]] = {}
+
+    @classmethod
+    def after(cls, trace: Trace, names: Names, way: Sequence[Branch]) -> Planter | None:
+        """A planter that has followed `trace` along `way`; None when the trace does not go there, and on."""
+        planter = cls(trace, names)
+        if len(trace.segments) <= len(way):
+            return None
+        planter._way = list(way)
+        return planter if planter._follow_way() else None
+
+    def plant(self, build: Callable[[Segment], Step]) -> bool:
+        """Plant the rest of the trace. build: compiles a segment.
+
+        Returns False, and leaves the tree as it is, when the rest needs what the way does not hand on. Raises what
+        `build` raises.
+        """
+        try:
+            done = self._plant(build, may_loop=True)
+        except _Contradiction:
+            self._start()
+            self._follow_way()
+            done = self._plant(build, may_loop=False)
+        if done:
+            self._commit()
+        return done
+
+    # -- what is there -------------------------------------------------------------------------------------------
+
+    def _follow_way(self) -> bool:
+        return all(map(self._follow, self._way, self._trace.segments))
+
+    def _follow(self, branch: Branch, segment: Segment) -> bool:
+        """Go on by `branch`, if it is what `segment` does."""
+        look, seen = branch.look, segment.look
+        if seen is None or look.kind is not seen.kind or look.source != seen.source:
+            return False
+        if not all(number in self._ids for number in segment.reads):
+            return False
+        if branch.structure != _structure(segment, self._ids):
+            return False
+        ids = {**self._ids, **dict(zip(_made(segment), branch.made, strict=True))}
+        if [ids.get(value.id) for value in seen.values] != list(branch.looked):
+            return False
+        self._ids = ids
+        self._pass(branch, segment)
+        return True
+
+    def _pass(self, branch: Branch, segment: Segment) -> None:
+        """After the look of `branch`: remember the state there, and go by the names that its children use."""
+        state = segment.state
+        if branch.moves:
+            there = dict(branch.moves)
+            kept = {number: there[here] for number, here in self._ids.items() if here in there}
+            self._ids = {**self._inputs, **kept}
+        elif state is not None and all(number in self._ids for number in state.ids):
+            self._met.setdefault(state.key, (branch, tuple([self._ids[number] for number in state.ids])))
+
+    def _nodes_below(self, branch: Branch) -> list[Leaf | Branch]:
+        found = [node for nodes in branch.children.values() for node in nodes]
+        _, added = self._added.get(id(branch.children), ((), ()))
+        return found + [node for _, node in added]
+
+    def _known_after(self, branch: Branch) -> frozenset[int]:
+        return self._known.get(branch, branch.known)
+
+    # -- what is new ---------------------------------------------------------------------------------------------
+
+    def _plant(self, build: Callable[[Segment], Step], may_loop: bool) -> bool:
+        last = self._way[-1] if self._way else None
+        children, known = (last.children, self._known_after(last)) if last else ({}, frozenset())
+        outcome = _outcome(self._trace.segments[len(self._way) - 1]) if last else None
+        for segment in self._trace.segments[len(self._way) :]:
+            _, added = self._added.setdefault(id(children), (children, []))
+            mine = [node for seen, node in added if seen == outcome]
+            found = next((node for node in mine if self._is_like(node, segment)), None)
+            if found is None:
+                if mine:
+                    raise _Contradiction
+                if not self._can_read(segment, known):
+                    return False
+                found = self._node(segment, build, known, may_loop)
+                added.append((outcome, found))
+                self.planted.append(found)
+            if isinstance(found, Branch):
+                children, outcome, known = found.children, _outcome(segment), self._known_after(found)
+        return True
+
+    def _is_like(self, node: Leaf | Branch, segment: Segment) -> bool:
+        """Whether a node that was planted before is what `segment` does; then go on by it."""
+        return segment.look is None if isinstance(node, Leaf) else self._follow(node, segment)
+
+    def _can_read(self, segment: Segment, known: frozenset[int]) -> bool:
+        """Whether everything that the segment takes is handed to it."""
+        return all(number in self._inputs or self._ids.get(number) in known for number in segment.reads)
+
+    def _node(
+        self, segment: Segment, build: Callable[[Segment], Step], known: frozenset[int], may_loop: bool
+    ) -> Leaf | Branch:
+        guard, inputs = self._trace.guard, tuple(self._inputs.values())
+        if segment.look is None:
+            step = build(segment)
+            reads = None if len(self._trace.segments) == 1 else self._translated(segment.reads)
+            return Leaf(guard, inputs, reads, step, step.run, self._trace.finish, self._trace.effects)
+        look, structure, reads = segment.look, _structure(segment, self._ids), self._translated(segment.reads)
+        for number in _made(segment):
+            if number not in self._ids:
+                self._ids[number] = self._names.fresh()
+        exports = self._translated(segment.exports)
+        drops = tuple([self._ids[number] for number in segment.drops if number in self._ids])
+        there = known.union(exports)
+        branch = Branch(
+            guard=guard,
+            inputs=inputs,
+            step=build(segment),
+            look=look,
+            structure=structure,
+            made=self._translated(_made(segment)),
+            reads=reads,
+            exports=exports,
+            looked=self._translated([value.id for value in look.values]),
+            drops=drops,
+            known=there.difference(drops),
+        )
+        if may_loop:
+            self._close(branch, segment, there)
+        self._pass(branch, segment)
+        return branch
+
+    def _translated(self, numbers: Sequence[int]) -> tuple[int, ...]:
+        return tuple([self._ids[number] for number in numbers])
+
+    # -- loops ---------------------------------------------------------------------------------------------------
+
+    def _close(self, branch: Branch, segment: Segment, there: frozenset[int]) -> None:
+        """Make `branch` share the children of an earlier one with the same state, if there is one.
+
+        there: what is known before `branch` drops anything.
+        """
+        state = segment.state
+        if state is None or state.key not in self._met:
+            return
+        head, thens = self._met[state.key]
+        nows, keeps = tuple([self._ids.get(number, 0) for number in state.ids]), frozenset(thens)
+        known: dict[Branch, frozenset[int]] = {head: keeps}
+        if (head.is_head and self._known_after(head) != keeps) or not self._suffices(head, known):
+            return
+        if not there.issuperset(nows):
+            return
+        self._heads.append(head)
+        self._known.update(known)
+        branch.children, branch.known = head.children, keeps
+        branch.moves = tuple(zip(nows, thens, strict=True))
+        branch.drops = tuple(there.difference(nows))
+
+    def _suffices(self, head: Branch, known: dict[Branch, frozenset[int]]) -> bool:
+        """Whether all that comes after `head` can do with what `known` says is known there; what is known after the
+        other Branches is added."""
+        inputs = set(self._names.inputs.values())
+        pending = [(node, known[head]) for node in self._nodes_below(head)]
+        while pending:
+            node, before = pending.pop()
+            if node.reads is None or not inputs.union(before).issuperset(node.reads):
+                return False
+            if isinstance(node, Leaf):
+                continue
+            there = before.union(node.exports)
+            needed = [*node.looked, *(now for now, _ in node.moves)]
+            if not inputs.union(there).issuperset(needed):
+                return False
+            if not node.moves:
+                known[node] = there.difference(node.drops)
+                pending += [(child, known[node]) for child in self._nodes_below(node)]
+        return True
+
+    # -- the end -------------------------------------------------------------------------------------------------
+
+    def _commit(self) -> None:
+        for head in self._heads:
+            head.is_head = True
+            head.drops = (*head.drops, *head.known.difference(self._known[head]))
+        for branch, known in self._known.items():
+            branch.known = known
+        for children, added in self._added.values():
+            for outcome, node in added:
+                children[outcome] = [*children.get(outcome, ()), node]
+
+
+def _outcome(segment: Segment) -> Outcome:
+    assert segment.look is not None
+    return segment.look.outcome
+
+
+def _made(segment: Segment) -> list[int]:
+    """Ids of what the nodes compute, in order."""
+    return [value.id for node in segment.graph.nodes for value in node.outputs]
+
+
+def _structure(segment: Segment, ids: Mapping[int, int]) -> Hashable:
+    """The key of what a segment does, whatever its look sees: a shape that depends on data is what is looked at."""
+    graph, look = segment.graph, segment.look
+    if look is not None and look.kind is OutcomeKind.SHAPE:
+        *nodes, last = graph.nodes
+        unknown = tuple([Value(value.id, _SOME_SHAPE) for value in last.outputs])
+        graph = replace(graph, nodes=(*nodes, replace(last, outputs=unknown)))
+    return graph_structure(graph, names=ids)

@@ -1,0 +1,93 @@
+"""The nodes of a trace tree: programs, looks, and what comes after which outcome.
+
+Tensors that programs hand on are known by ids, which are those of one numbering in the whole tree (`api.planting`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import torch
+
+from dsjit.api.compile import Compilation
+from dsjit.api.training import Training
+from dsjit.trace.effects import EffectLine
+from dsjit.trace.guards import Guard
+from dsjit.trace.outcome import Outcome
+from dsjit.trace.segments import Look, Segment
+
+__all__ = ["Branch", "Children", "Finish", "Leaf", "Runner", "Step"]
+
+Finish: TypeAlias = Callable[[Any, Any, Any], Any]
+Runner: TypeAlias = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A compiled Segment. `run` is its program, or an executor that stands in for it."""
+
+    segment: Segment
+    compilation: Compilation
+    run: Runner
+
+    @property
+    def compilations(self) -> tuple[Compilation, ...]:
+        """The program's, and those of its backward."""
+        return self.run.compilations if isinstance(self.run, Training) else (self.compilation,)
+
+
+@dataclass(slots=True, eq=False)
+class Leaf:
+    """guard: under which the way to this Leaf was recorded. inputs: ids of the tensors that the guard returns.
+
+    reads: ids of what the program `run` takes, or None when it takes what the guard returns.
+    effects: what `finish` does to Python, told in words.
+    """
+
+    guard: Guard
+    inputs: tuple[int, ...]
+    reads: tuple[int, ...] | None
+    step: Step
+    run: Runner
+    finish: Finish
+    effects: tuple[EffectLine, ...]
+
+
+@dataclass(slots=True, eq=False)
+class Branch:
+    """A program, a look, and the node for each outcome (several, when the way on depends on more Python state).
+
+    structure: of the program. made: ids of what its nodes compute, in order.
+    reads, exports, looked, drops: ids of what the program takes and gives, of what is looked at, and of what nothing
+    wants any more. known: ids of what there is after the look, the caller's tensors apart.
+    moves: when Python is here where it was at another Branch, then `children` are the other one's, and this tells what
+    each tensor is called there: (id here, id there). is_head: another Branch does so with this one.
+    """
+
+    guard: Guard
+    inputs: tuple[int, ...]
+    step: Step
+    look: Look
+    structure: Hashable
+    made: tuple[int, ...]
+    reads: tuple[int, ...]
+    exports: tuple[int, ...]
+    looked: tuple[int, ...]
+    drops: tuple[int, ...]
+    known: frozenset[int]
+    moves: tuple[tuple[int, int], ...] = ()
+    is_head: bool = False
+    children: Children = field(default_factory=dict)
+
+    def forget(self, known: dict[int, torch.Tensor]) -> None:
+        """After the look: drop what nothing wants, and go by the names that the children use."""
+        for dead in self.drops:
+            known.pop(dead, None)
+        if self.moves:
+            moved = [(then, known.pop(now)) for now, then in self.moves]
+            known.update(moved)
+
+
+Children: TypeAlias = dict[Outcome, list[Leaf | Branch]]
