@@ -122,8 +122,14 @@ class Jitted:
         limit = self._options.recompile_limit
         if (missed is None or missed[0].full) and len(self._trees) + len(self._verdicts) >= limit:
             return self._over_limit(args, kwargs)
-        with self._lock:
+        if not self._lock.acquire(blocking=False):
+            with self._lock:
+                pass  # another thread traces: what it compiles may fit this call, too
+            return self(*args, **kwargs)
+        try:
             return self._trace(args, kwargs, missed)
+        finally:
+            self._lock.release()
 
     def _eagerly(self, reason: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.counters.calls_eager += 1

@@ -91,6 +91,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
+        if facts.per_tensor and _on_cpu(args):
+            with self:
+                return func._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args, **kwargs)
         if self.problems:
             return func(*args, **kwargs)
         self.pause()
@@ -433,6 +436,12 @@ def _result_type(t: torch.Tensor | None) -> TensorType:
     if t.is_neg():
         raise CannotTrace("lazily negated tensors are not compiled")
     return tensor_type(t)
+
+
+def _on_cpu(args: tuple[Any, ...]) -> bool:
+    """Whether the lists of tensors among the arguments are on the CPU, whose kernels take them one by one."""
+    lists = [arg for arg in args if isinstance(arg, list | tuple)]
+    return all(item.device.type == "cpu" for items in lists for item in items if isinstance(item, torch.Tensor))
 
 
 def _is_training(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
