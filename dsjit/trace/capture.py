@@ -25,7 +25,7 @@ from dsjit.trace.recorder import Recorder, Untraceable
 from dsjit.trace.replay import Location, Recipe, Returned
 from dsjit.trace.segments import Segment, cut
 from dsjit.trace.source import SourceFinder
-from dsjit.trace.writes import Write
+from dsjit.trace.writes import SetGenerator, Write
 
 __all__ = ["Capture", "Conclusion", "Description", "capture", "conclude", "describe"]
 
@@ -57,7 +57,11 @@ def capture(
     observer = Observer(function, args, kwargs)
     leaks = observer.leaks
     recorder = Recorder(
-        lambda tensor: observer.path_of(tensor) is not None, SourceFinder(), observer.pauses(), leaks.may_hand_out
+        lambda tensor: observer.path_of(tensor) is not None,
+        SourceFinder(),
+        observer.pauses(),
+        leaks.may_hand_out,
+        observer.state_of,
     )
     recorder.escapes.on_gradient_read = functools.partial(setattr, observer, "asks_for_gradients", True)
     leaks.listen(observer.tell_again, recorder.numbers.pin_all)
@@ -150,9 +154,10 @@ def describe(
             for effect, write in effects
         ]
     )
+    states = [(SetGenerator(), maker.find(owner), maker.make(state)) for owner, state in recorder.states_left()]
     found = [observer.locate(obj) for obj in maker.existing]
     assert all(each is not None for each in found)
-    return Description(maker, template, told, changes, tuple([each for each in found if each is not None]))
+    return Description(maker, template, told, (*changes, *states), tuple([each for each in found if each is not None]))
 
 
 @dataclass(frozen=True, slots=True)

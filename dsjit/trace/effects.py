@@ -193,6 +193,8 @@ class EffectFinder:
         found = zip(self.notes.facts, self.notes.found, strict=True)
         for node, step, value in (*((n, fact.step, v) for fact, (n, v) in found), *self.notes.stored):
             obj, path = node.obj, node.path
+            if isinstance(obj, torch.Generator):
+                continue  # the recorder knows what was drawn
             now = step.get(obj)
             if self.notes.unchanged(value, now) or (type(value) is tuple and Constant(value).matches(now)):
                 continue

@@ -353,7 +353,7 @@ class Notes:
             self._meetings.on_problem(f"reads the {kind.__qualname__} {path}, whose content cannot be guarded")
         elif kind is functools._lru_cache_wrapper and not is_library_code(*_code_and_scope(value.__wrapped__)):
             self._meetings.on_problem(f"calls {path}, whose cache cannot be guarded")
-        elif issubclass(kind, types.SimpleNamespace | contextvars.ContextVar) or (
+        elif issubclass(kind, types.SimpleNamespace | contextvars.ContextVar | torch.Generator) or (
             not issubclass(kind, _STATELESS) and not is_plumbing(kind) and instance_dict(value)
         ):
             return OfType(kind), self._new_node(value, path, origin)

@@ -223,6 +223,18 @@ class Observer:
         """The call depends on what `owner`, which a guard holds itself, answers."""
         self._undisturbed(lambda: self._notes.note(self._notes.root_node(owner, label), step, step.get(owner)))
 
+    def state_of(self, generator: torch.Generator) -> tuple[torch.Generator, torch.Tensor] | None:
+        """A generator that was met, and its state, which is noted as an input of the call; None for others."""
+        # ATen hands on the generator, not always the object that the user has.
+        nodes = (node for node in self._notes.nodes.values() if type(node.obj) is torch.Generator)
+        node = next((node for node in nodes if node.obj._cdata == generator._cdata), None)
+        if node is None:
+            return None
+        step = Asked("get_state", torch.Generator.get_state, ())
+        state: torch.Tensor = step.get(node.obj)
+        self._undisturbed(self._notes.note, node, step, state)
+        return node.obj, state
+
     def tensors_met(self) -> tuple[tuple[Path, torch.Tensor, TensorOf], ...]:
         """All tensors met so far, where, and what they were."""
         return tuple([(node.path, node.obj, metadata) for node, metadata in self._notes.metadata])

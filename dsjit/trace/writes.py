@@ -20,6 +20,7 @@ __all__ = [
     "SetCell",
     "SetClass",
     "SetEntry",
+    "SetGenerator",
     "SetSlot",
     "SetTail",
     "Write",
@@ -164,7 +165,15 @@ class Extend:
         list.extend(owner, value)
 
 
-Write: TypeAlias = SetEntry | AddEntry | SetSlot | AddSlot | SetCell | SetClass | SetTail | Extend
+@dataclass(frozen=True, slots=True)
+class SetGenerator:
+    """Puts a random generator into the state `value`."""
+
+    def apply(self, owner: Any, value: Any) -> None:
+        owner.set_state(value)
+
+
+Write: TypeAlias = SetEntry | AddEntry | SetSlot | AddSlot | SetCell | SetClass | SetTail | Extend | SetGenerator
 
 
 def written_place(write: Write, owner: Any) -> Key | None:
