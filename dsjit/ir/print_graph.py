@@ -18,6 +18,7 @@ from __future__ import annotations
 import keyword
 import os
 import re
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -92,7 +93,7 @@ def _annotation(type_: TensorType) -> str:
 
 
 def _imports(node: Node) -> list[str]:
-    called = [arg for arg in node.args if isinstance(arg, torch._ops.OpOverload)]
+    called = [arg for arg in node.args if isinstance(arg, torch._ops.OpOverload | types.BuiltinFunctionType)]
     return [line for op in (node.op, *called) for line in _import(op)]
 
 
@@ -180,7 +181,7 @@ def _arg(arg: Arg, names: Mapping[Value, str]) -> str:
 def _literal(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_literal, value))}]"
-    if isinstance(value, torch._ops.OpOverload):
+    if isinstance(value, torch._ops.OpOverload | types.BuiltinFunctionType):
         return _op_name(value)
     if isinstance(value, torch.device):
         return f"torch.device({str(value)!r})"

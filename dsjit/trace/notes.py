@@ -64,8 +64,8 @@ __all__ = ["Meetings", "Node", "Notes"]
 _CONTAINER_LIMIT: Final = 50_000
 """Elements of containers that one trace may note; above it, the call is not captured."""
 
-_NUMPY_LIMIT: Final = 1 << 16
-"""Bytes of a numpy array whose content is guarded."""
+_ARRAY_LIMIT: Final = 1 << 16
+"""Bytes of an array whose content is guarded."""
 
 _CONTAINERS: Final = (list, tuple, dict, set, frozenset, deque)
 
@@ -79,6 +79,9 @@ _PARTS: Final[dict[type, tuple[Step, ...]]] = {
 }
 """Types whose instances are noted by the parts that C code stores in them."""
 
+_OBSERVED_WHOLE: Final = (types.SimpleNamespace, contextvars.ContextVar, torch.Generator, threading.local)
+"""Types written in C whose instances are noted by what they answer, or by all their attributes."""
+
 _STATELESS: Final = (
     types.BuiltinFunctionType,
     types.MethodWrapperType,
@@ -88,8 +91,7 @@ _STATELESS: Final = (
 )
 
 
-_UNGUARDED: Final = (bytearray, memoryview, array.array, threading.local)
-"""Types whose instances hold what neither their attributes nor their elements, as noted here, tell."""
+_ARRAYS: Final = (numpy.ndarray, bytearray, memoryview, array.array)
 
 
 @dataclass(slots=True, eq=False)
@@ -340,20 +342,20 @@ class Notes:
     def _expect_foreign(self, value: Any, path: Path, origin: int) -> tuple[Expectation, Node | None]:
         """Objects of classes that are written in C, or that belong to machinery."""
         kind = type(value)
-        if issubclass(kind, numpy.ndarray):
-            if value.dtype.hasobject or value.nbytes > _NUMPY_LIMIT:
-                reason = f"reads the numpy array {path} of {value.nbytes} bytes, whose content is too large to guard"
+        if issubclass(kind, _ARRAYS):
+            size = len(value) if kind is bytearray else value.nbytes if kind is not array.array else len(value) * value.itemsize
+            if size > _ARRAY_LIMIT or (isinstance(value, numpy.ndarray) and value.dtype.hasobject):
+                reason = f"reads the {kind.__qualname__} {path} of {size} bytes, whose content is too large to guard"
                 self._meetings.on_problem(reason)
-            return ArrayOf(value.dtype.str, value.shape, value.tobytes()), None
+            else:
+                return ArrayOf.of(value), None
         if hasattr(kind, "__next__"):
             self._meetings.on_problem(f"reads the iterator {path}, whose state cannot be guarded")
         elif kind.__module__.startswith("numpy.random"):
             self._meetings.on_problem(f"reads the numpy generator {path}, whose state cannot be guarded")
-        elif issubclass(kind, _UNGUARDED):
-            self._meetings.on_problem(f"reads the {kind.__qualname__} {path}, whose content cannot be guarded")
         elif kind is functools._lru_cache_wrapper and not is_library_code(*_code_and_scope(value.__wrapped__)):
             self._meetings.on_problem(f"calls {path}, whose cache cannot be guarded")
-        elif issubclass(kind, types.SimpleNamespace | contextvars.ContextVar | torch.Generator) or (
+        elif issubclass(kind, _OBSERVED_WHOLE) or (
             not issubclass(kind, _STATELESS) and not is_plumbing(kind) and instance_dict(value)
         ):
             return OfType(kind), self._new_node(value, path, origin)
@@ -376,6 +378,11 @@ class Notes:
         if kind is contextvars.ContextVar:
             self.note(node, Asked("get", contextvars.ContextVar.get, (ABSENT,)), obj.get(ABSENT))
             return
+        if issubclass(kind, threading.local):
+            names = tuple(vars(obj))
+            self.note_keys(node, Asked("__dict__", _local_names, ()), names)
+            for name in names:
+                self.note(node, Asked("__dict__.get", _local_entry, (name,)), _local_entry(obj, name))
         if issubclass(kind, torch.Tensor):
             if instance_dict(obj):
                 self.note_attributes(node)
@@ -390,6 +397,15 @@ class Notes:
             self.note_attributes(node)
         elif "__wrapped__" in (instance_dict(obj) or ()):
             self.note(node, Attribute("__wrapped__"), obj.__wrapped__)
+
+
+def _local_names(local: threading.local) -> tuple[str, ...]:
+    """The attributes that a thread-local object has on this thread."""
+    return tuple(vars(local))
+
+
+def _local_entry(local: threading.local, name: str) -> Any:
+    return vars(local).get(name, ABSENT)
 
 
 def _label(function: Callable[..., Any]) -> str:

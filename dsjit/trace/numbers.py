@@ -13,6 +13,7 @@ then, and the object becomes a plain float where it stands. What sees numbers un
 from __future__ import annotations
 
 import math
+import operator
 import struct
 import sys
 import threading
@@ -24,7 +25,9 @@ from typing import Any, Final, Protocol
 import torch
 
 from dsjit.ir.graph import Arg, TensorType, Value
-from dsjit.trace.numbers_object import become_float, can_become_float, number_class
+from dsjit.ops.python_numbers import compute
+from dsjit.trace.numbers_math import MATH
+from dsjit.trace.numbers_object import CALLED, become_float, can_become_float, number_class
 from dsjit.trace.outcome import Outcome, OutcomeKind
 
 __all__ = ["NumberRecorder", "Numbers", "number_outcome"]
@@ -50,6 +53,19 @@ _BOUNDS: Final[dict[str, Callable[[float, float], float]]] = {
     "truediv": lambda a, b: math.inf,
 }
 """From what the magnitudes of the operands cannot exceed, what that of the result cannot exceed."""
+
+_CALLS: Final[dict[str, Callable[..., Any]]] = {
+    "pow": operator.pow,
+    "floordiv": operator.floordiv,
+    "mod": operator.mod,
+}
+
+_TESTS: Final[dict[Any, Any]] = {
+    math.isnan: aten.ne.Tensor,
+    math.isinf: aten.eq.Scalar,
+    math.isfinite: aten.lt.Scalar,
+}
+"""Functions of `math` that return a truth: of the number and itself, or of its magnitude and infinity."""
 
 _UNARY: Final[dict[str, Any]] = {"neg": aten.neg.default, "abs": aten.abs.default}
 
@@ -117,11 +133,13 @@ class Numbers:
         self._class: type[float] | None = None
 
     def __enter__(self) -> Numbers:
+        MATH.enter(self)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
+        MATH.leave()
         for entry in self._entries.values():
             become_float(entry.number)
 
@@ -221,6 +239,8 @@ class Numbers:
         if operand is None:
             return getattr(float, f"__r{name}__" if reflected else f"__{name}__")(number, other)
         left, right = (other, number) if reflected else (number, other)
+        if name in CALLED:
+            return self.call(_CALLS[name], (left, right))
         if name == "truediv" and (isinstance(operand, Value) or reflected):
             divisor = self._entries[id(right)].value
             self._see_truth(aten.eq.Scalar, (divisor, 0.0), float.__eq__(right, 0.0))
@@ -235,6 +255,56 @@ class Numbers:
             args = (own, operand) if name in ("add", "mul") else (self._recorder.constant(operand), own)
         bound = _BOUNDS[name](self._entries[id(number)].bound, self._bound(other))
         return self.hand_out(real, self._recorder.emit(op, args, {}, SCALAR), bound)
+
+    def call(self, function: Callable[..., Any], operands: tuple[Any, ...]) -> Any:
+        """`function(*operands)`, of floats and numbers to a float, as Python computes it."""
+        traced = [operand for operand in operands if type(operand) is self._class]
+        try:
+            real = function(*map(_plain, operands))
+        except (ArithmeticError, ValueError):
+            for number in traced:  # whether it raises depends on them
+                self.pin(number)
+            raise
+        if type(real) is not float:
+            for number in traced:
+                self.pin(number)
+            return real
+        values = [self._entries[id(each)].value if type(each) is self._class else _plain(each) for each in operands]
+        if not self._recorder.is_recording() or all(self._own(number) is None for number in traced):
+            return real
+        return self.hand_out(real, self._recorder.emit(compute, (function, *values), {}, SCALAR), math.inf)
+
+    def math_call(self, function: Callable[..., Any], operands: tuple[Any, ...]) -> Any:
+        """A function of `math` is called with `operands`, some of which are floats or tensors."""
+        numbers = tuple([self._number_in(operand) for operand in operands])
+        traced = [number for number in numbers if type(number) is self._class]
+        if not traced:
+            return function(*numbers)
+        whole = [number for number in numbers if type(number) is int and abs(number) <= _LARGEST_EXACT]
+        plain = [number for number in numbers if type(number) is float]
+        if len(whole) + len(plain) + len(traced) < len(numbers):
+            for number in traced:
+                self.pin(number)
+            return function(*numbers)
+        test = _TESTS.get(function)
+        if test is None:
+            return self.call(function, numbers)
+        (number,) = traced
+        truth: bool = function(_plain(number))
+        own = self._own(number)
+        if own is not None and self._recorder.is_recording():
+            if test is aten.ne.Tensor:
+                self._see_truth(test, (own, own), truth)
+            else:
+                size = self._recorder.emit(aten.abs.default, (own,), {}, SCALAR)
+                self._see_truth(test, (size, math.inf), truth)
+        return truth
+
+    def _number_in(self, operand: Any) -> Any:
+        """The number in a tensor of one, as C code would take it from there."""
+        if isinstance(operand, torch.Tensor) and operand.numel() == 1 and operand.is_floating_point():
+            return operand.item()
+        return operand
 
     def compare(self, name: str, number: float, other: Any) -> Any:
         operand = self._operand(number, other)
