@@ -11,8 +11,8 @@ __all__ = ["draw", "fill"]
 
 
 def draw(op: Callable[..., Any], state: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    """`op(*args, generator=..., **kwargs)` with a generator of the CPU in `state`: its results, then the state after it;
-    the state alone for an op that only writes to its arguments.
+    """`op(*args, generator=..., **kwargs)` with a generator of the CPU in `state`: its results, then the state after
+    it; the state alone for an op that only writes to its arguments.
 
     state: uint8, from `torch.Generator.get_state`; it is not changed. Raises NotImplementedError for one without data.
     """

@@ -22,7 +22,7 @@ from dsjit.trace.observe import Observer
 from dsjit.trace.outputs import Fixed, Template, TemplateError, TemplateMaker
 from dsjit.trace.paths import ABSENT, Path
 from dsjit.trace.recorder import Recorder, Untraceable
-from dsjit.trace.replay import Location, Recipe, Returned
+from dsjit.trace.replay import Location, Recipe, Returned, ReturnedSize
 from dsjit.trace.segments import Segment, cut
 from dsjit.trace.source import SourceFinder
 from dsjit.trace.writes import SetGenerator, Write
@@ -73,7 +73,7 @@ def capture(
         return found
     finally:
         # They refer to each other and to all that was met, whose life must not depend on the next collection.
-        for part in (recorder.memory, recorder.numbers, recorder, journal):
+        for part in (recorder.memory, recorder.numbers, recorder.generators, recorder, journal):
             vars(part).clear()
         if found is None or found.observer is None:
             observer.let_go()
@@ -113,7 +113,8 @@ def _finish(result: Any, observer: Observer, recorder: Recorder, journal: Journa
     numbers = recorder.numbers
     description = describe(result, observer, recorder, journal.events)
     numbers.pin_unaccounted(description.maker.references_to_numbers(_held(result, observer.effects)))
-    ended = conclude(recorder, description.maker.tensors, name)
+    items = [item for item in description.maker.tensors if not isinstance(item, torch.SymInt)]
+    ended = conclude(recorder, items, name)
     inputs = recorder.memory.inputs
     paths = [observer.path_of(tensor) for _, tensor in inputs]
     assert all(path is not None for path in paths)
@@ -134,17 +135,26 @@ class Description:
     changes: tuple[tuple[Write, int, Template], ...]
     found: tuple[Location, ...]
 
-    def recipe(self, returned: tuple[Returned, ...]) -> Recipe:
+    def recipe(self, returned: tuple[Returned | ReturnedSize, ...]) -> Recipe:
         """How later calls do it. returned: how the tensors are obtained."""
         return Recipe(self.result, returned, self.found, self.events, self.changes)
 
 
 def describe(
-    result: Any, observer: Observer, recorder: Recorder, events: Sequence[tuple[Event, list[Any]]]
+    result: Any,
+    observer: Observer,
+    recorder: Recorder,
+    events: Sequence[tuple[Event, list[Any]]],
+    keeps_sizes: bool = False,
 ) -> Description:
-    """After a call: what it returned, told (`events`) and left behind. Raises TemplateError."""
+    """After a call: what it returned, told (`events`) and left behind. Raises TemplateError.
+
+    keeps_sizes: symbols of sizes are handed out, too.
+    """
     known = {id(tensor) for _, tensor in recorder.memory.inputs}
-    maker = TemplateMaker(lambda obj: id(obj) not in known and observer.existed(obj), recorder.numbers.value)
+    maker = TemplateMaker(
+        lambda obj: id(obj) not in known and observer.existed(obj), recorder.numbers.value, keeps_sizes
+    )
     template = maker.make(result)
     told = tuple([(event, maker.make(values)) for event, values in events])
     effects = [(effect, effect.write) for effect in observer.effects if effect.write is not None]
@@ -154,7 +164,8 @@ def describe(
             for effect, write in effects
         ]
     )
-    states = [(SetGenerator(), maker.find(owner), maker.make(state)) for owner, state in recorder.states_left()]
+    left = recorder.generators.states_left()
+    states = [(SetGenerator(), maker.find(generator), maker.make(state)) for generator, state in left]
     found = [observer.locate(obj) for obj in maker.existing]
     assert all(each is not None for each in found)
     return Description(maker, template, told, (*changes, *states), tuple([each for each in found if each is not None]))

@@ -343,7 +343,7 @@ class Notes:
         """Objects of classes that are written in C, or that belong to machinery."""
         kind = type(value)
         if issubclass(kind, _ARRAYS):
-            size = len(value) if kind is bytearray else value.nbytes if kind is not array.array else len(value) * value.itemsize
+            size = value.nbytes if isinstance(value, numpy.ndarray) else memoryview(value).nbytes
             if size > _ARRAY_LIMIT or (isinstance(value, numpy.ndarray) and value.dtype.hasobject):
                 reason = f"reads the {kind.__qualname__} {path} of {size} bytes, whose content is too large to guard"
                 self._meetings.on_problem(reason)

@@ -26,7 +26,7 @@ import torch
 
 from dsjit.ir.graph import Arg, TensorType, Value
 from dsjit.ops.python_numbers import compute
-from dsjit.trace.numbers_math import MATH
+from dsjit.trace.numbers_math import math_calls
 from dsjit.trace.numbers_object import CALLED, become_float, can_become_float, number_class
 from dsjit.trace.outcome import Outcome, OutcomeKind
 
@@ -133,13 +133,14 @@ class Numbers:
         self._class: type[float] | None = None
 
     def __enter__(self) -> Numbers:
-        MATH.enter(self)
+        self._math = math_calls(self)
+        self._math.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        MATH.leave()
+        self._math.__exit__(kind, error, where)
         for entry in self._entries.values():
             become_float(entry.number)
 

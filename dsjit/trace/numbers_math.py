@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
 import torch
 
-from dsjit.trace.stand_in import StandIn
+from dsjit.trace.stand_in import Shown, StandIn
 
-__all__ = ["MATH"]
+__all__ = ["math_calls"]
 
 _NAMES: Final = (
     "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "copysign", "cos", "cosh", "erf", "erfc", "exp",
@@ -36,7 +37,7 @@ class _MathCall(StandIn):
     """In place of one function of `math`."""
 
     def __call__(self, *operands: Any, **options: Any) -> Any:
-        listener = MATH.listener()
+        listener = _CURRENT.listener
         if listener is None or options or not any(isinstance(each, float | torch.Tensor) for each in operands):
             return self.original(*operands, **options)
         return listener.math_call(self.original, operands)
@@ -48,35 +49,19 @@ class _Current(threading.local):
     listener: MathListener | None = None
 
 
-class _Register:
-    """Installs the stand-ins with the first listener of the process, and takes them away with the last."""
+_CURRENT: Final = _Current()
+"""Which listener a thread has."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._count = 0
-        self._current = _Current()
-
-    def enter(self, listener: MathListener) -> None:
-        self._current.listener = listener
-        with self._lock:
-            self._count += 1
-            if self._count == 1:
-                vars(math).update({name: _MathCall(vars(math)[name]) for name in _NAMES if name in vars(math)})
-
-    def leave(self) -> None:
-        self._current.listener = None
-        with self._lock:
-            self._count -= 1
-            if not self._count:
-                for name in _NAMES:
-                    found = vars(math).get(name)
-                    if isinstance(found, _MathCall):
-                        vars(math)[name] = found.original
-
-    def listener(self) -> MathListener | None:
-        """That of the calling thread."""
-        return self._current.listener
+_SHOWN: Final = Shown(vars(math), _NAMES, _MathCall)
 
 
-MATH: Final = _Register()
-"""What is replaced is process-wide, so its bookkeeping is too."""
+@contextmanager
+def math_calls(listener: MathListener) -> Iterator[None]:
+    """While it lasts, calls of these functions on this thread are answered by `listener`."""
+    _CURRENT.listener = listener
+    _SHOWN.enter()
+    try:
+        yield
+    finally:
+        _SHOWN.leave()
+        _CURRENT.listener = None

@@ -22,7 +22,6 @@ import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from enum import Enum
 from typing import Any, Final
 
 import torch
@@ -31,11 +30,13 @@ from dsjit.errors import CaptureError
 from dsjit.ir.graph import UNKNOWN_SOURCE, Source
 from dsjit.trace.accumulators import CANDIDATES, Accumulators
 from dsjit.trace.before import MODULE_TABLES
+from dsjit.trace.drawn import met_state
 from dsjit.trace.effects import Effect, EffectFinder, EffectKind, Problem, changing_facts, stored_attribute
 from dsjit.trace.facts import ARGS_SLOT, FUNCTION_SLOT, KWARGS_SLOT, TensorOf
 from dsjit.trace.forbidden import FORBIDDEN_NAMES, PASSING, RandomStates, blame, forbidden_builtin, forbidden_code
 from dsjit.trace.guards import Guard
 from dsjit.trace.library import is_library_code, is_library_file, is_stdlib_file
+from dsjit.trace.lookup import Where, where_stored
 from dsjit.trace.notes import Node, Notes
 from dsjit.trace.numbers_leaks import LeakWatch
 from dsjit.trace.open_shapes import OpenShapes
@@ -62,29 +63,6 @@ from dsjit.trace.uses import may_add
 __all__ = ["Effect", "EffectKind", "Observer", "Problem"]
 
 
-class _Where(Enum):
-    """Where the value of an attribute is stored, as far as its class tells."""
-
-    INSTANCE = 0
-    SLOT = 1
-    WHOLE = 2
-    CLASS = 3
-    NOWHERE = 4
-
-
-def _where(entry: Any, name: str) -> _Where:
-    """entry: what the class has under the name, or ABSENT."""
-    if name in ("__class__", "__weakref__", "_compiled_call_impl"):  # the last one is how a module is called
-        return _Where.NOWHERE
-    if name == "__dict__":
-        return _Where.WHOLE
-    kind = type(entry)
-    if not hasattr(kind, "__set__") and not hasattr(kind, "__delete__"):
-        return _Where.INSTANCE
-    stored = kind is types.MemberDescriptorType or kind is types.GetSetDescriptorType
-    return _Where.SLOT if stored else _Where.CLASS
-
-
 _MODULE_WRITERS: Final = frozenset(
     getattr(torch.nn.Module, name).__code__
     for name in ("__setattr__", "__delattr__", "register_buffer", "register_parameter", "add_module")
@@ -109,7 +87,7 @@ class Observer:
         self.before = self._notes.before
         self._accumulators = self._scopes.accumulators = Accumulators(self._notes)
         self.leaks = LeakWatch(self._notes.found, self._scopes.classes)
-        self._lookups: dict[tuple[type, str], _Where] = {}
+        self._lookups: dict[tuple[type, str], Where] = {}
         self.seen: set[tuple[int, str]] = set()
         self._writes: dict[tuple[int, str], tuple[Node, Any]] = {}
         self._sources: dict[tuple[int, str], Source] = {}
@@ -224,16 +202,9 @@ class Observer:
         self._undisturbed(lambda: self._notes.note(self._notes.root_node(owner, label), step, step.get(owner)))
 
     def state_of(self, generator: torch.Generator) -> tuple[torch.Generator, torch.Tensor] | None:
-        """A generator that was met, and its state, which is noted as an input of the call; None for others."""
-        # ATen hands on the generator, not always the object that the user has.
-        nodes = (node for node in self._notes.nodes.values() if type(node.obj) is torch.Generator)
-        node = next((node for node in nodes if node.obj._cdata == generator._cdata), None)
-        if node is None:
-            return None
-        step = Asked("get_state", torch.Generator.get_state, ())
-        state: torch.Tensor = step.get(node.obj)
-        self._undisturbed(self._notes.note, node, step, state)
-        return node.obj, state
+        """See `trace.drawn.StateOf`."""
+        found: tuple[torch.Generator, torch.Tensor] | None = self._undisturbed(met_state, self._notes, generator)
+        return found
 
     def tensors_met(self) -> tuple[tuple[Path, torch.Tensor, TensorOf], ...]:
         """All tensors met so far, where, and what they were."""
@@ -411,14 +382,14 @@ class Observer:
         cls = type(node.obj)
         where = self._lookups.get((cls, name))
         if where is None:
-            where = self._lookups[cls, name] = _where(static_lookup(cls, name), name)
-            if where is not _Where.NOWHERE:
+            where = self._lookups[cls, name] = where_stored(static_lookup(cls, name), name)
+            if where is not Where.NOWHERE:
                 self._scopes.note_class(cls, name, whole=True)
-        if where is _Where.WHOLE:
+        if where is Where.WHOLE:
             self._notes.note_attributes(node)
-        elif where is _Where.SLOT:
+        elif where is Where.SLOT:
             self._notes.note(node, Slot(name), value)
-        elif where is _Where.INSTANCE:
+        elif where is Where.INSTANCE:
             entries = instance_dict(node.obj)
             self._notes.note(node, Attribute(name), ABSENT if entries is None else entries.get(name, ABSENT))
             if name in MODULE_TABLES:

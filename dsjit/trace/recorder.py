@@ -18,10 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dsjit.ir.graph import Arg, Node, Source, TensorType, Value
 from dsjit.ops.binding import bind_arguments
-from dsjit.ops.calls import draw, fill
+from dsjit.ops.calls import fill
 from dsjit.ops.generator import generator_state, seed_generator, set_generator_state
 from dsjit.ops.properties import is_dynamic
 from dsjit.ops.strided import strided_view
+from dsjit.trace.drawn import DrawnGenerators, StateOf
 from dsjit.trace.escape import EscapeWatch
 from dsjit.trace.generator import GeneratorWatch
 from dsjit.trace.memory import CannotTrace, Memory, RootView, TracedTensor, tensor_type
@@ -35,14 +36,6 @@ from dsjit.trace.source import SourceFinder
 __all__ = ["Recorder", "Untraceable"]
 
 aten = torch.ops.aten
-
-
-@dataclass(slots=True, eq=False)
-class _Drawn:
-    """A generator of the caller's, and its state by now."""
-
-    generator: torch.Generator
-    state: Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +53,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     is_known: whether an outside tensor can be found again by a path from the function's roots.
     may_hand_out: whether traced numbers may be given to Python now (see `trace.numbers`).
     pauses: to be called before and after the recorder's own work, for those who watch the user's code.
-    state_of: a generator as the caller has it, and its state as an input tensor; None when it was made in the call.
+    state_of: tells the states of the caller's generators.
     escapes, generator: to be active around the recorder; they notice content that leaves the tensor world, and what
         is done to the state of the random generator.
     """
@@ -71,7 +64,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         sources: SourceFinder,
         pauses: tuple[Callable[[], None], Callable[[], None]],
         may_hand_out: Callable[[], bool] = lambda: False,
-        state_of: Callable[[torch.Generator], tuple[torch.Generator, torch.Tensor] | None] = lambda generator: None,
+        state_of: StateOf = lambda generator: None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.pause, self.resume = pauses
@@ -82,8 +75,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.problems: list[Untraceable] = []
         self.replacing = False
         self.numbers = Numbers(self, may_hand_out)
-        self.generators: dict[int, _Drawn] = {}
-        self._state_of = state_of
+        self.generators = DrawnGenerators(self.memory, state_of)
         self.escapes = EscapeWatch(self._on_escape, _unwatched(self._on_look), self._on_item)
         self.generator = GeneratorWatch(_unwatched(self._on_generator))
 
@@ -134,8 +126,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         start = len(self.memory.nodes)
         try:
             self._record(func, args, kwargs, recorded[0], recorded[1], result, source)
-            if self.generators:
-                self._draw(start)
+            self.generators.replace(start)
         except CannotTrace as stop:
             self.problems.append(Untraceable(stop.reason, source))
         return result
@@ -252,44 +243,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(arg, list | tuple):
             return tuple([self._argument(func, item) for item in arg])
         if isinstance(arg, torch.Generator):
-            return self._drawn_from(arg)
+            return self.generators.argument(arg)
         if isinstance(arg, torch.SymInt | torch.SymFloat | torch.SymBool):
             raise CannotTrace("symbolic sizes of another tracer are used")
         return arg
-
-    def _drawn_from(self, generator: torch.Generator) -> _Drawn:
-        drawn = self.generators.get(generator._cdata)
-        if drawn is None:
-            met = self._state_of(generator)
-            if met is None:
-                raise CannotTrace("a torch.Generator that was made in the call is used")
-            drawn = self.generators[generator._cdata] = _Drawn(met[0], self.memory.read(met[1]))
-        return drawn
-
-    def _draw(self, start: int) -> None:
-        """Let the nodes from `start` on, where they take a generator, take its state and give the next one."""
-        nodes = self.memory.nodes
-        for position in range(start, len(nodes)):
-            node = nodes[position]
-            drawn = node.kwargs.get("generator")
-            if any(isinstance(arg, _Drawn) for arg in node.args):
-                raise CannotTrace(f"{node.op} takes a generator by position")
-            if isinstance(drawn, _Drawn):
-                kwargs = {name: arg for name, arg in node.kwargs.items() if name != "generator"}
-                before, drawn.state = drawn.state, self.memory.fresh(drawn.state.type)
-                own = len(node.outputs) - len(node.mutates)
-                outputs = (*node.outputs[:own], drawn.state, *node.outputs[own:])
-                mutates = tuple([number + 2 for number in node.mutates])
-                nodes[position] = Node(draw, (node.op, before, *node.args), kwargs, outputs, node.source, mutates)
-
-    def states_left(self) -> tuple[tuple[torch.Generator, torch.Tensor], ...]:
-        """The generators that were drawn from, and the states that the run left them in, known as results."""
-        found: list[tuple[torch.Generator, torch.Tensor]] = []
-        for drawn in self.generators.values():
-            state = drawn.generator.get_state()
-            self.memory.remember_root(state, drawn.state)
-            found.append((drawn.generator, state))
-        return tuple(found)
 
     def _lift(self, tensor: torch.Tensor) -> None:
         """A tensor that Python just built from numbers: the numbers are observed reads, so it is a constant."""
