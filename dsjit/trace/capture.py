@@ -20,6 +20,7 @@ from dsjit.trace.journal import Journal
 from dsjit.trace.memory import CannotTrace, RootView
 from dsjit.trace.observe import Observer
 from dsjit.trace.outputs import Fixed, Template, TemplateError, TemplateMaker
+from dsjit.trace.overlap import SharedMemory
 from dsjit.trace.paths import ABSENT, Path
 from dsjit.trace.recorder import Recorder, Untraceable
 from dsjit.trace.replay import Location, Recipe, Returned, ReturnedSize
@@ -118,8 +119,10 @@ def _finish(result: Any, observer: Observer, recorder: Recorder, journal: Journa
     inputs = recorder.memory.inputs
     paths = [observer.path_of(tensor) for _, tensor in inputs]
     assert all(path is not None for path in paths)
-    guard = observer.build_guard([path for path in paths if path is not None], ended.written)
-    ids = tuple(value.id for value, _ in inputs)
+    regions = recorder.memory.regions
+    shared = tuple([SharedMemory.of([inputs[number][1] for number in r.members], r.members) for r in regions])
+    guard = observer.build_guard([path for path in paths if path is not None], ended.written, shared=shared)
+    ids = tuple([value.id for value, _ in inputs] + [region.value.id for region in regions])
     wanted = {id(tensor) for _, tensor in inputs}
     tensors = tuple([met for met in observer.tensors_met() if id(met[1]) in wanted])
     return Capture(result, (), guard, ids, ended.segments, description.recipe(ended.returned), tensors, observer)
@@ -186,6 +189,7 @@ def conclude(recorder: Recorder, items: Sequence[torch.Tensor | float], name: st
     roots = [recorder.locate(item) for item in items]
     inputs = recorder.memory.inputs
     value_of = {id(tensor): value for value, tensor in inputs}
+    value_of |= {id(region.tensor): region.value for region in recorder.memory.regions}
     wanted = [root.root if root.input is None else value_of[id(root.input)] for root in roots]
     fresh = dict.fromkeys(value for value, root in zip(wanted, roots, strict=True) if root.input is None)
     handed = [value for value, root in zip(wanted, roots, strict=True) if root.input is not None]
@@ -197,6 +201,7 @@ def conclude(recorder: Recorder, items: Sequence[torch.Tensor | float], name: st
     ]
     written = {write.target for write in writes}
     positions = frozenset(number for number, (value, _) in enumerate(inputs) if value in written)
+    positions |= {number for region in recorder.memory.regions for number in region.members if region.value in written}
     return Conclusion(segments, tuple(returned), positions)
 
 

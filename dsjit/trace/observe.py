@@ -40,6 +40,7 @@ from dsjit.trace.lookup import Where, where_stored
 from dsjit.trace.notes import Node, Notes
 from dsjit.trace.numbers_leaks import LeakWatch
 from dsjit.trace.open_shapes import OpenShapes
+from dsjit.trace.overlap import SharedMemory
 from dsjit.trace.patching import PATCHES
 from dsjit.trace.paths import (
     ABSENT,
@@ -223,14 +224,14 @@ class Observer:
 
     def build_guard(
         self, input_paths: Sequence[Path], written: frozenset[int], *, native: bool = True,
-        shapes: OpenShapes | None = None,
+        shapes: OpenShapes | None = None, shared: tuple[SharedMemory, ...] = (),
     ) -> Guard:  # fmt: skip
         """The check that later calls must pass. Call it after the `with` block, in the state of the trace.
 
         input_paths: from `path_of`, of the tensors that the Graph takes, without duplicates.
         written: which of them (by position) the Graph writes in place.
         native: whether known objects may be checked by native code; the result is the same either way.
-        shapes: which shapes the inputs may have, when these are open.
+        shapes: which shapes the inputs may have, when these are open. shared: memory of which several are parts.
         """
         slots = self._slots_of(input_paths)
         facts = self._notes.guarded_facts(self.asks_for_gradients)
@@ -247,6 +248,7 @@ class Observer:
             changing=changing_facts(self._notes, self._effects),
             met={node.slot: node.obj for node, _ in self._notes.metadata},
             shapes=shapes,
+            shared=shared,
         )
 
     def let_go(self) -> None:

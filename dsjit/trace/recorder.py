@@ -306,7 +306,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             shares = facts.aliases or (parent is not None and self.memory.storages.get(key) is parent.storage)
             if shares and parent is not None:
                 view = (func, read_args[1:], read_kwargs, number)
-                record = TracedTensor(weakref.ref(t), parent.storage, value, parent.storage.version, parent, view)
+                version, offset = parent.storage.version, int(t.storage_offset())
+                record = TracedTensor(weakref.ref(t), parent.storage, value, version, offset, parent, view)
                 self.memory.tensors[id(t)] = record
             else:
                 self.memory.remember_root(t, value)
@@ -354,7 +355,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for t in targets:
             record = self.memory.lookup(t)
             if record is not None and record.storage.shared:
-                raise CannotTrace("arguments that share memory are written to")
+                self.memory.merge(t)
             if record is not None and record.value.type != tensor_type(t):
                 raise CannotTrace(f"{func} resizes its output")
         kept = {k: v for k, v in read_kwargs.items() if k not in facts.writes_kwargs}
@@ -423,11 +424,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def recording(self, name: str) -> Recording:
         """The whole run; to be called when its results have been located."""
+        inputs = [value for value, _ in self.memory.inputs] + [region.value for region in self.memory.regions]
+        before = len(self.memory.prologue)
         return Recording(
             name=name,
-            inputs=tuple(value for value, _ in self.memory.inputs),
-            nodes=tuple(self.memory.nodes),
-            looks=tuple(self.looks),
+            inputs=tuple(inputs),
+            nodes=(*self.memory.prologue, *self.memory.nodes),
+            looks=tuple([replace(look, position=look.position + before) for look in self.looks]),
             constants=dict(self.constants),
         )
 
