@@ -67,7 +67,7 @@ def capture(
     recorder.escapes.on_gradient_read = functools.partial(setattr, observer, "asks_for_gradients", True)
     leaks.listen(observer.tell_again, recorder.numbers.pin_all)
     observer.listen_to_numbers(recorder.numbers.value)
-    journal = Journal(observer, recorder.numbers.value)
+    journal = Journal(observer, recorder.numbers.value, recorder.numbers.pin_all)
     found = None
     try:
         found = _capture(function, args, kwargs, name, observer, recorder, journal)

@@ -49,11 +49,15 @@ class Watched(Protocol):
 class Journal:
     """While it is active, appends to `events` what this thread tells, each with the values to tell it with.
 
-    is_traced: the Value of a number that the call took out of a tensor; None for others.
+    is_traced: the Value of a number that the call took out of a tensor; None for others. pin_all: makes each of these
+        numbers one that every run has to see again.
     """
 
-    def __init__(self, observer: Watched, is_traced: Callable[[object], object]) -> None:
+    def __init__(
+        self, observer: Watched, is_traced: Callable[[object], object], pin_all: Callable[[], None] = lambda: None
+    ) -> None:
         self._is_traced = is_traced
+        self._pin_all = pin_all
         self.events: list[tuple[Event, list[Any]]] = []
         self._observer = observer
 
@@ -104,6 +108,7 @@ class Journal:
             plain = self._is_plain(record.msg) and self._is_plain(record.args)
             message, arguments = (self._copy(record.msg), self._copy(record.args)) if plain else ("", ())
         if not plain:
+            self._pin_all()  # text is made of them, which asks nobody
             message, arguments = record.getMessage(), ()
         if type(arguments) is dict:
             arguments = (arguments,)  # as the logging call had it

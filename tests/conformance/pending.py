@@ -20,7 +20,6 @@ PENDING: Final[frozenset[str]] = frozenset(
         "effects.dictionaries_sets_and_deques_are_updated",
         "effects.effects_stand_between_mutations",
         "effects.objects_are_made_and_kept",
-        "effects.records_are_logged_at_the_level_that_is_set",
         "effects.text_is_printed_in_order_with_real_values",
         "effects.text_is_printed_into_a_buffer_of_the_program",
         "effects.the_class_counts_its_instances",
