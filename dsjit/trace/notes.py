@@ -387,13 +387,13 @@ class Notes:
             if instance_dict(obj):
                 self.note_attributes(node)
             return
-        if is_observable(kind):
+        if is_observable(kind) or kind is types.SimpleNamespace:
             self.before.take_instance(obj)
         if issubclass(kind, _CONTAINERS):
             self.note_contents(node)
-        if is_observable(kind):
+        if is_observable(kind) or kind is types.SimpleNamespace:
             self._meetings.on_instance(node)
-        elif issubclass(kind, types.SimpleNamespace) or (instance_dict(obj) and not is_plumbing(kind)):
+        elif instance_dict(obj) and not is_plumbing(kind):
             self.note_attributes(node)
         elif "__wrapped__" in (instance_dict(obj) or ()):
             self.note(node, Attribute("__wrapped__"), obj.__wrapped__)

@@ -225,7 +225,8 @@ def test_conditions_leave_small_sizes_open() -> None:
     def function(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return x.sum() + y.sum() if x.shape == y.shape else x.sum() - y.sum()
 
-    behind = follow(function, *[(randn(a), randn(b)) for a, b in ((3, 3), (5, 5), (3, 4), (6, 2), (7, 7), (8, 9), (2, 5))])
+    pairs = ((3, 3), (5, 5), (3, 4), (6, 2), (7, 7), (8, 9), (2, 5))
+    behind = follow(function, *[(randn(a), randn(b)) for a, b in pairs])
     assert behind.counters.compiles == 3
 
 
