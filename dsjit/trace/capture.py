@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -66,7 +67,7 @@ def capture(
     )
     recorder.escapes.on_gradient_read = functools.partial(setattr, observer, "asks_for_gradients", True)
     leaks.listen(observer.tell_again, recorder.numbers.pin_all)
-    observer.listen_to_numbers(recorder.numbers.value)
+    observer.listen_to_numbers(recorder.numbers)
     journal = Journal(observer, recorder.numbers.value, recorder.numbers.pin_all)
     found = None
     try:
@@ -113,7 +114,9 @@ def _capture(
 def _finish(result: Any, observer: Observer, recorder: Recorder, journal: Journal, name: str) -> Capture:
     numbers = recorder.numbers
     description = describe(result, observer, recorder, journal.events)
-    numbers.pin_unaccounted(description.maker.references_to_numbers(_held(result, observer.effects)))
+    numbers.forget_additions()
+    held = Counter(description.maker.references_to_numbers(_held(result, observer.effects))) + Counter(observer.sums)
+    numbers.pin_unaccounted(held)
     items = [item for item in description.maker.tensors if not isinstance(item, torch.SymInt)]
     ended = conclude(recorder, items, name)
     inputs = recorder.memory.inputs

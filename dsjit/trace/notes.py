@@ -127,14 +127,40 @@ class Meetings(Protocol):
     def on_problem(self, reason: str) -> None: ...
 
 
+class TracedNumbers(Protocol):
+    """What is known of the numbers that a call took out of tensors."""
+
+    def is_traced(self, number: object) -> bool: ...
+
+    def last_addition(self, number: object) -> tuple[Any, Any]:
+        """What `number` was before an amount was added to it, and the amount; ABSENT twice when it is no such sum."""
+        ...
+
+    def added(self, number: object, before: object) -> Any:
+        """The amount, if it was added to `before`; else ABSENT."""
+        ...
+
+
+class NoNumbers:
+    """The numbers of a call that took none."""
+
+    def is_traced(self, number: object) -> bool:
+        return False
+
+    def last_addition(self, number: object) -> tuple[Any, Any]:
+        return ABSENT, ABSENT
+
+    def added(self, number: object, before: object) -> Any:
+        return ABSENT
+
+
 class Notes:
     """nodes: by the object's id. facts, found: each fact with the node it reads from and the value it found.
 
     roots: objects that a guard holds itself, by slot. metadata: tensors met, with what they were then.
     before: what was there before the call, which is what facts are about. plain: places of which the value was noted.
     stored: variables that were stored to, and read by nothing: node, step, and what was there.
-    held: objects without a node that the guard holds itself. is_traced: the Value of a number that the call took out
-        of a tensor; None for others.
+    held: objects without a node that the guard holds itself. numbers: those that the call took out of tensors.
     """
 
     def __init__(self, meetings: Meetings, grad_mode: bool) -> None:
@@ -148,7 +174,7 @@ class Notes:
         self.plain: set[Key] = set()
         self.stored: list[tuple[Node, Step, Any]] = []
         self.held: dict[int, Any] = {}
-        self.is_traced: Callable[[object], object] = lambda number: None
+        self.numbers: TracedNumbers = NoNumbers()
         self._meetings = meetings
         self._grad_mode = grad_mode
         self._elements = 0
@@ -237,7 +263,7 @@ class Notes:
 
     def unchanged(self, old: Any, now: Any) -> bool:
         """Whether `now` is what `old` was, on each run."""
-        return now is old or (same_constant(old, now) and self.is_traced(now) is None)
+        return now is old or (same_constant(old, now) and not self.numbers.is_traced(now))
 
     def note_attributes(self, node: Node) -> None:
         """Every attribute in the object's `__dict__`, and that there are no others."""

@@ -29,6 +29,7 @@ from dsjit.ops.python_numbers import compute
 from dsjit.trace.numbers_math import math_calls
 from dsjit.trace.numbers_object import CALLED, become_float, can_become_float, number_class
 from dsjit.trace.outcome import Outcome, OutcomeKind
+from dsjit.trace.paths import ABSENT
 
 __all__ = ["NumberRecorder", "Numbers", "number_outcome"]
 
@@ -106,12 +107,14 @@ class _Entry:
     """A number that was handed out, and its Value.
 
     bound: what its magnitude cannot exceed as long as it is finite. pinned: its value is an outcome.
+    addition: the operands, when it is a sum, or a difference.
     """
 
     number: float
     value: Value
     bound: float
     pinned: bool = False
+    addition: tuple[Any, Any, bool] | None = None
 
 
 def number_outcome(number: float) -> Outcome:
@@ -175,6 +178,34 @@ class Numbers:
         """The Value of a number that was handed out, whether or not it is a plain float by now."""
         entry = self._entries.get(id(number))
         return None if entry is None else entry.value
+
+    def is_traced(self, number: object) -> bool:
+        """Whether it was handed out."""
+        return id(number) in self._entries
+
+    def last_addition(self, number: object) -> tuple[Any, Any]:
+        """See `trace.notes.TracedNumbers`."""
+        entry = self._entries.get(id(number))
+        if entry is None or entry.addition is None or entry.pinned:
+            return ABSENT, ABSENT
+        left, right, subtracts = entry.addition
+        if not subtracts:
+            return left, right
+        if not self.is_traced(right):
+            return left, -right
+        amount = self.unary("neg", right)
+        become_float(amount)  # which no code of the user's has
+        return left, amount
+
+    def added(self, number: object, before: object) -> Any:
+        """See `trace.notes.TracedNumbers`."""
+        old, amount = self.last_addition(number)
+        return amount if old is before else ABSENT
+
+    def forget_additions(self) -> None:
+        """After the trace: what sums were made of is not held for that any more."""
+        for entry in self._entries.values():
+            entry.addition = None
 
     def may_exceed(self, number: float, limit: float) -> bool:
         """Whether another run may find a larger finite number here."""
@@ -255,7 +286,10 @@ class Numbers:
             # The first operand of ATen's binary ops is a tensor.
             args = (own, operand) if name in ("add", "mul") else (self._recorder.constant(operand), own)
         bound = _BOUNDS[name](self._entries[id(number)].bound, self._bound(other))
-        return self.hand_out(real, self._recorder.emit(op, args, {}, SCALAR), bound)
+        result = self.hand_out(real, self._recorder.emit(op, args, {}, SCALAR), bound)
+        if name in ("add", "sub"):
+            self._entries[id(result)].addition = left, right, name == "sub"
+        return result
 
     def call(self, function: Callable[..., Any], operands: tuple[Any, ...]) -> Any:
         """`function(*operands)`, of floats and numbers to a float, as Python computes it."""

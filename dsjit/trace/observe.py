@@ -20,6 +20,7 @@ import logging
 import os
 import sys
 import types
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -37,7 +38,7 @@ from dsjit.trace.forbidden import FORBIDDEN_NAMES, PASSING, RandomStates, blame,
 from dsjit.trace.guards import Guard
 from dsjit.trace.library import is_library_code, is_library_file, is_stdlib_file
 from dsjit.trace.lookup import Where, where_stored
-from dsjit.trace.notes import Node, Notes
+from dsjit.trace.notes import Node, Notes, TracedNumbers
 from dsjit.trace.numbers_leaks import LeakWatch
 from dsjit.trace.open_shapes import OpenShapes
 from dsjit.trace.overlap import SharedMemory
@@ -183,9 +184,14 @@ class Observer:
         root = self._function if node.origin == FUNCTION_SLOT else self._notes.roots[node.origin]
         return Location(HELD, root, tuple(reversed(steps)))
 
-    def listen_to_numbers(self, is_traced: Callable[[object], object]) -> None:
-        """is_traced: the Value of a number that the call took out of a tensor; None for others."""
-        self._notes.is_traced = is_traced
+    def listen_to_numbers(self, numbers: TracedNumbers) -> None:
+        """numbers: those that the call takes out of tensors."""
+        self._notes.numbers = numbers
+
+    @property
+    def sums(self) -> Mapping[int, int]:
+        """How often traced numbers were left where something was added, by id; known once the `with` block ended."""
+        return Counter(self._accumulators.sums)
 
     def is_watching(self) -> bool:
         """Whether what runs now is the traced code."""
@@ -312,7 +318,7 @@ class Observer:
             return
         node = self._notes.nodes.get(id(obj))
         if node is not None:
-            if type(value) in CANDIDATES:
+            if type(value) in CANDIDATES or self._notes.numbers.is_traced(value):
                 frame = sys._getframe(2)
                 if name == "__dict__" and frame.f_code in _MODULE_WRITERS:
                     return
