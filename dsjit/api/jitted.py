@@ -40,7 +40,7 @@ from dsjit.trace.capture import Capture, capture
 from dsjit.trace.guards import Guard
 from dsjit.trace.recorder import Untraceable
 from dsjit.trace.rehearsal import Rehearsal
-from dsjit.trace.replay import Returned
+from dsjit.trace.replay import Returned, ReturnedSize
 from dsjit.trace.segments import Segment
 from dsjit.trace.source import SourceFinder
 
@@ -310,7 +310,7 @@ class Jitted:
 
     def _compile(self, captured: Capture, timer: StageTimer, missed: tuple[TraceTree, Miss] | None) -> None:
         assert captured.guard is not None
-        inputs = tuple(zip(captured.inputs, captured.paths, strict=True))
+        inputs = tuple(zip(captured.inputs, captured.places, strict=True))
         trace = Trace(captured.guard, inputs, captured.segments, _finisher(captured), captured.effects)
 
         def build(segment: Segment) -> Step:
@@ -509,7 +509,8 @@ def _finisher(captured: Capture) -> Callable[[Any, Any, Any], Any]:
 def _open_finisher(found: Rehearsal) -> Callable[[Any, Any, Any], Any]:
     """The same for a call of many sizes."""
     template, polynomials, sources = found.returned, found.sizes, found.sources
-    typical: tuple[Returned, ...] = fill(template, [polynomial.at(found.typical) for polynomial in polynomials])
+    sizes = [polynomial.at(found.typical) for polynomial in polynomials]
+    typical: tuple[Returned | ReturnedSize, ...] = fill(template, sizes)
     recipe = found.description.recipe(typical)
     if recipe.first_output:
         return lambda inputs, outputs, call: outputs[0]

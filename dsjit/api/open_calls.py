@@ -22,6 +22,7 @@ from dsjit.trace.open_sizes import Met, OpenSizes, changed_sizes, chosen_sizes
 from dsjit.trace.paths import Path
 from dsjit.trace.rehearsal import Rehearsal, rehearse
 from dsjit.trace.rewind import can_rewind
+from dsjit.trace.writes import SetGenerator
 
 __all__ = ["OpenCalls", "SizeMarks"]
 
@@ -76,7 +77,8 @@ class OpenCalls:
         observer = captured.observer
         if recipe.events or captured.segments[0].graph.writes or observer is None:
             return None
-        if not can_rewind(observer.effects, observer.before):
+        draws = any(isinstance(write, SetGenerator) for write, _, _ in recipe.writes)
+        if draws or not can_rewind(observer.effects, observer.before):
             return None
         met = {path: metadata for path, _, metadata in captured.tensors}
         graph = captured.segments[0].graph

@@ -28,7 +28,6 @@ from dsjit.ir.structure_graph import graph_structure
 from dsjit.trace.effects import EffectLine
 from dsjit.trace.guards import Guard
 from dsjit.trace.outcome import Outcome, OutcomeKind
-from dsjit.trace.paths import Path
 from dsjit.trace.segments import Segment
 
 __all__ = ["Names", "Planter", "Trace"]
@@ -39,21 +38,21 @@ _SOME_SHAPE: Final = TensorType((), torch.bool, (), torch.device("meta"))
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A traced call. inputs: ids and paths of the tensors that `guard` returns, in order. finish: makes the result, and
+    """A traced call. inputs: ids and places of the tensors that `guard` returns, in order. finish: makes the result, and
     does to Python what `effects` tell in words."""
 
     guard: Guard
-    inputs: tuple[tuple[int, Path], ...]
+    inputs: tuple[tuple[int, Hashable], ...]
     segments: tuple[Segment, ...]
     finish: Finish
     effects: tuple[EffectLine, ...]
 
 
 class Names:
-    """The ids of one tree. inputs: those of inputs, by path."""
+    """The ids of one tree. inputs: those of inputs, by place."""
 
     def __init__(self) -> None:
-        self.inputs: dict[Path, int] = {}
+        self.inputs: dict[Hashable, int] = {}
         self._count = 0
 
     def fresh(self) -> int:

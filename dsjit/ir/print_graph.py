@@ -18,6 +18,7 @@ from __future__ import annotations
 import keyword
 import os
 import re
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -44,7 +45,7 @@ def print_graph(graph: Graph) -> str:
     """Runnable Python text of `graph`: imports, one function, a line a node with type and source line in a comment."""
     names = _names(graph, lambda value: value.id)
     lines = ["from __future__ import annotations", "from math import inf, nan", "import torch"]
-    lines += dict.fromkeys(line for node in graph.nodes for line in _imports(node.op))
+    lines += dict.fromkeys(line for node in graph.nodes for line in _imports(node))
     lines += ["", "", _header(graph, names)]
     for node in graph.nodes:
         lines += [f"    {line}" for line in _node(node, names, comment=True)]
@@ -91,7 +92,12 @@ def _annotation(type_: TensorType) -> str:
     return repr(print_type(type_))
 
 
-def _imports(op: Callable[..., Any]) -> list[str]:
+def _imports(node: Node) -> list[str]:
+    called = [arg for arg in node.args if isinstance(arg, torch._ops.OpOverload | types.BuiltinFunctionType)]
+    return [line for op in (node.op, *called) for line in _import(op)]
+
+
+def _import(op: Callable[..., Any]) -> list[str]:
     if isinstance(op, torch._ops.OpOverload):
         return [f"{op.namespace} = torch.ops.{op.namespace}"]
     module = getattr(op, "__module__", None)
@@ -175,6 +181,8 @@ def _arg(arg: Arg, names: Mapping[Value, str]) -> str:
 def _literal(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_literal, value))}]"
+    if isinstance(value, torch._ops.OpOverload | types.BuiltinFunctionType):
+        return _op_name(value)
     if isinstance(value, torch.device):
         return f"torch.device({str(value)!r})"
     return repr(value)

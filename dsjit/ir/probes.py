@@ -31,7 +31,8 @@ def leg_points(
     sizes: Sequence[int], lowest: Sequence[int], allowed: Callable[[tuple[int, ...]], bool]
 ) -> tuple[tuple[int, ...], ...] | None:
     """`sizes`, `lowest` when it can be, and further points around, from `lowest` on, that `allowed` accepts; None when
-    there are too few. No coordinate repeats but within `lowest`."""
+    there are too few. No coordinate repeats but within `lowest`. When that is not accepted, each coordinate takes its
+    lowest number in a point of its own."""
     points = [tuple(sizes)]
     taken = set(sizes)
     for target in (0.67, 0.0, 0.34, 1.0, 1.5, 2.0, 0.5, 0.84):
@@ -44,9 +45,29 @@ def leg_points(
                 points.append(tuple(point))
                 taken.update(point)
                 break
+            if not target and not attempt:
+                break
+        if not target and tuple(lowest) not in points:
+            _add_lowest_apart(points, taken, lowest, allowed)
         if len(points) == LEGS:
             return tuple(points)
     return None
+
+
+def _add_lowest_apart(
+    points: list[tuple[int, ...]],
+    taken: set[int],
+    lowest: Sequence[int],
+    allowed: Callable[[tuple[int, ...]], bool],
+) -> None:
+    """Add points in which one coordinate is the lowest, where none of `points` has that."""
+    for place, least in enumerate(lowest):
+        if len(points) < LEGS and all(point[place] != least for point in points):
+            point = [_near(size + 1, taken | {least}) for size in points[0]]
+            point[place] = least
+            if allowed(tuple(point)):
+                points.append(tuple(point))
+                taken.update(point)
 
 
 def _near(size: int, taken: Collection[int]) -> int:

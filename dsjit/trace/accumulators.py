@@ -54,6 +54,7 @@ class Accumulators:
     amounts: by `Before.key`: what to add, in order.
     grown: ids of the lists that got longer, and of the dictionaries of which some entries were set or added to, with
         their keys.
+    sums: ids of the traced numbers that were left where something was added; each is there once.
     """
 
     def __init__(self, notes: Notes) -> None:
@@ -63,6 +64,7 @@ class Accumulators:
         self._stored: dict[Key, tuple[Node, Step, Any]] = {}
         self.amounts: dict[Key, tuple[int | float, ...]] = {}
         self.grown: dict[int, tuple[Any, ...]] = {}
+        self.sums: list[int] = []
 
     # ---------------------------------------------------------------- reads and writes
 
@@ -71,7 +73,7 @@ class Accumulators:
         load = attribute_load(frame.f_code, frame.f_lasti, step.name)
         if load.use is Use.ANY:
             return False
-        if type(value) in _NUMBERS:
+        if type(value) in _NUMBERS or self._notes.numbers.is_traced(value):
             return self._count_attribute(node, step, value, load, frame)
         keys = [] if load.key is None else [_value_of(load.key, frame)]
         if not self._grow(node, step, value, [load], keys):
@@ -108,12 +110,11 @@ class Accumulators:
         key = self._notes.before.key(node.obj, step)
         if load.use is not Use.ADD or key in self._notes.plain:
             return False
-        amount: Any = None
+        amount: Any = ABSENT
         if type(value) is float:
             amount = _value_of(load.amount, frame)
-            if type(amount) not in _NUMBERS:
-                return False
-            amount = -amount if load.subtract else amount
+            if type(amount) in _NUMBERS:
+                amount = -amount if load.subtract else amount
         counted = self._numbers.get(key)
         if counted is None:
             if self._notes.before.original(node.obj, step, ABSENT) is not value:
@@ -142,12 +143,15 @@ class Accumulators:
         if counted is None:
             grown = self._containers.get(id(current))
             return grown is not None and grown.node.light and value is current and place in grown.stores
-        if counted.store == place and counted.read is not None and type(value) is type(counted.original):
-            old, amount = counted.read
-            counted.read = None
-            if type(value) is int:
+        if counted.store == place and counted.read is not None:
+            (old, amount), counted.read = counted.read, None
+            if type(value) is type(old) is int:
                 amount = value - old
-            if old + amount == value:
+            elif self._notes.numbers.is_traced(value) and type(counted.original) is float:
+                amount = self._notes.numbers.added(value, old)
+            elif type(value) is not float or type(amount) not in _NUMBERS or old + amount != value:
+                amount = ABSENT
+            if amount is not ABSENT:
                 counted.amounts.append(amount)
                 return True
         # The number that was read may be part of what is stored.
@@ -172,7 +176,12 @@ class Accumulators:
             if key in notes.plain:
                 continue
             now = step.get(node.obj)
-            if type(now) is not type(counted.original) or notes.is_traced(now) is not None:
+            if notes.numbers.is_traced(now):
+                if type(counted.original) is not float or not counted.amounts:
+                    notes.note(node, step, counted.original)
+                    continue
+                self.sums.append(id(now))
+            elif type(now) is not type(counted.original):
                 notes.note(node, step, counted.original)
                 continue
             notes.note_number(node, step, counted.original)
@@ -187,6 +196,7 @@ class Accumulators:
         for grown in self._containers.values():
             if grown.node.light and not self._finish_container(grown):
                 notes.explore(grown.node)
+        self._numbers.clear()
 
     def _finish_container(self, grown: _Grown) -> bool:
         live, notes = grown.node.obj, self._notes
@@ -202,18 +212,35 @@ class Accumulators:
         if any(key not in live or not (key in grown.puts or key in grown.adds) for key in changed):
             return False
         added = {key: (before.get(key, ABSENT), live.get(key, ABSENT)) for key in grown.adds}
-        if any(type(old) is not type(new) or type(new) not in (int, Absent) for old, new in added.values()):
+        amounts = {key: self._amounts(old, new) for key, (old, new) in added.items()}
+        if None in amounts.values():
             return False
         for key in (*grown.puts, *grown.adds):
             old, new = before.get(key, ABSENT), live.get(key, ABSENT)
-            if key in grown.adds and type(old) is int:
+            if key in grown.adds and type(old) in _NUMBERS:
                 notes.note_number(grown.node, Item(key), old)
-                self.amounts[notes.before.key(live, Item(key))] = (new - old,)
+                self.amounts[notes.before.key(live, Item(key))] = amounts[key] or ()
+                if notes.numbers.is_traced(new):
+                    self.sums.append(id(new))
             elif old is new:
                 # It was not stored to, or the same was stored: then the call depends on it having been there.
                 notes.note(grown.node, Item(key), old)
         self.grown[id(live)] = tuple(changed)
         return True
+
+
+    def _amounts(self, old: Any, new: Any) -> tuple[int | float, ...] | None:
+        """What was added to `old`, in order, by `+=` alone, so that it became `new`; None when that is not known."""
+        if type(old) is type(new) and type(new) in (int, Absent):
+            return () if type(new) is Absent else (new - old,)
+        found: list[Any] = []
+        while type(old) is float and new is not old:
+            before, amount = self._notes.numbers.last_addition(new)
+            if amount is ABSENT:
+                return None
+            found.append(amount)
+            new = before
+        return tuple(reversed(found)) if type(old) is float else None
 
 
 def fits(kind: type, load: Load) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -22,14 +23,15 @@ from dsjit.trace.journal import Journal
 from dsjit.trace.memory import CannotTrace, RootView
 from dsjit.trace.observe import Observer
 from dsjit.trace.outputs import Fixed, Template, TemplateError, TemplateMaker
+from dsjit.trace.overlap import SharedMemory
 from dsjit.trace.patching import PATCHES
 from dsjit.trace.paths import ABSENT, Path
 from dsjit.trace.python_state import StateWatch
 from dsjit.trace.recorder import Recorder, Untraceable
-from dsjit.trace.replay import Location, Recipe, Returned
+from dsjit.trace.replay import Location, Recipe, Returned, ReturnedSize
 from dsjit.trace.segments import Segment, cut
 from dsjit.trace.source import SourceFinder
-from dsjit.trace.writes import Write
+from dsjit.trace.writes import SetGenerator, Write
 
 __all__ = ["Capture", "Conclusion", "Description", "capture", "conclude", "describe", "refuse_capture"]
 
@@ -47,7 +49,8 @@ class Capture:
 
     result: what the function returned. problems: why there are no segments; empty when there are some.
     guard: when the segments (or, without them, the verdict) hold again; None when that cannot be told.
-    inputs, paths: ids of the Values that the guard's tensors are, in its order, and where it finds them. recipe: for
+    inputs, places: ids of the Values that the guard's tensors are, in its order, and where it finds them: a path, or
+        the paths of all inputs that lie in one memory. recipe: for
         the result and the effects.
     tensors: the inputs, with their paths, and what they were. observer: of the call, which knows its effects.
     joint: forward and backward, where gradients are wanted; the only segment is then this Graph.
@@ -58,7 +61,7 @@ class Capture:
     problems: tuple[Untraceable, ...]
     guard: Guard | None
     inputs: tuple[int, ...] = ()
-    paths: tuple[Path, ...] = ()
+    places: tuple[Hashable, ...] = ()
     segments: tuple[Segment, ...] = ()
     recipe: Recipe | None = None
     tensors: tuple[tuple[Path, torch.Tensor, TensorOf], ...] = ()
@@ -75,13 +78,17 @@ def capture(
         observer = Observer(function, args, kwargs)
         leaks = observer.leaks
         recorder = Recorder(
-            lambda tensor: observer.path_of(tensor) is not None, SourceFinder(), observer.pauses(), leaks.may_hand_out
+            lambda tensor: observer.path_of(tensor) is not None,
+            SourceFinder(),
+            observer.pauses(),
+            leaks.may_hand_out,
+            observer.state_of,
         )
         recorder.escapes.on_gradient_read = functools.partial(setattr, observer, "asks_for_gradients", True)
         leaks.listen(observer.tell_again, recorder.numbers.pin_all)
-        observer.listen_to_numbers(recorder.numbers.value)
-        journal = Journal(observer, recorder.numbers.value, _capture.__code__)
-        states = StateWatch(observer, recorder.memory, recorder.numbers, lambda: len(journal.events))
+        observer.listen_to_numbers(recorder.numbers)
+        journal = Journal(observer, recorder.numbers.value, recorder.numbers.pin_all, _capture.__code__)
+        states = StateWatch(observer, recorder.memory, recorder.numbers, lambda: _told(journal, recorder))
         recorder.state_at = states.at_look
     except Exception as error:
         return _without_trace(function, args, kwargs, error)
@@ -91,7 +98,7 @@ def capture(
         return found
     finally:
         # They refer to each other and to all that was met, whose life must not depend on the next collection.
-        for part in (recorder.memory, recorder.numbers, recorder, journal, states):
+        for part in (recorder.memory, recorder.numbers, recorder.generators, recorder, journal, states):
             vars(part).clear()
         if found is None or found.observer is None:
             observer.let_go()
@@ -177,6 +184,10 @@ def _without_trace(
     return Capture(function(*args, **kwargs), (problem,), None)
 
 
+def _told(journal: Journal, recorder: Recorder) -> Hashable:
+    return len(journal.events), recorder.generators.drawn
+
+
 def _describe_failure(error: Exception) -> str:
     return f"the trace failed ({type(error).__name__}: {error})"
 
@@ -184,22 +195,28 @@ def _describe_failure(error: Exception) -> str:
 def _finish(result: Any, observer: Observer, recorder: Recorder, journal: Journal, name: str) -> Capture:
     numbers = recorder.numbers
     description = describe(result, observer, recorder, journal.events)
-    numbers.pin_unaccounted(description.maker.references_to_numbers(_held(result, observer.effects)))
-    ended = conclude(recorder, description.maker.tensors, name)
+    numbers.forget_additions()
+    held = Counter(description.maker.references_to_numbers(_held(result, observer.effects))) + Counter(observer.sums)
+    numbers.pin_unaccounted(held)
+    items = [item for item in description.maker.tensors if not isinstance(item, torch.SymInt)]
+    ended = conclude(recorder, items, name)
     joint = ended.joint
     observer.asks_for_gradients |= joint is not None
     inputs = recorder.memory.inputs
     paths = tuple([path for _, tensor in inputs if (path := observer.path_of(tensor)) is not None])
     assert len(paths) == len(inputs)
-    guard = observer.build_guard(paths, ended.written)
-    ids = tuple(value.id for value, _ in inputs)
+    regions = recorder.memory.regions
+    shared = tuple([SharedMemory.of([inputs[number][1] for number in r.members], r.members) for r in regions])
+    guard = observer.build_guard(paths, ended.written, shared=shared)
+    places = (*paths, *(tuple([paths[number] for number in region.members]) for region in regions))
+    ids = tuple([value.id for value, _ in inputs] + [region.value.id for region in regions])
     wanted = {id(tensor) for _, tensor in inputs}
     tensors = tuple([met for met in observer.tensors_met() if id(met[1]) in wanted])
     told = [EffectLine(str(event), None, event.source) for event, _ in journal.events]
     effects = (*told, *map(EffectLine.of, observer.effects))
     recipe = description.recipe(ended.returned)
     return Capture(
-        result, (), guard, ids, paths, ended.segments, recipe, tensors, observer, joint, effects
+        result, (), guard, ids, places, ended.segments, recipe, tensors, observer, joint, effects
     )
 
 
@@ -213,17 +230,26 @@ class Description:
     changes: tuple[tuple[Write, int, Template], ...]
     found: tuple[Location, ...]
 
-    def recipe(self, returned: tuple[Returned, ...]) -> Recipe:
+    def recipe(self, returned: tuple[Returned | ReturnedSize, ...]) -> Recipe:
         """How later calls do it. returned: how the tensors are obtained."""
         return Recipe(self.result, returned, self.found, self.events, self.changes)
 
 
 def describe(
-    result: Any, observer: Observer, recorder: Recorder, events: Sequence[tuple[Event, list[Any]]]
+    result: Any,
+    observer: Observer,
+    recorder: Recorder,
+    events: Sequence[tuple[Event, list[Any]]],
+    keeps_sizes: bool = False,
 ) -> Description:
-    """After a call: what it returned, told (`events`) and left behind. Raises TemplateError."""
+    """After a call: what it returned, told (`events`) and left behind. Raises TemplateError.
+
+    keeps_sizes: symbols of sizes are handed out, too.
+    """
     known = {id(tensor) for _, tensor in recorder.memory.inputs}
-    maker = TemplateMaker(lambda obj: id(obj) not in known and observer.existed(obj), recorder.numbers.value)
+    maker = TemplateMaker(
+        lambda obj: id(obj) not in known and observer.existed(obj), recorder.numbers.value, keeps_sizes
+    )
     template = maker.make(result)
     told = tuple([(event, maker.make(values)) for event, values in events])
     effects = [(effect, effect.write) for effect in observer.effects if effect.write is not None]
@@ -233,9 +259,11 @@ def describe(
             for effect, write in effects
         ]
     )
+    left = recorder.generators.states_left()
+    states = [(SetGenerator(), maker.find(generator), maker.make(state)) for generator, state in left]
     found = [observer.locate(obj) for obj in maker.existing]
     assert all(each is not None for each in found)
-    return Description(maker, template, told, changes, tuple([each for each in found if each is not None]))
+    return Description(maker, template, told, (*changes, *states), tuple([each for each in found if each is not None]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,6 +285,7 @@ def conclude(recorder: Recorder, items: Sequence[torch.Tensor | float], name: st
     roots = [recorder.locate(item) for item in items]
     inputs = recorder.memory.inputs
     value_of = {id(tensor): value for value, tensor in inputs}
+    value_of |= {id(region.tensor): region.value for region in recorder.memory.regions}
     wanted = [root.root if root.input is None else value_of[id(root.input)] for root in roots]
     fresh = dict.fromkeys(value for value, root in zip(wanted, roots, strict=True) if root.input is None)
     handed = [value for value, root in zip(wanted, roots, strict=True) if root.input is not None]
@@ -268,6 +297,7 @@ def conclude(recorder: Recorder, items: Sequence[torch.Tensor | float], name: st
     ]
     written = {write.target for write in writes}
     positions = frozenset(number for number, (value, _) in enumerate(inputs) if value in written)
+    positions |= {number for region in recorder.memory.regions for number in region.members if region.value in written}
     return Conclusion(segments, tuple(returned), positions)
 
 

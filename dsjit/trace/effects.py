@@ -164,9 +164,10 @@ class EffectFinder:
             for name, old in self.before.slots.get(key, {}).items():
                 now = Slot(name).get(obj)
                 amounts = self.accumulators.amounts.get(self.before.key(obj, Slot(name)))
-                write = SetSlot(name) if amounts is None else AddSlot(name, amounts)
+                write = SetSlot(name) if amounts is None else AddSlot(name)
+                value = now if amounts is None else amounts
                 if not self.notes.unchanged(old, now):
-                    yield Effect(node.path, "attribute", name, obj, write, now, self._source(obj, name))
+                    yield Effect(node.path, "attribute", name, obj, write, value, self._source(obj, name))
 
     def _source(self, obj: Any, name: str) -> Source:
         return self.sources.get((id(obj), name), UNKNOWN_SOURCE)
@@ -185,8 +186,8 @@ class EffectFinder:
         where = InstanceKeys() if table is None else Attribute(table)
         for name, last in self._changed_keys(copy):
             amounts = self.accumulators.amounts.get((id(entries), name))
-            write = SetEntry(where, name, last) if amounts is None else AddEntry(where, name, amounts)
-            value = dict.get(entries, name, ABSENT)
+            write = SetEntry(where, name, last) if amounts is None else AddEntry(where, name)
+            value = dict.get(entries, name, ABSENT) if amounts is None else amounts
             yield Effect(node.path, "attribute", name, obj, write, value, self._source(obj, name))
 
     def _containers(self) -> Iterator[Effect]:
@@ -201,8 +202,9 @@ class EffectFinder:
                 changed = self._changed_keys(copy) if grown is None else [(name, False) for name in grown]
                 for name, last in changed:
                     amounts = self.accumulators.amounts.get((key, name))
-                    write = SetEntry(None, name, last) if amounts is None else AddEntry(None, name, amounts)
-                    yield Effect(node.path, "item", name, live, write, dict.get(live, name, ABSENT))
+                    write = SetEntry(None, name, last) if amounts is None else AddEntry(None, name)
+                    value = dict.get(live, name, ABSENT) if amounts is None else amounts
+                    yield Effect(node.path, "item", name, live, write, value)
             elif grown is not None:
                 yield Effect(node.path, "contents", None, live, Extend(), live[len(copy.content) :])
             else:
@@ -221,6 +223,8 @@ class EffectFinder:
         found = zip(self.notes.facts, self.notes.found, strict=True)
         for node, step, value in (*((n, fact.step, v) for fact, (n, v) in found), *self.notes.stored):
             obj, path = node.obj, node.path
+            if isinstance(obj, torch.Generator):
+                continue  # the recorder knows what was drawn
             now = behind(step.get(obj))
             if self.notes.unchanged(value, now) or (type(value) is tuple and Constant(value).matches(now)):
                 continue
@@ -230,12 +234,13 @@ class EffectFinder:
             done.add(key)
             amounts = self.accumulators.amounts.get(key)
             if isinstance(step, Item):
-                write: Write = SetEntry(None, step.key) if amounts is None else AddEntry(None, step.key, amounts)
-                yield Effect(path, "global", step.key, obj, write, now)
+                write: Write = SetEntry(None, step.key) if amounts is None else AddEntry(None, step.key)
+                yield Effect(path, "global", step.key, obj, write, now if amounts is None else amounts)
             elif isinstance(step, Attribute):
                 yield Effect(path, "attribute", step.name, obj, SetEntry(InstanceKeys(), step.name), now)
             elif isinstance(step, Closure):
-                yield Effect(path, "closure", step.name, obj, SetCell(step.index, amounts), now)
+                write = SetCell(step.index, amounts is not None)
+                yield Effect(path, "closure", step.name, obj, write, now if amounts is None else amounts)
             elif not isinstance(step, Lookup):
                 yield Effect(path, "attribute", getattr(step, "name", str(path.then(step))), obj, None, None)
 

@@ -212,22 +212,26 @@ class SameAs:
 
 @dataclass(frozen=True, slots=True)
 class ArrayOf:
-    """A numpy array with this dtype, shape and content (bytes in row-major order)."""
+    """An array with this type of elements, shape and content (bytes in row-major order): numpy's, or one of Python's
+    own (a `bytearray`, an `array.array`, a `memoryview`), whose elements are told by its buffer's format."""
 
+    type: type
     dtype: str
     shape: tuple[int, ...]
     content: bytes
 
+    @classmethod
+    def of(cls, array: Any) -> ArrayOf:
+        if isinstance(array, numpy.ndarray):
+            return cls(type(array), array.dtype.str, array.shape, array.tobytes())
+        with memoryview(array) as view:
+            return cls(type(array), view.format, tuple(view.shape or ()), view.tobytes())
+
     def matches(self, value: object) -> bool:
-        return (
-            isinstance(value, numpy.ndarray)
-            and value.dtype.str == self.dtype
-            and value.shape == self.shape
-            and value.tobytes() == self.content
-        )
+        return type(value) is self.type and ArrayOf.of(value) == self
 
     def __str__(self) -> str:
-        return f"is a numpy array of {self.dtype}, shape {self.shape}, with the same content"
+        return f"is a {self.type.__qualname__} of {self.dtype}, shape {self.shape}, with the same content"
 
 
 @dataclass(frozen=True, slots=True)

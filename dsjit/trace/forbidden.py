@@ -37,6 +37,7 @@ _BUILTINS: Final[dict[str, tuple[str, str]]] = {
     "warn": ("_warnings", "warns"),
     "open": ("io", "opens a file"),
     **dict.fromkeys(("read", "readline", "readlines", "readinto", "write", "writelines"), ("io", "uses a file")),
+    **dict.fromkeys(("manual_seed", "set_state", "get_state", "initial_seed"), ("torch._C", "seeds a generator")),
     **dict.fromkeys(("connect", "recv", "recv_into", "send", "sendall", "accept"), ("socket", "uses a socket")),
 }
 """Name of a C function: the module that it belongs to, and what it does."""

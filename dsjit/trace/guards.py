@@ -30,7 +30,7 @@ from dsjit.trace.facts import (
 )
 from dsjit.trace.native_guard import native_loop
 from dsjit.trace.open_shapes import OpenShapes
-from dsjit.trace.overlap import Overlap
+from dsjit.trace.overlap import Overlap, SharedMemory
 from dsjit.trace.paths import Referent
 from dsjit.trace.state import TorchState
 
@@ -110,8 +110,10 @@ class Guard:
         changing: frozenset[int] = frozenset(),
         met: Mapping[int, torch.Tensor] | None = None,
         shapes: OpenShapes | None = None,
+        shared: tuple[SharedMemory, ...] = (),
     ) -> None:
         self._shapes = shapes
+        self._shared = shared
         self._facts = facts
         self._roots = {**roots, FUNCTION_SLOT: function}
         self._slot_count = slot_count
@@ -121,7 +123,7 @@ class Guard:
         self._definers = {fact.slot: fact for fact in facts if fact.slot >= 0}
         self._distinct = tuple(fact.slot for fact in facts if fact.slot >= 0 and has_identity(fact.expectation))
         self._split = split_facts(facts, (ARGS_SLOT, KWARGS_SLOT), frozenset(self._roots), changing)
-        self._overlap = Overlap(written) if written else None
+        self._overlap = Overlap(written, shared) if written else None
         self._binder: Binder | None = None
         self._residual: dict[int, Fact] = {}
         self._tables: dict[Any, bytearray] = {}
@@ -206,10 +208,17 @@ class Guard:
     # ---------------------------------------------------------------- checking
 
     def _check_all(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, ...] | None:
-        inputs = self._quick(args, kwargs)
+        inputs: tuple[torch.Tensor, ...] | None = self._quick(args, kwargs)
         if inputs is None or (self._overlap is not None and self._overlap.found(inputs) is not None):
             return None
-        return inputs if self._shapes is None or self._shapes.admits(inputs) else None
+        if self._shapes is not None and not self._shapes.admits(inputs):
+            return None
+        for memory in self._shared:
+            whole = memory.whole(inputs)
+            if whole is None:
+                return None
+            inputs = (*inputs, whole)
+        return inputs
 
     def _slow(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[torch.Tensor, ...] | None:
         """Walk the facts in Python. The generated code has checked the plain arguments."""
@@ -313,10 +322,11 @@ class Guard:
             if pair is not None:
                 paths = [self._definers[self._inputs[position]].path for position in pair]
                 return Change("object", f"{paths[0]}, which is written, shares memory with {paths[1]}")
-        if self._shapes is not None:
-            sizes = self._shapes.why_not([slots[slot] for slot in self._inputs])
-            return None if sizes is None else Change("sizes", sizes)
-        return None
+        inputs = [slots[slot] for slot in self._inputs]
+        if any(memory.whole(inputs) is None for memory in self._shared):
+            return Change("object", "inputs that shared memory lie otherwise")
+        sizes = None if self._shapes is None else self._shapes.why_not(inputs)
+        return None if sizes is None else Change("sizes", sizes)
 
     def describe(self) -> list[GuardLine]:
         """Everything that must hold, one line for each fact (lengths and keys of containers included)."""

@@ -43,6 +43,8 @@ def record_joint(
     """
     _require_straight(recorder, name)
     memory = recorder.memory
+    if memory.regions:
+        raise CannotTrace("gradients are wanted, and inputs that share memory are written to")
     inputs = [tensor for _, tensor in memory.inputs]
     primals = tuple([value for value, _ in memory.inputs])
     results, returned = _results(recorder, items, primals)

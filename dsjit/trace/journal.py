@@ -50,15 +50,20 @@ class Watched(Protocol):
 class Journal:
     """While it is active, appends to `events` what this thread tells, each with the values to tell it with.
 
-    is_traced: the Value of a number that the call took out of a tensor; None for others.
-    caller: of dsjit's code, what calls the traced function.
+    is_traced: the Value of a number that the call took out of a tensor; None for others. pin_all: makes each of these
+        numbers one that every run has to see again. caller: of dsjit's code, what calls the traced function.
     """
 
     def __init__(
-        self, observer: Watched, is_traced: Callable[[object], object], caller: CodeType | None = None
+        self,
+        observer: Watched,
+        is_traced: Callable[[object], object],
+        pin_all: Callable[[], None] = lambda: None,
+        caller: CodeType | None = None,
     ) -> None:
         self._base = caller
         self._is_traced = is_traced
+        self._pin_all = pin_all
         self.events: list[tuple[Event, list[Any]]] = []
         self._observer = observer
         self._sources = SourceFinder()
@@ -125,6 +130,7 @@ class Journal:
             plain = self._is_plain(record.msg) and self._is_plain(record.args)
             message, arguments = (self._copy(record.msg), self._copy(record.args)) if plain else ("", ())
         if not plain:
+            self._pin_all()  # text is made of them, which asks nobody
             message, arguments = record.getMessage(), ()
         if type(arguments) is dict:
             arguments = (arguments,)  # as the logging call had it

@@ -9,6 +9,7 @@ is noted as a condition on the sizes. Where Python insists on a number, the run 
 
 from __future__ import annotations
 
+import builtins
 import operator
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from torch.utils._python_dispatch import _pop_mode_temporarily
 
 from dsjit.ir.polynomial import PolynomialFit
 from dsjit.trace.recorder import Recorder
+from dsjit.trace.stand_in import Shown, StandIn
 
 __all__ = ["Abandoned", "Lockstep", "SizeNode"]
 
@@ -167,6 +169,17 @@ _UNSIZED: Final = frozenset({torch.Tensor.data_ptr, torch.Tensor.__hash__})
 """Functions whose integers are no sizes; what they mean for a trace is noted elsewhere."""
 
 
+class _Len(StandIn):
+    """In place of `builtins.len`, which makes a number of every size."""
+
+    def __call__(self, container: Any) -> Any:
+        length: Callable[[Any], Any] = torch.Tensor.__len__
+        return length(container) if isinstance(container, torch.Tensor) else self.original(container)
+
+
+_LEN: Final = Shown(vars(builtins), ("len",), _Len)
+
+
 class Lockstep(TorchFunctionMode):
     """points: the sizes of each run, of the lead first. legs: a Recorder for each further run.
 
@@ -189,6 +202,15 @@ class Lockstep(TorchFunctionMode):
         self.failed: Abandoned | None = None
         self._followers: dict[int, tuple[weakref.ref[torch.Tensor], tuple[torch.Tensor, ...]]] = {}
 
+    def __enter__(self) -> Lockstep:
+        _LEN.enter()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        _LEN.leave()
+
     # -- what Python asks of sizes -------------------------------------------------------------------------------
 
     def abandon(self, reason: str, condition: str | None = None) -> Abandoned:
@@ -209,6 +231,13 @@ class Lockstep(TorchFunctionMode):
             raise self.abandon(f"Python asks whether {node.text}", condition)
         self.conditions[condition] = None
         return truth
+
+    def size_of(self, size: torch.SymInt, number: int) -> int:
+        """What a size is in run number `number`."""
+        node = size.node
+        if not isinstance(node, SizeNode):
+            raise self.abandon("the call hands out a symbol of another tracer")
+        return int(node.values[number])
 
     # -- calls ---------------------------------------------------------------------------------------------------
 

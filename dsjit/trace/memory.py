@@ -10,7 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -18,7 +18,7 @@ from dsjit.ir.graph import Arg, Node, Source, TensorType, Value, Write
 from dsjit.ops.strided import strided_scatter, strided_view
 from dsjit.trace.source import SourceFinder
 
-__all__ = ["CannotTrace", "Memory", "RootView", "Storage", "TracedTensor", "tensor_type"]
+__all__ = ["CannotTrace", "Memory", "Region", "RootView", "Storage", "TracedTensor", "tensor_type"]
 
 
 class CannotTrace(Exception):
@@ -31,7 +31,12 @@ class CannotTrace(Exception):
 
 @dataclass(slots=True, eq=False)
 class Storage:
-    """One memory region. `current` is the SSA value of the root tensor after `version` writes."""
+    """One memory region. `current` is the SSA value of the root tensor after `version` writes.
+
+    offset: of the root tensor, in elements from the start of the region. input: the root, when it is the caller's.
+    shared: the region has several roots so far, each an input of its own that nobody writes to.
+    merged: what all of them are from the first write on; None before.
+    """
 
     current: Value
     offset: int
@@ -39,19 +44,37 @@ class Storage:
     version: int = 0
     shared: bool = False
     source: Source | None = None
+    merged: Storage | None = None
 
 
 @dataclass(slots=True, eq=False)
 class TracedTensor:
     """A tensor object met during the run. `view` tells how to derive it again from its parent: (op, args, kwargs, which
-    of the results it is, the types of all results)."""
+    of the results it is, the types of all results).
+
+    offset: in elements from the start of its memory. version: of the storage, when `value` was what it held.
+    """
 
     reference: weakref.ref[torch.Tensor]
     storage: Storage
     value: Value
     version: int
+    offset: int
     parent: TracedTensor | None = None
     view: tuple[Any, tuple[Arg, ...], dict[str, Arg], int, tuple[TensorType, ...]] | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Region:
+    """Memory of which several inputs are parts, and which the run writes to: an input of the Graph as a whole.
+
+    value: its content before the call. tensor: all of it, in one dimension. members: positions among the inputs.
+    """
+
+    value: Value
+    tensor: torch.Tensor
+    storage: Storage
+    members: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +84,21 @@ class RootView:
     root: Value
     input: torch.Tensor | None
     view: tuple[tuple[int, ...], tuple[int, ...], int] | None
+
+
+_STALE: Final = -1
+"""The version of no storage: the tensor is looked at anew."""
+
+_LARGEST_EXCESS: Final = 8
+_SMALL_REGION: Final = 4096
+"""A region is read and written as a whole, so it must not be much larger than its members (elements)."""
+
+
+def _at_home(record: TracedTensor) -> TracedTensor:
+    """The record, on the region that its storage has become a part of."""
+    if record.storage.merged is not None:
+        record.storage, record.version = record.storage.merged, _STALE
+    return record
 
 
 def tensor_type(t: torch.Tensor) -> TensorType:
@@ -73,7 +111,8 @@ class Memory:
     is_known: whether an outside tensor can be found again by a path from the function's roots.
     wants_gradients: whether an outside tensor that requires a gradient was read in grad mode.
     inputs: the outside tensors that were read, with their Values, in order. returned: by memory, the tensor object that
-        was located first.
+        was located first. regions: what inputs that share memory were merged into; `prologue` are the Nodes that come
+        before all others, which make of a region what its members held.
     """
 
     def __init__(self, is_known: Callable[[torch.Tensor], bool], sources: SourceFinder) -> None:
@@ -84,6 +123,8 @@ class Memory:
         self.tensors: dict[int, TracedTensor] = {}
         self.storages: dict[int, Storage] = {}
         self.returned: dict[int, int] = {}
+        self.regions: list[Region] = []
+        self.prologue: list[Node] = []
         self.count = 0
         self.wants_gradients = False
 
@@ -98,10 +139,10 @@ class Memory:
 
     def lookup(self, tensor: torch.Tensor) -> TracedTensor | None:
         record = self.tensors.get(id(tensor))
-        return record if record is not None and record.reference() is tensor else None
+        return _at_home(record) if record is not None and record.reference() is tensor else None
 
     def _refresh(self, record: TracedTensor, tensor: torch.Tensor | None) -> Value:
-        storage = record.storage
+        storage = _at_home(record).storage
         if record.version != storage.version:
             if record.parent is not None and record.view is not None:
                 op, args, kwargs, number, types = record.view
@@ -110,12 +151,13 @@ class Memory:
                 self.nodes.append(Node(op, (base, *args), kwargs, outputs, self.sources.current(3)))
                 record.value = outputs[number]
             else:
-                record.value = self._view_of_root(storage, record.value.type, self._offset_of(tensor, storage))
+                offset = record.offset if tensor is None else int(tensor.storage_offset())
+                record.value = self._view_of_root(storage, record.value.type, offset - storage.offset)
             record.version = storage.version
         return record.value
 
-    def _offset_of(self, tensor: torch.Tensor | None, storage: Storage) -> int:
-        return 0 if tensor is None else int(tensor.storage_offset()) - storage.offset
+    def _offset_of(self, tensor: torch.Tensor, storage: Storage) -> int:
+        return int(tensor.storage_offset()) - storage.offset
 
     def _view_of_root(self, storage: Storage, type_: TensorType, offset: int) -> Value:
         root = storage.current
@@ -138,7 +180,8 @@ class Memory:
             if storage is not None and (storage.input is None or not storage.shared):
                 # Another object over memory that is known already (a shallow copy inside torch).
                 value = self._view_of_root(storage, tensor_type(tensor), self._offset_of(tensor, storage))
-                record = TracedTensor(weakref.ref(tensor), storage, value, storage.version)
+                offset = int(tensor.storage_offset())
+                record = TracedTensor(weakref.ref(tensor), storage, value, storage.version, offset)
                 self.tensors[id(tensor)] = record
                 return record
             raise CannotTrace(
@@ -147,15 +190,59 @@ class Memory:
         self._note_gradient(tensor)
         value = self.fresh(tensor_type(tensor))
         self.inputs.append((value, tensor))
-        if storage is not None:
-            if storage.version:
-                raise CannotTrace("an argument shares memory with another that was written to")
+        if storage is None:
+            return self.remember_root(tensor, value, tensor)
+        offset = int(tensor.storage_offset())
+        if not storage.version and not self._region_of(storage):
             storage.shared = True
-            fresh = Storage(value, int(tensor.storage_offset()), tensor, shared=True)
-            record = TracedTensor(weakref.ref(tensor), fresh, value, 0)
-            self.tensors[id(tensor)] = record
-            return record
-        return self.remember_root(tensor, value, tensor)
+            shared = Storage(value, offset, tensor, shared=True)
+            record = TracedTensor(weakref.ref(tensor), shared, value, 0, offset)
+        else:
+            self.merge(tensor)
+            record = TracedTensor(weakref.ref(tensor), self.storages[key], value, _STALE, offset)
+        self.tensors[id(tensor)] = record
+        return record
+
+    def _region_of(self, storage: Storage) -> Region | None:
+        return next((region for region in self.regions if region.storage is storage), None)
+
+    def merge(self, tensor: torch.Tensor) -> None:
+        """From now on the inputs on the memory of `tensor` are parts of one region. Raises CannotTrace."""
+        key = tensor.untyped_storage()._cdata
+        members = [n for n, (_, other) in enumerate(self.inputs) if other.untyped_storage()._cdata == key]
+        region = self._region_of(self.storages[key])
+        new = [number for number in members if region is None or number not in region.members]
+        tensors = [self.inputs[number][1] for number in members]
+        count = tensor.untyped_storage().nbytes() // tensor.dtype.itemsize
+        if any(other.dtype is not tensor.dtype for other in tensors):
+            raise CannotTrace("memory is written that several inputs share, as different dtypes")
+        if count > _LARGEST_EXCESS * sum(other.numel() for other in tensors) + _SMALL_REGION:
+            raise CannotTrace("memory is written that inputs share, and they are a small part of it")
+        source = self.sources.current(3)
+        if region is None:
+            whole = tensor.detach().as_strided((count,), (1,), 0)
+            start = self.fresh(tensor_type(whole))
+            region = Region(start, whole, Storage(start, 0, whole), [])
+            self.regions.append(region)
+        for number in new:
+            value, other = self.inputs[number]
+            args = (region.value, tuple(other.shape), other.stride(), int(other.storage_offset()))
+            self.prologue.append(Node(strided_view, args, {}, (value,), source))
+            self.inputs[number] = (self.fresh(value.type), other)
+            record = self.lookup(other)
+            if record is not None and record.storage is not region.storage:
+                self._take_over(region.storage, record.storage, source)
+        region.members += new
+        self.storages[key] = region.storage
+
+    def _take_over(self, region: Storage, part: Storage, source: Source) -> None:
+        """A region becomes the memory of what was a storage of its own, of which the content may have changed."""
+        part.merged = region
+        if part.version:
+            type_, value = part.current.type, self.fresh(region.current.type)
+            args = (region.current, part.current, type_.shape, type_.strides, part.offset)
+            self.nodes.append(Node(strided_scatter, args, {}, (value,), source))
+            region.current, region.version, region.source = value, region.version + 1, part.source
 
     def _note_gradient(self, tensor: torch.Tensor) -> None:
         if tensor.requires_grad and torch.is_grad_enabled():
@@ -173,7 +260,7 @@ class Memory:
         storage = Storage(value, int(tensor.storage_offset()), source)
         if tensor.layout is torch.strided:
             self.storages[tensor.untyped_storage()._cdata] = storage
-        record = TracedTensor(weakref.ref(tensor), storage, value, 0)
+        record = TracedTensor(weakref.ref(tensor), storage, value, 0, storage.offset)
         self.tensors[id(tensor)] = record
         return record
 
@@ -181,7 +268,7 @@ class Memory:
         """What the tensors hold that somebody still refers to, and the memory that writes to them would go to."""
         self.tensors = {key: record for key, record in self.tensors.items() if record.reference() is not None}
         found: dict[Value, None] = {}
-        for record in self.tensors.values():
+        for record in map(_at_home, self.tensors.values()):
             if record.version == record.storage.version:
                 found[record.value] = None
             found[record.storage.current] = None
@@ -219,6 +306,10 @@ class Memory:
         record = self.lookup(tensor)
         assert record is not None
         storage = record.storage
+        if self._region_of(storage) is not None:
+            for value, other in self.inputs:
+                if other is tensor:
+                    return RootView(value, tensor, None)
         type_, offset = tensor_type(tensor), self._offset_of(tensor, storage)
         whole = offset == 0 and type_ == storage.current.type
         if type_.dtype is not storage.current.type.dtype or tensor.is_conj() or tensor.is_neg():
@@ -239,4 +330,8 @@ class Memory:
             record = self.lookup(tensor)
             if record is not None and record.storage.version and record.storage.input is tensor:
                 found.append(Write(value, record.storage.current, record.storage.source or self.sources.current()))
+        for region in self.regions:
+            storage = region.storage
+            if storage.version:
+                found.append(Write(region.value, storage.current, storage.source or self.sources.current()))
         return tuple(found)

@@ -66,8 +66,8 @@ __all__ = ["Meetings", "Node", "Notes", "may_change_unseen"]
 _CONTAINER_LIMIT: Final = 50_000
 """Elements of containers that one trace may note; above it, the call is not captured."""
 
-_NUMPY_LIMIT: Final = 1 << 16
-"""Bytes of a numpy array whose content is guarded."""
+_ARRAY_LIMIT: Final = 1 << 16
+"""Bytes of an array whose content is guarded."""
 
 _CONTAINERS: Final = (list, tuple, dict, set, frozenset, deque)
 
@@ -81,6 +81,9 @@ _PARTS: Final[dict[type, tuple[Step, ...]]] = {
 }
 """Types whose instances are noted by the parts that C code stores in them."""
 
+_OBSERVED_WHOLE: Final = (types.SimpleNamespace, contextvars.ContextVar, torch.Generator, threading.local)
+"""Types written in C whose instances are noted by what they answer, or by all their attributes."""
+
 _STATELESS: Final = (
     types.BuiltinFunctionType,
     types.MethodWrapperType,
@@ -90,8 +93,7 @@ _STATELESS: Final = (
 )
 
 
-_UNGUARDED: Final = (bytearray, memoryview, array.array, threading.local)
-"""Types whose instances hold what neither their attributes nor their elements, as noted here, tell."""
+_ARRAYS: Final = (numpy.ndarray, bytearray, memoryview, array.array)
 
 
 @dataclass(slots=True, eq=False)
@@ -127,6 +129,33 @@ class Meetings(Protocol):
     def on_problem(self, reason: str) -> None: ...
 
 
+class TracedNumbers(Protocol):
+    """What is known of the numbers that a call took out of tensors."""
+
+    def is_traced(self, number: object) -> bool: ...
+
+    def last_addition(self, number: object) -> tuple[Any, Any]:
+        """What `number` was before an amount was added to it, and the amount; ABSENT twice when it is no such sum."""
+        ...
+
+    def added(self, number: object, before: object) -> Any:
+        """The amount, if it was added to `before`; else ABSENT."""
+        ...
+
+
+class NoNumbers:
+    """The numbers of a call that took none."""
+
+    def is_traced(self, number: object) -> bool:
+        return False
+
+    def last_addition(self, number: object) -> tuple[Any, Any]:
+        return ABSENT, ABSENT
+
+    def added(self, number: object, before: object) -> Any:
+        return ABSENT
+
+
 class Notes:
     """nodes: by the object's id. facts, found: each fact with the node it reads from and the value it found.
 
@@ -134,8 +163,7 @@ class Notes:
     before: what was there before the call, which is what facts are about. plain: places of which the value was noted.
     stored: variables that were stored to, and read by nothing: node, step, and what was there.
     source: the line of the user's that reads what is noted; None when it is still to be found on the stack.
-    held: objects without a node that the guard holds itself. is_traced: the Value of a number that the call took out
-        of a tensor; None for others.
+    held: objects without a node that the guard holds itself. numbers: those that the call took out of tensors.
     """
 
     def __init__(self, meetings: Meetings, grad_mode: bool) -> None:
@@ -149,9 +177,9 @@ class Notes:
         self.plain: set[Key] = set()
         self.stored: list[tuple[Node, Step, Any]] = []
         self.held: dict[int, Any] = {}
-        self.is_traced: Callable[[object], object] = lambda number: None
         self.source: Source | None = UNKNOWN_SOURCE
         self._sources = SourceFinder()
+        self.numbers: TracedNumbers = NoNumbers()
         self._meetings = meetings
         self._grad_mode = grad_mode
         self._elements = 0
@@ -240,7 +268,7 @@ class Notes:
 
     def unchanged(self, old: Any, now: Any) -> bool:
         """Whether `now` is what `old` was, on each run."""
-        return now is old or (same_constant(old, now) and self.is_traced(now) is None)
+        return now is old or (same_constant(old, now) and not self.numbers.is_traced(now))
 
     def note_attributes(self, node: Node) -> None:
         """Every attribute in the object's `__dict__`, and that there are no others."""
@@ -350,20 +378,20 @@ class Notes:
     def _expect_foreign(self, value: Any, path: Path, origin: int) -> tuple[Expectation, Node | None]:
         """Objects of classes that are written in C, or that belong to machinery."""
         kind = type(value)
-        if issubclass(kind, numpy.ndarray):
-            if value.dtype.hasobject or value.nbytes > _NUMPY_LIMIT:
-                reason = f"reads the numpy array {path} of {value.nbytes} bytes, whose content is too large to guard"
+        if issubclass(kind, _ARRAYS):
+            size = value.nbytes if isinstance(value, numpy.ndarray) else memoryview(value).nbytes
+            if size > _ARRAY_LIMIT or (isinstance(value, numpy.ndarray) and value.dtype.hasobject):
+                reason = f"reads the {kind.__qualname__} {path} of {size} bytes, whose content is too large to guard"
                 self._meetings.on_problem(reason)
-            return ArrayOf(value.dtype.str, value.shape, value.tobytes()), None
+            else:
+                return ArrayOf.of(value), None
         if hasattr(kind, "__next__"):
             self._meetings.on_problem(f"reads the iterator {path}, whose state cannot be guarded")
         elif kind.__module__.startswith("numpy.random"):
             self._meetings.on_problem(f"reads the numpy generator {path}, whose state cannot be guarded")
-        elif issubclass(kind, _UNGUARDED):
-            self._meetings.on_problem(f"reads the {kind.__qualname__} {path}, whose content cannot be guarded")
         elif kind is functools._lru_cache_wrapper and not is_library_code(*_code_and_scope(value.__wrapped__)):
             self._meetings.on_problem(f"calls {path}, whose cache cannot be guarded")
-        elif issubclass(kind, types.SimpleNamespace | contextvars.ContextVar) or (
+        elif issubclass(kind, _OBSERVED_WHOLE) or (
             not issubclass(kind, _STATELESS) and not is_plumbing(kind) and instance_dict(value)
         ):
             return OfType(kind), self._new_node(value, path, origin)
@@ -386,17 +414,22 @@ class Notes:
         if kind is contextvars.ContextVar:
             self.note(node, Asked("get", contextvars.ContextVar.get, (ABSENT,)), obj.get(ABSENT))
             return
+        if issubclass(kind, threading.local):
+            names = tuple(vars(obj))
+            self.note_keys(node, Asked("__dict__", _local_names, ()), names)
+            for name in names:
+                self.note(node, Asked("__dict__.get", _local_entry, (name,)), _local_entry(obj, name))
         if issubclass(kind, torch.Tensor):
             if instance_dict(obj):
                 self.note_attributes(node)
             return
-        if is_observable(kind):
+        if is_observable(kind) or kind is types.SimpleNamespace:
             self.before.take_instance(obj)
         if issubclass(kind, _CONTAINERS):
             self.note_contents(node)
-        if is_observable(kind):
+        if is_observable(kind) or kind is types.SimpleNamespace:
             self._meetings.on_instance(node)
-        elif issubclass(kind, types.SimpleNamespace) or (instance_dict(obj) and not is_plumbing(kind)):
+        elif instance_dict(obj) and not is_plumbing(kind):
             self.note_attributes(node)
         elif "__wrapped__" in (instance_dict(obj) or ()):
             self.note(node, Attribute("__wrapped__"), obj.__wrapped__)
@@ -407,6 +440,13 @@ def may_change_unseen(held: object) -> bool:
     if isinstance(held, types.BuiltinFunctionType):
         return not isinstance(held.__self__, type | types.ModuleType | None)
     return not isinstance(held, _STATELESS) and "__wrapped__" not in (instance_dict(held) or ())
+def _local_names(local: threading.local) -> tuple[str, ...]:
+    """The attributes that a thread-local object has on this thread."""
+    return tuple(vars(local))
+
+
+def _local_entry(local: threading.local, name: str) -> Any:
+    return vars(local).get(name, ABSENT)
 
 
 def _label(function: Callable[..., Any]) -> str:

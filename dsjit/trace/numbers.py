@@ -13,6 +13,7 @@ then, and the object becomes a plain float where it stands. What sees numbers un
 from __future__ import annotations
 
 import math
+import operator
 import struct
 import sys
 import threading
@@ -24,8 +25,11 @@ from typing import Any, Final, Protocol
 import torch
 
 from dsjit.ir.graph import Arg, TensorType, Value
-from dsjit.trace.numbers_object import become_float, can_become_float, number_class
+from dsjit.ops.python_numbers import compute
+from dsjit.trace.numbers_math import math_calls
+from dsjit.trace.numbers_object import CALLED, become_float, can_become_float, number_class
 from dsjit.trace.outcome import Outcome, OutcomeKind
+from dsjit.trace.paths import ABSENT
 
 __all__ = ["NumberRecorder", "Numbers", "number_outcome"]
 
@@ -50,6 +54,19 @@ _BOUNDS: Final[dict[str, Callable[[float, float], float]]] = {
     "truediv": lambda a, b: math.inf,
 }
 """From what the magnitudes of the operands cannot exceed, what that of the result cannot exceed."""
+
+_CALLS: Final[dict[str, Callable[..., Any]]] = {
+    "pow": operator.pow,
+    "floordiv": operator.floordiv,
+    "mod": operator.mod,
+}
+
+_TESTS: Final[dict[Any, Any]] = {
+    math.isnan: aten.ne.Tensor,
+    math.isinf: aten.eq.Scalar,
+    math.isfinite: aten.lt.Scalar,
+}
+"""Functions of `math` that return a truth: of the number and itself, or of its magnitude and infinity."""
 
 _UNARY: Final[dict[str, Any]] = {"neg": aten.neg.default, "abs": aten.abs.default}
 
@@ -90,12 +107,14 @@ class _Entry:
     """A number that was handed out, and its Value.
 
     bound: what its magnitude cannot exceed as long as it is finite. pinned: its value is an outcome.
+    addition: the operands, when it is a sum, or a difference.
     """
 
     number: float
     value: Value
     bound: float
     pinned: bool = False
+    addition: tuple[Any, Any, bool] | None = None
 
 
 def number_outcome(number: float) -> Outcome:
@@ -117,11 +136,14 @@ class Numbers:
         self._class: type[float] | None = None
 
     def __enter__(self) -> Numbers:
+        self._math = math_calls(self)
+        self._math.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
+        self._math.__exit__(kind, error, where)
         for entry in self._entries.values():
             become_float(entry.number)
 
@@ -156,6 +178,34 @@ class Numbers:
         """The Value of a number that was handed out, whether or not it is a plain float by now."""
         entry = self._entries.get(id(number))
         return None if entry is None else entry.value
+
+    def is_traced(self, number: object) -> bool:
+        """Whether it was handed out."""
+        return id(number) in self._entries
+
+    def last_addition(self, number: object) -> tuple[Any, Any]:
+        """See `trace.notes.TracedNumbers`."""
+        entry = self._entries.get(id(number))
+        if entry is None or entry.addition is None or entry.pinned:
+            return ABSENT, ABSENT
+        left, right, subtracts = entry.addition
+        if not subtracts:
+            return left, right
+        if not self.is_traced(right):
+            return left, -right
+        amount = self.unary("neg", right)
+        become_float(amount)  # which no code of the user's has
+        return left, amount
+
+    def added(self, number: object, before: object) -> Any:
+        """See `trace.notes.TracedNumbers`."""
+        old, amount = self.last_addition(number)
+        return amount if old is before else ABSENT
+
+    def forget_additions(self) -> None:
+        """After the trace: what sums were made of is not held for that any more."""
+        for entry in self._entries.values():
+            entry.addition = None
 
     def may_exceed(self, number: float, limit: float) -> bool:
         """Whether another run may find a larger finite number here."""
@@ -232,6 +282,8 @@ class Numbers:
         if operand is None:
             return getattr(float, f"__r{name}__" if reflected else f"__{name}__")(number, other)
         left, right = (other, number) if reflected else (number, other)
+        if name in CALLED:
+            return self.call(_CALLS[name], (left, right))
         if name == "truediv" and (isinstance(operand, Value) or reflected):
             divisor = self._entries[id(right)].value
             self._see_truth(aten.eq.Scalar, (divisor, 0.0), float.__eq__(right, 0.0))
@@ -245,7 +297,60 @@ class Numbers:
             # The first operand of ATen's binary ops is a tensor.
             args = (own, operand) if name in ("add", "mul") else (self._recorder.constant(operand), own)
         bound = _BOUNDS[name](self._entries[id(number)].bound, self._bound(other))
-        return self.hand_out(real, self._recorder.emit(op, args, {}, SCALAR), bound)
+        result = self.hand_out(real, self._recorder.emit(op, args, {}, SCALAR), bound)
+        if name in ("add", "sub"):
+            self._entries[id(result)].addition = left, right, name == "sub"
+        return result
+
+    def call(self, function: Callable[..., Any], operands: tuple[Any, ...]) -> Any:
+        """`function(*operands)`, of floats and numbers to a float, as Python computes it."""
+        traced = [operand for operand in operands if type(operand) is self._class]
+        try:
+            real = function(*map(_plain, operands))
+        except (ArithmeticError, ValueError):
+            for number in traced:  # whether it raises depends on them
+                self.pin(number)
+            raise
+        if type(real) is not float:
+            for number in traced:
+                self.pin(number)
+            return real
+        values = [self._entries[id(each)].value if type(each) is self._class else _plain(each) for each in operands]
+        if not self._recorder.is_recording() or all(self._own(number) is None for number in traced):
+            return real
+        return self.hand_out(real, self._recorder.emit(compute, (function, *values), {}, SCALAR), math.inf)
+
+    def math_call(self, function: Callable[..., Any], operands: tuple[Any, ...]) -> Any:
+        """A function of `math` is called with `operands`, some of which are floats or tensors."""
+        numbers = tuple([self._number_in(operand) for operand in operands])
+        traced = [number for number in numbers if type(number) is self._class]
+        if not traced:
+            return function(*numbers)
+        whole = [number for number in numbers if type(number) is int and abs(number) <= _LARGEST_EXACT]
+        plain = [number for number in numbers if type(number) is float]
+        if len(whole) + len(plain) + len(traced) < len(numbers):
+            for number in traced:
+                self.pin(number)
+            return function(*numbers)
+        test = _TESTS.get(function)
+        if test is None:
+            return self.call(function, numbers)
+        (number,) = traced
+        truth: bool = function(_plain(number))
+        own = self._own(number)
+        if own is not None and self._recorder.is_recording():
+            if test is aten.ne.Tensor:
+                self._see_truth(test, (own, own), truth)
+            else:
+                size = self._recorder.emit(aten.abs.default, (own,), {}, SCALAR)
+                self._see_truth(test, (size, math.inf), truth)
+        return truth
+
+    def _number_in(self, operand: Any) -> Any:
+        """The number in a tensor of one, as C code would take it from there."""
+        if isinstance(operand, torch.Tensor) and operand.numel() == 1 and operand.is_floating_point():
+            return operand.item()
+        return operand
 
     def compare(self, name: str, number: float, other: Any) -> Any:
         operand = self._operand(number, other)

@@ -8,6 +8,8 @@ it unrounded. So the Value is first converted to what the op's kernel would make
   it further where it needs to.
 - tensors made of a number: to their own dtype.
 
+Arguments that are numbers in every overload (`alpha`, an exponent) are handed on as numbers (`ops.python_numbers`).
+
 `tests/trace/test_numbers_calls.py` holds every entry against eager, bit for bit, over dtypes. Numbers that reach other
 functions, or by another argument, are pinned.
 """
@@ -24,6 +26,7 @@ import torch
 
 from dsjit.ir.graph import Arg, Node, Source, TensorType, Value
 from dsjit.ops.binding import bind_arguments
+from dsjit.ops.python_numbers import with_number
 from dsjit.trace.memory import Memory
 from dsjit.trace.numbers import Numbers, number_outcome
 from dsjit.trace.outcome import OutcomeKind
@@ -83,6 +86,18 @@ _FILLINGS: Final[dict[Any, _Filling]] = {
 }
 
 
+_SCALARS: Final[dict[Any, str]] = {
+    aten.add.Tensor: "alpha",
+    aten.sub.Tensor: "alpha",
+    aten.addcdiv.default: "value",
+    aten.addcmul.default: "value",
+    aten.pow.Tensor_Scalar: "exponent",
+    aten.pow.Scalar: "self",
+}
+"""Arguments that no overload takes as a tensor, and on which neither shape nor dtype depend: the op is called as it is,
+with the number of the moment."""
+
+
 def _functions(*names: str) -> frozenset[Any]:
     """Everything in torch that goes by one of these names: functions, methods, in-place methods."""
     owners = (torch, torch.Tensor, torch.special)
@@ -100,6 +115,7 @@ _KEEPING: Final = _functions(
     *("__rsub__", "__rdiv__", "__rtruediv__", "__eq__", "__ne__"),
     *("eq", "ne", "not_equal", "lt", "less", "le", "less_equal", "gt", "greater", "ge", "greater_equal"),
     *("clamp", "clip", "clamp_min", "clamp_max", "lerp", "where", "masked_fill", "fill"),
+    *("addcdiv", "addcmul", "pow", "__pow__", "__rpow__"),
     *("full", "full_like", "new_full", "scalar_tensor"),
 )
 """Functions that hand a number on to ATen as it is, whatever it is."""
@@ -156,7 +172,7 @@ def _replace_number(
         return None
     nodes[position : position + 1] = replacement
     operand = _OPERANDS.get(node.op)
-    if operand is not None and not operand.checked:
+    if _SCALARS.get(node.op) == name or (operand is not None and not operand.checked):
         return math.inf
     return torch.finfo(node.output.type.dtype).max
 
@@ -173,6 +189,8 @@ def _replacement(node: Node, name: str, value: Value, fresh: Callable[[TensorTyp
     if len(node.outputs) != 1 or node.mutates or node.output.type.device.type != "cpu":
         return None
     bound = bind_arguments(node.op, node.args, node.kwargs)
+    if _SCALARS.get(node.op) == name:
+        return [_called_with(node, name, value)]
     operand = _OPERANDS.get(node.op)
     if node.op is aten.clamp.default:
         operand = _clamp_operand(bound)
@@ -195,6 +213,17 @@ def _replacement(node: Node, name: str, value: Value, fresh: Callable[[TensorTyp
         made = replace(_with(node, name, 0.0), outputs=(empty,))
         return [cast, made, Node(aten.fill.Tensor, (empty, own), {}, node.outputs, node.source)]
     return None
+
+
+def _called_with(node: Node, name: str, value: Value) -> Node:
+    """The call of `node` with the number `value` as its argument `name`."""
+    if name in node.kwargs:
+        kwargs = {other: arg for other, arg in node.kwargs.items() if other != name}
+        return Node(with_number, (node.op, name, value, *node.args), kwargs, node.outputs, node.source)
+    names = [a.name for a in node.op._schema.arguments]  # type: ignore[attr-defined]
+    place = names.index(name)
+    args = (*node.args[:place], *node.args[place + 1 :])
+    return Node(with_number, (node.op, place, value, *args), node.kwargs, node.outputs, node.source)
 
 
 def _clamp_operand(bound: Mapping[str, Arg]) -> _Operand | None:

@@ -121,7 +121,7 @@ def _harms(code: types.CodeType) -> Iterator[Harm]:
         elif each.argval == "__dict__" and each.opname in _ATTRIBUTES and not _is_self(body[at - 1]):
             yield Harm("__dict__")
         elif each.opname == "BINARY_OP" and at >= 2:
-            yield from _operator_harms(each.argrepr.rstrip("="), body[at - 2], body[at - 1])
+            yield from _operator_harms(each.argrepr.rstrip("="), _left_operand(code, each.offset), body[at - 1])
 
 
 def _holds_complex(const: object) -> bool:
@@ -134,10 +134,23 @@ def _constant(instruction: dis.Instruction) -> object:
     return instruction.argval if instruction.opname == "LOAD_CONST" else ABSENT
 
 
-def _operator_harms(operator: str, before: dis.Instruction, last: dis.Instruction) -> Iterator[Harm]:
+def _left_operand(code: types.CodeType, offset: int) -> object:
+    """The left operand of the binary operator at `offset` when it is a constant; else ABSENT."""
+    before = [each for each in dis.get_instructions(code) if each.offset < offset and each.opname != "CACHE"]
+    depth = 0
+    while before:
+        each = before.pop()
+        if each.opcode in dis.hasjrel or each.opcode in dis.hasjabs or each.is_jump_target:
+            return ABSENT
+        depth += dis.stack_effect(each.opcode, each.arg if each.opcode >= dis.HAVE_ARGUMENT else None)
+        if depth == 1:  # the right operand begins here
+            return _constant(before[-1]) if before else ABSENT
+    return ABSENT
+
+
+def _operator_harms(operator: str, left: object, last: dis.Instruction) -> Iterator[Harm]:
     """`%` formats when its left operand is a string; `**` of a negative number may be a complex one."""
     right = _constant(last)
-    left = _constant(before) if last.opname in _SIMPLE_LOADS else ABSENT
     if operator == "%" and not (isinstance(right, int | float | str) or isinstance(left, int | float)):
         yield Harm("the operator %, which may be formatting", lasting=False)
     if operator == "**" and not (isinstance(right, int) or (isinstance(left, int | float) and left > 0)):

@@ -27,6 +27,8 @@ import importlib
 import itertools
 import os
 import sys
+import threading
+import time
 import types
 import typing
 import weakref
@@ -194,6 +196,7 @@ _FUNCTIONS: Final = frozenset(
         (
             *(len, isinstance, issubclass, callable, id, abs, round, repr, format, iter, next, all, any, hash, divmod),
             *(getattr, setattr, hasattr, delattr, ascii, chr),
+            *(time.time, time.time_ns, os.getpid, os.fspath, threading.get_ident, sys._getframe),
             # From CPython 3.12 on, the sum of floats (and of nothing else) is compensated.
             *((sum,) if sys.version_info < (3, 12) else ()),
         ),
@@ -256,12 +259,16 @@ _TOOLS: Final = frozenset(
 """What the tracer itself uses."""
 
 _AUDITED: Final = frozenset(
-    {"contextlib", "functools", "types", "abc", "enum", "torch.overrides", "torch.utils._contextlib",
+    {"contextlib", "functools", "types", "abc", "enum", "logging", "torch.overrides", "torch.utils._contextlib",
      "torch.autograd.grad_mode", "torch.utils._python_dispatch", "torch.amp.autocast_mode", "torch._VF",
      "torch.nn.modules.container", "torch.nn.modules.rnn"}
 )  # fmt: skip
 """Library modules that do nothing with a number but keep it, hand it on, and hash it. (What they get by a name made at
 run time are parameters of modules; what they ask the type of are modules and tensors.)"""
+
+
+_FORMATTING: Final = frozenset({"getMessage", "format", "formatMessage", "_format"})
+"""What `logging` does with the arguments of a record when it is shown; the journal shows it plain floats."""
 
 
 class _Running:
@@ -288,7 +295,7 @@ def _library_harm(running: _Running) -> Harm | None:
 def harmful_code(code: types.CodeType, scope: dict[str, Any]) -> Harm | None:
     """What is harmful about code that runs in the globals `scope`, or None: its instructions, and what its names
     reach in its globals and in modules."""
-    if scope.get("__name__") in _AUDITED:
+    if scope.get("__name__") in _AUDITED and not (scope["__name__"] == "logging" and code.co_name in _FORMATTING):
         return None
     if is_library_code(code, scope):
         return _library_harm(_Running(code, scope))

@@ -13,10 +13,13 @@ import gc
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
-__all__ = ["ARITHMETIC", "COMPARISONS", "NumberListener", "become_float", "can_become_float", "number_class"]
+__all__ = ["ARITHMETIC", "CALLED", "COMPARISONS", "NumberListener", "become_float", "can_become_float", "number_class"]
 
 ARITHMETIC: Final = ("add", "sub", "mul", "truediv")
 """Names of binary operators (without underscores) that a Graph computes as Python does: IEEE 754 fixes the result."""
+
+CALLED: Final = ("pow", "floordiv", "mod")
+"""Names of binary operators that no ATen op computes to the same bit: a Graph calls Python's own."""
 
 COMPARISONS: Final = ("lt", "le", "gt", "ge", "eq", "ne")
 
@@ -24,8 +27,8 @@ _UNARY: Final = ("neg", "abs")
 
 _SEEN: Final = frozenset(
     {
-        *(f"__{name}__" for name in (*ARITHMETIC, *COMPARISONS, *_UNARY)),
-        *(f"__r{name}__" for name in ARITHMETIC),
+        *(f"__{name}__" for name in (*ARITHMETIC, *CALLED, *COMPARISONS, *_UNARY)),
+        *(f"__r{name}__" for name in (*ARITHMETIC, *CALLED)),
         *("__bool__", "__int__", "__trunc__", "__round__", "__pos__", "__new__", "__getattribute__", "__doc__"),
         *("conjugate", "real", "imag", "fromhex", "__getformat__"),
     }
@@ -65,7 +68,7 @@ def number_class(listener: NumberListener) -> type[float]:
         "real": property(lambda self: self),
         "imag": property(lambda self: 0.0),
     }
-    for name in ARITHMETIC:
+    for name in (*ARITHMETIC, *CALLED):
         entries[f"__{name}__"] = _binary(listener, name, False)
         entries[f"__r{name}__"] = _binary(listener, name, True)
     for name in COMPARISONS:
@@ -77,7 +80,10 @@ def number_class(listener: NumberListener) -> type[float]:
 
 
 def _binary(listener: NumberListener, name: str, reflected: bool) -> Callable[[float, Any], Any]:
-    def method(self: float, other: Any) -> Any:
+    def method(self: float, other: Any, *modulus: Any) -> Any:
+        if modulus:  # of the function pow, which no float has
+            listener.pin(self)
+            return getattr(float, f"__{name}__")(self, other, *modulus)
         return listener.binary(name, self, other, reflected)
 
     return method

@@ -20,9 +20,9 @@ import logging
 import os
 import sys
 import types
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from enum import Enum
 from typing import Any, Final
 
 import torch
@@ -31,14 +31,17 @@ from dsjit.errors import CaptureError
 from dsjit.ir.graph import UNKNOWN_SOURCE, Source
 from dsjit.trace.accumulators import CANDIDATES, Accumulators
 from dsjit.trace.before import MODULE_TABLES
+from dsjit.trace.drawn import met_state
 from dsjit.trace.effects import Effect, EffectFinder, EffectKind, Problem, changing_facts, stored_attribute
 from dsjit.trace.facts import ARGS_SLOT, FUNCTION_SLOT, KWARGS_SLOT, TensorOf
 from dsjit.trace.forbidden import FORBIDDEN_NAMES, PASSING, RandomStates, blame, forbidden_builtin, forbidden_code
 from dsjit.trace.guards import Guard
 from dsjit.trace.library import is_library_code, is_library_file, is_stdlib_file
-from dsjit.trace.notes import Node, Notes
+from dsjit.trace.lookup import Where, where_stored
+from dsjit.trace.notes import Node, Notes, TracedNumbers
 from dsjit.trace.numbers_leaks import LeakWatch
 from dsjit.trace.open_shapes import OpenShapes
+from dsjit.trace.overlap import SharedMemory
 from dsjit.trace.patching import PATCHES
 from dsjit.trace.paths import (
     ABSENT,
@@ -60,29 +63,6 @@ from dsjit.trace.state import TorchState, foreign_modes
 from dsjit.trace.uses import may_add
 
 __all__ = ["Effect", "EffectKind", "Observer", "Problem"]
-
-
-class _Where(Enum):
-    """Where the value of an attribute is stored, as far as its class tells."""
-
-    INSTANCE = 0
-    SLOT = 1
-    WHOLE = 2
-    CLASS = 3
-    NOWHERE = 4
-
-
-def _where(entry: Any, name: str) -> _Where:
-    """entry: what the class has under the name, or ABSENT."""
-    if name in ("__class__", "__weakref__", "_compiled_call_impl"):  # the last one is how a module is called
-        return _Where.NOWHERE
-    if name == "__dict__":
-        return _Where.WHOLE
-    kind = type(entry)
-    if not hasattr(kind, "__set__") and not hasattr(kind, "__delete__"):
-        return _Where.INSTANCE
-    stored = kind is types.MemberDescriptorType or kind is types.GetSetDescriptorType
-    return _Where.SLOT if stored else _Where.CLASS
 
 
 _MODULE_WRITERS: Final = frozenset(
@@ -109,7 +89,7 @@ class Observer:
         self.before = self._notes.before
         self._accumulators = self._scopes.accumulators = Accumulators(self._notes)
         self.leaks = LeakWatch(self._notes.found, self._scopes.classes)
-        self._lookups: dict[tuple[type, str], _Where] = {}
+        self._lookups: dict[tuple[type, str], Where] = {}
         self.seen: set[tuple[int, str]] = set()
         self._writes: dict[tuple[int, str], tuple[Node, Any]] = {}
         self._sources: dict[tuple[int, str], Source] = {}
@@ -209,9 +189,14 @@ class Observer:
         root = self._function if node.origin == FUNCTION_SLOT else self._notes.roots[node.origin]
         return Location(HELD, root, tuple(reversed(steps)))
 
-    def listen_to_numbers(self, is_traced: Callable[[object], object]) -> None:
-        """is_traced: the Value of a number that the call took out of a tensor; None for others."""
-        self._notes.is_traced = is_traced
+    def listen_to_numbers(self, numbers: TracedNumbers) -> None:
+        """numbers: those that the call takes out of tensors."""
+        self._notes.numbers = numbers
+
+    @property
+    def sums(self) -> Mapping[int, int]:
+        """How often traced numbers were left where something was added, by id; known once the `with` block ended."""
+        return Counter(self._accumulators.sums)
 
     def is_watching(self) -> bool:
         """Whether what runs now is the traced code."""
@@ -227,6 +212,11 @@ class Observer:
     def note_answer(self, owner: Any, label: str, step: Asked | Item) -> None:
         """The call depends on what `owner`, which a guard holds itself, answers."""
         self._undisturbed(lambda: self._notes.note(self._notes.root_node(owner, label), step, step.get(owner)))
+
+    def state_of(self, generator: torch.Generator) -> tuple[torch.Generator, torch.Tensor] | None:
+        """See `trace.drawn.StateOf`."""
+        found: tuple[torch.Generator, torch.Tensor] | None = self._undisturbed(met_state, self._notes, generator)
+        return found
 
     def tensors_met(self) -> tuple[tuple[Path, torch.Tensor, TensorOf], ...]:
         """All tensors met so far, where, and what they were."""
@@ -245,14 +235,14 @@ class Observer:
 
     def build_guard(
         self, input_paths: Sequence[Path], written: frozenset[int], *, native: bool = True,
-        shapes: OpenShapes | None = None,
+        shapes: OpenShapes | None = None, shared: tuple[SharedMemory, ...] = (),
     ) -> Guard:  # fmt: skip
         """The check that later calls must pass. Call it after the `with` block, in the state of the trace.
 
         input_paths: from `path_of`, of the tensors that the Graph takes, without duplicates.
         written: which of them (by position) the Graph writes in place.
         native: whether known objects may be checked by native code; the result is the same either way.
-        shapes: which shapes the inputs may have, when these are open.
+        shapes: which shapes the inputs may have, when these are open. shared: memory of which several are parts.
         """
         slots = self._slots_of(input_paths)
         facts = self._notes.guarded_facts(self.asks_for_gradients)
@@ -269,6 +259,7 @@ class Observer:
             changing=changing_facts(self._notes, self._effects),
             met={node.slot: node.obj for node, _ in self._notes.metadata},
             shapes=shapes,
+            shared=shared,
         )
 
     def let_go(self) -> None:
@@ -330,7 +321,7 @@ class Observer:
             return
         node = self._notes.nodes.get(id(obj))
         if node is not None:
-            if type(value) in CANDIDATES:
+            if type(value) in CANDIDATES or self._notes.numbers.is_traced(value):
                 frame = sys._getframe(2)
                 if name == "__dict__" and frame.f_code in _MODULE_WRITERS:
                     return
@@ -404,14 +395,14 @@ class Observer:
         cls = type(node.obj)
         where = self._lookups.get((cls, name))
         if where is None:
-            where = self._lookups[cls, name] = _where(static_lookup(cls, name), name)
-            if where is not _Where.NOWHERE:
+            where = self._lookups[cls, name] = where_stored(static_lookup(cls, name), name)
+            if where is not Where.NOWHERE:
                 self._scopes.note_class(cls, name, whole=True)
-        if where is _Where.WHOLE:
+        if where is Where.WHOLE:
             self._notes.note_attributes(node)
-        elif where is _Where.SLOT:
+        elif where is Where.SLOT:
             self._notes.note(node, Slot(name), value)
-        elif where is _Where.INSTANCE:
+        elif where is Where.INSTANCE:
             entries = instance_dict(node.obj)
             self._notes.note(node, Attribute(name), ABSENT if entries is None else entries.get(name, ABSENT))
             if name in MODULE_TABLES:

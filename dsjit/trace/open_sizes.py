@@ -66,11 +66,12 @@ def changed_sizes(before: Met, now: Met, coupled: bool) -> OpenSizes | None:
     """The sizes that differ between two calls; None when the calls differ in more, or in nothing.
 
     Sizes that changed alike are one. coupled: so are sizes that have a constant difference (a mask that is one longer
-    than the cache).
+    than the cache). Sizes that were 0 or 1, which no program for open sizes serves, tell that they change, and no more.
     """
     if list(before) != list(now):
         return None
     table = _Table(coupled)
+    comparable = True
     for path, new in now.items():
         old = before[path]
         if old == new:
@@ -83,10 +84,12 @@ def changed_sizes(before: Met, now: Met, coupled: bool) -> OpenSizes | None:
         keeps = old.strides == new.strides
         if not changed or not (keeps or (_is_dense(old) and _is_dense(new))):
             return None
-        if any((old.shape[dim] or 0) < SMALLEST or (new.shape[dim] or 0) < SMALLEST for dim in changed):
+        if any((new.shape[dim] or 0) < SMALLEST for dim in changed):
             return None
+        comparable = comparable and all((old.shape[dim] or 0) >= SMALLEST for dim in changed)
         table.add(path, {dim: (old.shape[dim] or 0, new.shape[dim] or 0) for dim in changed}, keeps)
-    return table.sizes()
+    found = table.sizes()
+    return found if found is None or comparable else replace(found, before=None)
 
 
 def chosen_sizes(now: Met, dims: Mapping[Path, Iterable[int]]) -> OpenSizes | None:

@@ -89,17 +89,22 @@ class TemplateMaker:
     """Makes templates of several objects, between which sharing is kept.
 
     existed: tells objects from before the run from those born in it. is_traced: tells numbers that the run took out
-    of tensors from others (None). tensors: what fills the holes, with such numbers in their places.
+    of tensors from others (None). keeps_sizes: symbols of sizes fill holes, too, where they would be refused.
+    tensors: what fills the holes, with such numbers and symbols in their places.
     existing: the objects of before that the templates refer to. uses: ids of traced numbers, one entry for each place.
     """
 
     def __init__(
-        self, existed: Callable[[Any], bool], is_traced: Callable[[float], Any] = lambda number: None
+        self,
+        existed: Callable[[Any], bool],
+        is_traced: Callable[[float], Any] = lambda number: None,
+        keeps_sizes: bool = False,
     ) -> None:
+        self.keeps_sizes = keeps_sizes
         self.existed = existed
         self.is_traced = is_traced
         self.uses: list[int] = []
-        self.tensors: list[torch.Tensor | float] = []
+        self.tensors: list[torch.Tensor | float | torch.SymInt] = []
         self.holes: dict[int, int] = {}
         self.existing: list[Any] = []
         self.numbers: dict[int, int] = {}
@@ -128,6 +133,8 @@ class TemplateMaker:
         if type(obj) is float and self.is_traced(obj) is not None:
             self.uses.append(id(obj))
             return NumberHole(self._hole(obj))
+        if isinstance(obj, torch.SymInt) and self.keeps_sizes:
+            return Hole(self._hole(obj))
         if isinstance(obj, torch.SymInt | torch.SymBool | torch.SymFloat):
             raise TemplateError("the call hands out a size")
         if isinstance(obj, StandIn):
@@ -146,7 +153,7 @@ class TemplateMaker:
         self.kept.append(obj)
         return self._born(obj, label)
 
-    def _hole(self, obj: torch.Tensor | float) -> int:
+    def _hole(self, obj: torch.Tensor | float | torch.SymInt) -> int:
         if id(obj) not in self.holes:
             self.holes[id(obj)] = len(self.tensors)
             self.tensors.append(obj)

@@ -17,12 +17,13 @@ import torch
 
 from dsjit.errors import CaptureError
 from dsjit.trace.library import is_observable
-from dsjit.trace.paths import ABSENT, static_lookup
+from dsjit.trace.namespace_slots import NamespaceSlots, namespace_slots
+from dsjit.trace.paths import ABSENT, instance_dict, static_lookup
 
 __all__ = ["PATCHED_NAMES", "PATCHES", "Listener", "Patch", "patches_for"]
 
 Patch: TypeAlias = tuple[type, str]
-"""A class and the name of the method to wrap in it."""
+"""A class and the name of the method to wrap in it; of `types.SimpleNamespace`, all its slots."""
 
 PATCHED_NAMES: Final = frozenset({"__getattribute__", "__setattr__", "__delattr__", "__getattr__"})
 
@@ -49,6 +50,8 @@ class Listener(Protocol):
 
 def patches_for(cls: type) -> tuple[Patch, ...]:
     """Which methods of which classes to wrap so that every access to attributes of `cls`'s instances is seen."""
+    if cls is types.SimpleNamespace:
+        return ((cls, "__slots__"),)
     highest = next((base for base in reversed(cls.__mro__) if is_observable(base)), None)
     if highest is None:
         return ()
@@ -80,6 +83,7 @@ class _Register:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counts: dict[Patch, int] = {}
+        self._namespaces: NamespaceSlots | None = None
         self.current = _Current()
 
     def enter(self, listener: Listener) -> None:
@@ -97,6 +101,10 @@ class _Register:
                 if not self._counts[patch]:
                     del self._counts[patch]
                     cls, name = patch
+                    if cls is types.SimpleNamespace:
+                        assert self._namespaces is not None
+                        self._namespaces.give_back()
+                        continue
                     entry = cls.__dict__[name]
                     (own,) = entry.__dsjit_own__
                     if own is ABSENT:
@@ -109,7 +117,9 @@ class _Register:
         cls, name = patch
         with self._lock:
             count = self._counts.get(patch, 0)
-            if not count:
+            if not count and cls is types.SimpleNamespace:
+                self._take_namespaces()
+            elif not count:
                 own = cls.__dict__.get(name, ABSENT)
                 original = static_lookup(cls, name)
                 if hasattr(original, "__dsjit_original__"):  # inherited from a base that is wrapped right now
@@ -119,6 +129,38 @@ class _Register:
                 wrapper.__dsjit_original__ = original
                 type.__setattr__(cls, name, wrapper)
             self._counts[patch] = count + 1
+
+
+    def _take_namespaces(self) -> None:
+        """Raises TypeError where the slots of the class cannot be taken."""
+        if self._namespaces is None:
+            self._namespaces = namespace_slots(*_namespace_listeners(self.current))
+        if self._namespaces is None:
+            raise TypeError("types.SimpleNamespace cannot be changed")
+        self._namespaces.take()
+
+
+def _namespace_listeners(
+    current: _Current,
+) -> tuple[Callable[[Any, str | None, Any], None], Callable[[Any, str, Any], None]]:
+    def on_read(namespace: Any, name: str | None, other: Any) -> None:
+        listener = current.listener
+        if listener is None:
+            return
+        entries = instance_dict(namespace) or {}
+        if name is None or (name not in entries and name.startswith("__") and name != "__class__"):
+            listener.on_opaque_read(namespace)
+            if type(other) is types.SimpleNamespace:
+                listener.on_opaque_read(other)
+        elif (id(namespace), name) not in listener.seen:
+            listener.on_read(namespace, name, entries.get(name, ABSENT))
+
+    def on_write(namespace: Any, name: str, value: Any) -> None:
+        listener = current.listener
+        if listener is not None:
+            listener.on_write(namespace, name, value)
+
+    return on_read, on_write
 
 
 def _wrap_getattribute(current: _Current, original: Callable[[Any, str], Any]) -> Callable[..., Any]:

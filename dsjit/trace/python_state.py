@@ -72,9 +72,10 @@ class Surroundings(Protocol):
 
 
 class StateWatch:
-    """Takes the state at the looks of one trace. told: how many things were printed, logged and warned so far."""
+    """Takes the state at the looks of one trace. told: tells apart how many things were printed, logged and warned so
+    far, and what was drawn from generators of the caller's."""
 
-    def __init__(self, observer: Surroundings, memory: Memory, numbers: Numbers, told: Callable[[], int]) -> None:
+    def __init__(self, observer: Surroundings, memory: Memory, numbers: Numbers, told: Callable[[], Hashable]) -> None:
         self._observer = observer
         self._memory = memory
         self._numbers = numbers
@@ -89,7 +90,7 @@ class StateWatch:
         frame: types.FrameType | None = sys._getframe(1)
         while frame is not None and is_own_file(frame.f_code.co_filename):
             frame = frame.f_back
-        if frame is None or sys.gettrace() is not None:
+        if frame is None or sys.gettrace() is not None or self._memory.regions:
             return None
         with self._observer.undisturbed(), torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
             return self._state(kind, frame, looked, tensors)

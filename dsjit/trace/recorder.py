@@ -18,9 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dsjit.ir.graph import Arg, Node, Source, TensorType, Value
 from dsjit.ops.binding import bind_arguments
+from dsjit.ops.calls import fill
 from dsjit.ops.generator import generator_state, seed_generator, set_generator_state
 from dsjit.ops.properties import is_dynamic, shares_memory
 from dsjit.ops.strided import strided_view
+from dsjit.trace.drawn import DrawnGenerators, StateOf
 from dsjit.trace.escape import EscapeWatch
 from dsjit.trace.generator import GeneratorWatch
 from dsjit.trace.memory import CannotTrace, Memory, RootView, TracedTensor, tensor_type
@@ -66,6 +68,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     at: the line to which ops belong, when it is not the one that is running. forward_sources: the lines of autograd's
         nodes, by their numbers.
     state_at: tells Python's state at a look (see `trace.python_state`).
+    state_of: tells the states of the caller's generators.
     escapes, generator: to be active around the recorder; they notice content that leaves the tensor world, and what
         is done to the state of the random generator.
     """
@@ -76,6 +79,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         sources: SourceFinder,
         pauses: tuple[Callable[[], None], Callable[[], None]],
         may_hand_out: Callable[[], bool] = lambda: False,
+        state_of: StateOf = lambda generator: None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.pause, self.resume = pauses
@@ -91,6 +95,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.escapes = EscapeWatch(self._on_escape, self._listener(self._on_look), self._on_item)
         self.generator = GeneratorWatch(self._listener(self._on_generator))
         self.state_at: StateAtLook = lambda kind, looked, tensors: None
+        self.generators = DrawnGenerators(self.memory, state_of)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -109,6 +114,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
+        if facts.per_tensor and _on_cpu(args):
+            with self:
+                return func._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args, **kwargs)
         if self.problems:
             return func(*args, **kwargs)
         self.pause()
@@ -134,8 +142,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             result = func(*args, **kwargs)
         if recorded is None:
             return result
+        start = len(self.memory.nodes)
         try:
             self._record(func, args, kwargs, recorded[0], recorded[1], result, source)
+            self.generators.replace(start)
         except Exception as error:
             self.problems.append(_untraceable(error, source))
         return result
@@ -263,7 +273,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if isinstance(arg, list | tuple):
             return tuple([self._argument(func, item) for item in arg])
         if isinstance(arg, torch.Generator):
-            raise CannotTrace("a torch.Generator object is used explicitly")
+            return self.generators.argument(arg)
         if isinstance(arg, torch.SymInt | torch.SymFloat | torch.SymBool):
             raise CannotTrace("symbolic sizes of another tracer are used")
         return arg
@@ -329,7 +339,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if not shares_memory(func):
                     raise CannotTrace(f"{func} returns memory of an argument, which its schema does not say")
                 view = (func, read_args[1:], read_kwargs, number, tuple([each.type for each in outputs]))
-                record = TracedTensor(weakref.ref(t), parent.storage, value, parent.storage.version, parent, view)
+                version, offset = parent.storage.version, int(t.storage_offset())
+                record = TracedTensor(weakref.ref(t), parent.storage, value, version, offset, parent, view)
                 self.memory.tensors[id(t)] = record
             else:
                 self.memory.remember_root(t, value)
@@ -377,15 +388,22 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for t in targets:
             record = self.memory.lookup(t)
             if record is not None and record.storage.shared:
-                raise CannotTrace("arguments that share memory are written to")
+                self.memory.merge(t)
             if record is not None and record.value.type != tensor_type(t):
                 raise CannotTrace(f"{func} resizes its output")
         kept = {k: v for k, v in read_kwargs.items() if k not in facts.writes_kwargs}
         pure = functional_variant(func) if func.name() not in UNDECLARED_WRITES else None
+        outputs: tuple[Value, ...] | None = None
         if pure is not None:
             full = bind_arguments(func, read_args, kept)
             positional = tuple(full[a.name] for a in pure._schema.arguments if not a.kwarg_only)
             outputs = self._call_functional(pure, positional, kept, targets, source, facts.random)
+        if outputs is not None:
+            pass
+        elif facts.writes_kwargs == ("out",):
+            outputs = (self.memory.fresh(tensor_type(targets[0])),)
+            arguments = (func, read_kwargs["out"], *read_args)
+            self.memory.nodes.append(Node(fill, arguments, kept, outputs, source, (1,), facts.random))
         elif facts.writes_kwargs:
             raise CannotTrace(f"{func} has no functional form")
         else:
@@ -408,14 +426,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         targets: list[torch.Tensor],
         source: Source,
         random: bool,
-    ) -> tuple[Value, ...]:
+    ) -> tuple[Value, ...] | None:
+        """None when the functional form may compute in another dtype than the one that writes to its target."""
         types = [tensor_type(t) for t in targets]
         if len(types) == 1:
             # The functional form may promote to a wider dtype than the target has.
             probe = _functional_dtype(pure, args, kwargs, types[0].dtype)
             if probe is not types[0].dtype:
-                if torch.Tag.pointwise not in pure.tags:  # others may compute in the dtype of their target
-                    raise CannotTrace(f"{pure} writes to a tensor of another dtype")
+                if torch.Tag.pointwise not in pure.tags:
+                    return None
                 wide = TensorType(types[0].shape, probe, types[0].strides, types[0].device)
                 value, narrow = self.memory.fresh(wide), self.memory.fresh(types[0])
                 self.memory.nodes.append(Node(pure, args, kwargs, (value,), source, effect=random))
@@ -438,11 +457,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def recording(self, name: str) -> Recording:
         """The whole run; to be called when its results have been located."""
+        inputs = [value for value, _ in self.memory.inputs] + [region.value for region in self.memory.regions]
+        before = len(self.memory.prologue)
         return Recording(
             name=name,
-            inputs=tuple(value for value, _ in self.memory.inputs),
-            nodes=tuple(self.memory.nodes),
-            looks=tuple(self.looks),
+            inputs=tuple(inputs),
+            nodes=(*self.memory.prologue, *self.memory.nodes),
+            looks=tuple([replace(look, position=look.position + before) for look in self.looks]),
             constants=dict(self.constants),
         )
 
@@ -463,6 +484,12 @@ def _result_type(t: torch.Tensor | None) -> TensorType:
     if t.is_neg():
         raise CannotTrace("lazily negated tensors are not compiled")
     return tensor_type(t)
+
+
+def _on_cpu(args: tuple[Any, ...]) -> bool:
+    """Whether the lists of tensors among the arguments are on the CPU, whose kernels take them one by one."""
+    lists = [arg for arg in args if isinstance(arg, list | tuple)]
+    return all(item.device.type == "cpu" for items in lists for item in items if isinstance(item, torch.Tensor))
 
 
 def _is_training(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

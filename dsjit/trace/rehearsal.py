@@ -30,6 +30,7 @@ from dsjit.trace.open_shapes import OpenShapes
 from dsjit.trace.open_sizes import SMALLEST, OpenSizes, resize
 from dsjit.trace.outputs import TemplateError
 from dsjit.trace.recorder import Recorder
+from dsjit.trace.replay import Returned, ReturnedSize
 from dsjit.trace.rewind import rewound, undo
 from dsjit.trace.size_rules import rounds_sizes, ruled_part
 from dsjit.trace.source import SourceFinder
@@ -159,7 +160,7 @@ def _conclude(
     name: str,
     sizes: OpenSizes,
 ) -> Rehearsal:
-    description = describe(result, observer, lead, ())
+    description = describe(result, observer, lead, (), keeps_sizes=True)
     items = [item for item in description.maker.tensors if isinstance(item, torch.Tensor)]
     followers = [run.followers(tensor) for tensor in items]
     ended = [conclude(lead, items, name)]
@@ -171,7 +172,7 @@ def _conclude(
     if any(_rounds_open_sizes(graphs, number) for number in range(len(graphs[0].nodes))):
         raise Abandoned("an op rounds sizes that are open")
     returned_maker = TemplateMaker(run.fit)
-    returned = returned_maker.make([each.returned for each in ended])
+    returned = returned_maker.make([_returned(description, each, run, number) for number, each in enumerate(ended)])
     paths = [observer.path_of(tensor) for _, tensor in lead.memory.inputs]
     positions = {path: number for number, path in enumerate(paths)}
     try:
@@ -193,6 +194,19 @@ def _conclude(
         description=description,
         returned=returned,
         sizes=tuple(returned_maker.sizes),
+    )
+
+
+def _returned(
+    description: Description, ended: Conclusion, run: Lockstep, number: int
+) -> tuple[Returned | ReturnedSize, ...]:
+    """How run number `number` obtains what the result and the effects hold."""
+    tensors = iter(ended.returned)
+    return tuple(
+        [
+            ReturnedSize(run.size_of(item, number)) if isinstance(item, torch.SymInt) else next(tensors)
+            for item in description.maker.tensors
+        ]
     )
 
 

@@ -19,7 +19,7 @@ from dsjit.trace.outputs import Fixed, Hole, Template, build_template
 from dsjit.trace.paths import Step
 from dsjit.trace.writes import Write
 
-__all__ = ["HELD", "Location", "Recipe", "Returned"]
+__all__ = ["HELD", "Location", "Recipe", "Returned", "ReturnedSize"]
 
 HELD: Final = -1
 
@@ -39,6 +39,16 @@ class Returned:
         if self.view is not None:
             tensor = strided_view(tensor, *self.view)
         return tensor.detach() if self.detached else tensor
+
+
+@dataclass(frozen=True, slots=True)
+class ReturnedSize:
+    """A size that the call hands out."""
+
+    size: int
+
+    def fetch(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> Any:
+        return self.size
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +75,7 @@ class Recipe:
     """
 
     result: Template
-    returned: tuple[Returned, ...]
+    returned: tuple[Returned | ReturnedSize, ...]
     found: tuple[Location, ...]
     events: tuple[tuple[Event, Template], ...] = ()
     writes: tuple[tuple[Write, int, Template], ...] = ()

@@ -27,6 +27,7 @@ class OpTraits:
     writes_kwargs: names of keyword-only arguments that it writes to (`out=`).
     aliases: some result is a view of an argument (and nothing is written).
     composite: it is defined by calling other ops, and has no kernel of its own.
+    per_tensor: it does to each tensor of a list what another op does to one, and calls that.
     random: it draws from a random generator.
     dynamic: the shape of its result depends on the content of its arguments.
     metadata: it changes the sizes, strides or storage of an argument in place.
@@ -37,6 +38,7 @@ class OpTraits:
     writes_kwargs: tuple[str, ...]
     aliases: bool
     composite: bool
+    per_tensor: bool
     random: bool
     dynamic: bool
     metadata: bool
@@ -64,6 +66,7 @@ def traits(op: Any) -> OpTraits:
         writes_kwargs=tuple(writes_kwargs),
         aliases=aliases,
         composite=composite,
+        per_tensor=schema.name.startswith("aten::_foreach") and has(name, "CompositeExplicitAutograd"),
         random=torch.Tag.nondeterministic_seeded in op.tags,
         dynamic=torch.Tag.dynamic_output_shape in op.tags,
         metadata=torch.Tag.inplace_view in op.tags or schema.name in ("aten::resize_", "aten::set_"),

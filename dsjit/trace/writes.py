@@ -20,6 +20,7 @@ __all__ = [
     "SetCell",
     "SetClass",
     "SetEntry",
+    "SetGenerator",
     "SetSlot",
     "SetTail",
     "Write",
@@ -46,6 +47,12 @@ def _set(entries: dict[Any, Any], key: Any, value: Any) -> None:
     put(entries, key, value)
 
 
+def _sum(total: Any, amounts: tuple[int | float, ...]) -> Any:
+    for amount in amounts:
+        total += amount
+    return total
+
+
 @dataclass(frozen=True, slots=True)
 class SetEntry:
     """`entries[key] = value`, or its deletion when the value is ABSENT. last: the key moves to the end."""
@@ -64,18 +71,14 @@ class SetEntry:
 
 @dataclass(frozen=True, slots=True)
 class AddEntry:
-    """`entries[key] += amount`, for each amount."""
+    """`entries[key] += amount`, for each amount in `value`."""
 
     where: Attribute | InstanceKeys | None
     key: Any
-    amounts: tuple[int | float, ...]
 
     def apply(self, owner: Any, value: Any) -> None:
         entries = _entries(owner, self.where)
-        total = dict.__getitem__(entries, self.key)
-        for amount in self.amounts:
-            total += amount
-        _set(entries, self.key, total)
+        _set(entries, self.key, _sum(dict.__getitem__(entries, self.key), value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,32 +97,26 @@ class SetSlot:
 
 @dataclass(frozen=True, slots=True)
 class AddSlot:
-    """Adds to a number in a slot."""
+    """The same for a number in a slot."""
 
     name: str
-    amounts: tuple[int | float, ...]
 
     def apply(self, owner: Any, value: Any) -> None:
         member = static_lookup(type(owner), self.name)
-        total = member.__get__(owner)
-        for amount in self.amounts:
-            total += amount
-        member.__set__(owner, total)
+        member.__set__(owner, _sum(member.__get__(owner), value))
 
 
 @dataclass(frozen=True, slots=True)
 class SetCell:
-    """Sets or empties a closure cell of a function; with `amounts`, adds to the number in it."""
+    """Sets or empties a closure cell of a function; with `adds`, adds the amounts in `value` to the number in it."""
 
     index: int
-    amounts: tuple[int | float, ...] | None = None
+    adds: bool = False
 
     def apply(self, owner: Any, value: Any) -> None:
         cell = owner.__closure__[self.index]
-        if self.amounts is not None:
-            value = cell.cell_contents
-            for amount in self.amounts:
-                value += amount
+        if self.adds:
+            value = _sum(cell.cell_contents, value)
         if value is not ABSENT:
             cell.cell_contents = value
         else:
@@ -164,7 +161,15 @@ class Extend:
         list.extend(owner, value)
 
 
-Write: TypeAlias = SetEntry | AddEntry | SetSlot | AddSlot | SetCell | SetClass | SetTail | Extend
+@dataclass(frozen=True, slots=True)
+class SetGenerator:
+    """Puts a random generator into the state `value`."""
+
+    def apply(self, owner: Any, value: Any) -> None:
+        owner.set_state(value)
+
+
+Write: TypeAlias = SetEntry | AddEntry | SetSlot | AddSlot | SetCell | SetClass | SetTail | Extend | SetGenerator
 
 
 def written_place(write: Write, owner: Any) -> Key | None:

@@ -197,15 +197,42 @@ def test_a_comparison_of_sizes_is_a_condition() -> None:
         lambda x: x * (2 if isinstance(x.shape[0], int) else 3),
         lambda x: x * {4: 1, 5: 2, 7: 3}.get(x.shape[0], 0),
         lambda x: x * len(f"{x.shape[0]}"),
-        lambda x: (x * 2, x.shape[0]),
         lambda x: x[: x.shape[0] // 2] * 2,
         lambda x: x * x.shape[0] ** 0.5,
     ],
-    ids=["range", "tensor", "isinstance", "dict", "format", "returned", "halves", "root"],
+    ids=["range", "tensor", "isinstance", "dict", "format", "halves", "root"],
 )
 def test_what_no_symbol_can_stand_for_stays_exact(function: Callable[..., Any]) -> None:
     behind = follow(function, *[(randn(size, 3),) for size in (4, 5, 7, 12)])
     assert behind.counters.compiles == 4
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: (x * 2, x.shape[0]),
+        lambda x: [x.shape[0] * 2 + 1, x.sum(0)],
+        lambda x: (x * len(x), len(x)),
+    ],
+    ids=["returned", "computed", "len"],
+)
+def test_sizes_are_handed_out(function: Callable[..., Any]) -> None:
+    behind = follow(function, *[(randn(size, 3),) for size in (4, 5, 7, 12)])
+    assert behind.counters.compiles == 2
+
+
+def test_conditions_leave_small_sizes_open() -> None:
+    def function(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x.sum() + y.sum() if x.shape == y.shape else x.sum() - y.sum()
+
+    pairs = ((3, 3), (5, 5), (3, 4), (6, 2), (7, 7), (8, 9), (2, 5))
+    behind = follow(function, *[(randn(a), randn(b)) for a, b in pairs])
+    assert behind.counters.compiles == 3
+
+
+def test_a_size_that_was_1_is_open_from_its_second_value_on() -> None:
+    behind = follow(lambda x: x.exp() + 1, *[(randn(size, 3),) for size in (1, 2, 3, 7)])
+    assert behind.counters.compiles == 2
 
 
 def test_a_clamped_slice_serves_the_sizes_for_which_it_is_the_same() -> None:

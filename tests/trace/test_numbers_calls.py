@@ -83,6 +83,17 @@ IN_PLACE: dict[str, Function] = {
     "div_": lambda x, s: operand(x).div_(s),
 }
 
+SCALARS: dict[str, Function] = {
+    "alpha of add": lambda x, s: torch.add(x, x, alpha=s),
+    "alpha of sub": lambda x, s: x.sub(x.flip(0), alpha=s),
+    "alpha of sub_": lambda x, s: operand(x).sub_(x.flip(0), alpha=s),
+    "value of addcmul": lambda x, s: torch.addcmul(x, x, x, value=s),
+    "value of addcdiv_": lambda x, s: operand(x).addcdiv_(x, x + 1, value=s),
+    "exponent": lambda x, s: torch.pow(x, s),
+    "exponent of a method": lambda x, s: x.pow(s),
+    "base": lambda x, s: torch.pow(s, x),
+}
+
 FACTORIES: dict[str, Function] = {
     "tensor": lambda x, s: torch.tensor(s) + x,
     "as_tensor": lambda x, s: torch.as_tensor(s) * x,
@@ -142,6 +153,11 @@ def test_the_number_rounds_as_a_python_number_does(function: Function, dtype: to
     check(function, sample(dtype), NUMBERS)
 
 
+@pytest.mark.parametrize(("function", "dtype"), [*cases(SCALARS, FLOATING)])
+def test_arguments_that_are_numbers_in_every_overload(function: Function, dtype: torch.dtype) -> None:
+    check(function, sample(dtype), (0.37, 0.5, 2.0, -1.0, 1e-8, 0.0, math.inf, math.nan))
+
+
 @pytest.mark.parametrize(("function", "dtype"), [*cases(FILLINGS, FLOATING), *cases(FACTORIES, FLOATING)])
 def test_tensors_filled_with_the_number(function: Function, dtype: torch.dtype) -> None:
     check(function, sample(dtype), tuple(filter(math.isfinite, NUMBERS)))
@@ -176,8 +192,6 @@ def test_small_tensors_of_no_dimension_are_right_too(dtype: torch.dtype) -> None
     "function",
     [
         lambda x, s: x**s,
-        lambda x, s: torch.add(x, x, alpha=s),
-        lambda x, s: torch.addcmul(x, x, x, value=s),
         lambda x, s: torch.nn.functional.leaky_relu(x, s),
         lambda x, s: torch.nn.functional.threshold(x, s, s),
         lambda x, s: x.clamp(s, s),

@@ -40,7 +40,7 @@ def test_entries_of_dictionaries_are_set_deleted_and_moved() -> None:
         SetEntry(None, "a", last=True).apply(table, 4)
         SetEntry(None, "b").apply(table, ABSENT)
         SetEntry(None, "missing").apply(table, ABSENT)
-        AddEntry(None, "c", (1, 2)).apply(table, None)
+        AddEntry(None, "c").apply(table, (1, 2))
         assert list(table.items()) == [("c", 6), ("a", 4)]
 
 
@@ -48,7 +48,7 @@ def test_attributes_are_set_in_the_dictionary_of_the_object_or_of_its_table() ->
     net = nn.Module()
     SetEntry(InstanceKeys(), "plain").apply(net, 1)
     SetEntry(Attribute("_buffers"), "buffer").apply(net, None)
-    AddEntry(InstanceKeys(), "plain", (0.5,)).apply(net, None)
+    AddEntry(InstanceKeys(), "plain").apply(net, (0.5,))
     assert net.plain == 1.5
     assert dict(net.named_buffers(remove_duplicate=False)) == {} and "buffer" in net._buffers
 
@@ -56,7 +56,7 @@ def test_attributes_are_set_in_the_dictionary_of_the_object_or_of_its_table() ->
 def test_slots_are_set_without_the_classes_setattr() -> None:
     strict = Strict()
     SetSlot("value").apply(strict, 1)
-    AddSlot("value", (2,)).apply(strict, None)
+    AddSlot("value").apply(strict, (2,))
     assert strict.value == 3
     SetSlot("value").apply(strict, ABSENT)
     assert not hasattr(strict, "value")
@@ -69,7 +69,7 @@ def test_cells_are_set_added_to_and_emptied() -> None:
         return value
 
     SetCell(0).apply(function, 5)
-    SetCell(0, (2,)).apply(function, None)
+    SetCell(0, adds=True).apply(function, (2,))
     assert function() == 7
     SetCell(0).apply(function, ABSENT)
     with pytest.raises(NameError):
@@ -98,5 +98,5 @@ def test_the_place_of_a_write_is_where_it_stores() -> None:
     net, table = nn.Module(), {"a": 1}
     assert written_place(SetEntry(None, "a"), table) == (id(table), "a")
     assert written_place(SetEntry(InstanceKeys(), "x"), net) == (id(vars(net)), "x")
-    assert written_place(AddEntry(Attribute("_buffers"), "x", (1,)), net) == (id(net._buffers), "x")
+    assert written_place(AddEntry(Attribute("_buffers"), "x"), net) == (id(net._buffers), "x")
     assert written_place(Extend(), []) is None
