@@ -68,12 +68,14 @@ def capture(
     recorder.escapes.on_gradient_read = functools.partial(setattr, observer, "asks_for_gradients", True)
     leaks.listen(observer.tell_again, recorder.numbers.pin_all)
     observer.listen_to_numbers(recorder.numbers)
+    observer.listen_to_modules(recorder.numbers.math.show, recorder.numbers.math.withdraw)
     journal = Journal(observer, recorder.numbers.value, recorder.numbers.pin_all)
     found = None
     try:
         found = _capture(function, args, kwargs, name, observer, recorder, journal)
         return found
     finally:
+        recorder.numbers.math.withdraw()
         # They refer to each other and to all that was met, whose life must not depend on the next collection.
         for part in (recorder.memory, recorder.numbers, recorder.generators, recorder, journal):
             vars(part).clear()
