@@ -109,7 +109,7 @@ def test_a_module_that_is_imported_in_the_call_gets_the_functions_themselves(
 
     def f(t: torch.Tensor) -> Any:
         first = math.sqrt(t.item())
-        import dsjit_test_imported_in_a_call as imported
+        import dsjit_test_imported_in_a_call as imported  # noqa: PLC0415
 
         return first + imported.sqrt(t.item()) + math.sqrt(t.item())
 
