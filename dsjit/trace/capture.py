@@ -50,10 +50,9 @@ class Capture:
     result: what the function returned. problems: why there are no segments; empty when there are some.
     guard: when the segments (or, without them, the verdict) hold again; None when that cannot be told.
     inputs, places: ids of the Values that the guard's tensors are, in its order, and where it finds them: a path, or
-        the paths of all inputs that lie in one memory. recipe: for
-        the result and the effects.
+        the paths of all inputs that lie in one memory. recipe: for the result and the effects.
     tensors: the inputs, with their paths, and what they were. observer: of the call, which knows its effects.
-    joint: forward and backward, where gradients are wanted; the only segment is then this Graph.
+    joint: forward and backward, where gradients are wanted; the only segment is then the forward.
     effects: what `recipe` does to Python, told in words.
     """
 
@@ -87,6 +86,7 @@ def capture(
         recorder.escapes.on_gradient_read = functools.partial(setattr, observer, "asks_for_gradients", True)
         leaks.listen(observer.tell_again, recorder.numbers.pin_all)
         observer.listen_to_numbers(recorder.numbers)
+        observer.listen_to_modules(recorder.numbers.math.show, recorder.numbers.math.withdraw)
         journal = Journal(observer, recorder.numbers.value, recorder.numbers.pin_all, _capture.__code__)
         states = StateWatch(observer, recorder.memory, recorder.numbers, lambda: _told(journal, recorder))
         recorder.state_at = states.at_look
@@ -97,6 +97,7 @@ def capture(
         found = _capture(function, args, kwargs, name, observer, recorder, journal)
         return found
     finally:
+        recorder.numbers.math.withdraw()
         # They refer to each other and to all that was met, whose life must not depend on the next collection.
         for part in (recorder.memory, recorder.numbers, recorder.generators, recorder, journal, states):
             vars(part).clear()
@@ -280,8 +281,8 @@ class Conclusion:
 def conclude(recorder: Recorder, items: Sequence[torch.Tensor | float], name: str) -> Conclusion:
     """The end of a recording, whose result and effects hold `items`. Raises CannotTrace."""
     if carries_gradients(recorder, items):
-        joint, ways, changed = record_joint(recorder, items, name)
-        return Conclusion((Segment(joint.graph, None),), ways, changed, joint)
+        joint, forward, ways, changed = record_joint(recorder, items, name)
+        return Conclusion((Segment(forward, None),), ways, changed, joint)
     roots = [recorder.locate(item) for item in items]
     inputs = recorder.memory.inputs
     value_of = {id(tensor): value for value, tensor in inputs}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-import sys
 import types
 from typing import Any, Final
+
+import numpy.random
 
 from dsjit.ir.graph import Source
 from dsjit.trace.library import is_library_file, is_stdlib_file
@@ -105,12 +106,9 @@ class RandomStates:
         self._numpy = self._state()
 
     @staticmethod
-    def _state() -> tuple[int, bytes] | None:
-        random = sys.modules.get("numpy.random")
-        if random is None:
-            return None
-        state = random.get_state(legacy=False)["state"]
-        return state["pos"], state["key"].tobytes()
+    def _state() -> tuple[int, bytes]:
+        state: Any = numpy.random.get_state(legacy=False)
+        return state["state"]["pos"], state["state"]["key"].tobytes()
 
     def why_changed(self) -> str | None:
         """What was drawn from since, or None."""

@@ -36,8 +36,9 @@ def carries_gradients(recorder: Recorder, items: Iterable[torch.Tensor | float])
 
 def record_joint(
     recorder: Recorder, items: Sequence[torch.Tensor | float], name: str
-) -> tuple[JointGraph, tuple[Returned, ...], frozenset[int]]:
-    """The JointGraph, how each of `items` is obtained, and the inputs, by number, that the call writes.
+) -> tuple[JointGraph, Graph, tuple[Returned, ...], frozenset[int]]:
+    """The JointGraph, the forward as it was recorded, how each of `items` is obtained, and the inputs, by number, that
+    the call writes.
 
     Runs the backward once, on gradients of zeros. Raises CannotTrace.
     """
@@ -93,7 +94,8 @@ def record_joint(
         frozenset([number for number, value in enumerate(primals) if value in kept]),
         frozenset([number for number, value in enumerate(values) if value in kept]),
     )
-    return joint, returned, frozenset([number for number, value in enumerate(primals) if value in written])
+    forward = replace(graph, inputs=primals, nodes=graph.nodes[:start], outputs=values)
+    return joint, forward, returned, frozenset([number for number, value in enumerate(primals) if value in written])
 
 
 def _require_straight(recorder: Recorder, name: str) -> None:

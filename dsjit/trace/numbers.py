@@ -26,7 +26,7 @@ import torch
 
 from dsjit.ir.graph import Arg, TensorType, Value
 from dsjit.ops.python_numbers import compute
-from dsjit.trace.numbers_math import math_calls
+from dsjit.trace.numbers_math import MathCalls
 from dsjit.trace.numbers_object import CALLED, become_float, can_become_float, number_class
 from dsjit.trace.outcome import Outcome, OutcomeKind
 from dsjit.trace.paths import ABSENT
@@ -134,16 +134,15 @@ class Numbers:
         self._thread = threading.get_ident()
         self._entries: dict[int, _Entry] = {}
         self._class: type[float] | None = None
+        self.math = MathCalls(self)
 
     def __enter__(self) -> Numbers:
-        self._math = math_calls(self)
-        self._math.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
-        self._math.__exit__(kind, error, where)
+        self.math.withdraw()
         for entry in self._entries.values():
             become_float(entry.number)
 

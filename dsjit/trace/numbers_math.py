@@ -1,7 +1,7 @@
 """Traced numbers as arguments of the functions of Python's `math`.
 
-These are C functions, which read a float without asking it. While a trace runs that has handed out numbers, the module
-shows stand-ins, which ask instead; code that has the functions by other names (`from math import sqrt`) calls the
+These are C functions, which read a float without asking it. Once a trace has met the module, it shows stand-ins, which
+ask instead; code that has the functions by other names (`from math import sqrt`) calls the
 functions themselves, which pins all numbers (`trace.numbers_leaks`).
 """
 
@@ -17,7 +17,7 @@ import torch
 
 from dsjit.trace.stand_in import Shown, StandIn
 
-__all__ = ["math_calls"]
+__all__ = ["MathCalls"]
 
 _NAMES: Final = (
     "acos", "acosh", "asin", "asinh", "atan", "atan2", "atanh", "cbrt", "copysign", "cos", "cosh", "erf", "erfc", "exp",
@@ -35,6 +35,9 @@ class MathListener(Protocol):
 
 class _MathCall(StandIn):
     """In place of one function of `math`."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.original, name)
 
     def __call__(self, *operands: Any, **options: Any) -> Any:
         listener = _CURRENT.listener
@@ -55,13 +58,40 @@ _CURRENT: Final = _Current()
 _SHOWN: Final = Shown(vars(math), _NAMES, _MathCall)
 
 
-@contextmanager
-def math_calls(listener: MathListener) -> Iterator[None]:
-    """While it lasts, calls of these functions on this thread are answered by `listener`."""
-    _CURRENT.listener = listener
-    _SHOWN.enter()
-    try:
-        yield
-    finally:
+class MathCalls:
+    """The stand-ins of one trace.
+
+    Code that is imported meanwhile must not get hold of them: `withdraw` is for good.
+    """
+
+    def __init__(self, listener: MathListener) -> None:
+        self._listener = listener
+        self._shown = False
+        self._withdrawn = False
+
+    def show(self) -> None:
+        """From now on, calls of these functions on this thread are answered by the listener."""
+        if not self._shown and not self._withdrawn:
+            self._shown = True
+            _CURRENT.listener = self._listener
+            _SHOWN.enter()
+
+    def withdraw(self) -> None:
+        """Not any more, and not again."""
+        self._withdrawn = True
+        if self._shown:
+            self._shown = False
+            _SHOWN.leave()
+            _CURRENT.listener = None
+
+    @contextmanager
+    def hidden(self) -> Iterator[None]:
+        """Not for a while, in which something may be imported."""
+        if not self._shown:
+            yield
+            return
         _SHOWN.leave()
-        _CURRENT.listener = None
+        try:
+            yield
+        finally:
+            _SHOWN.enter()

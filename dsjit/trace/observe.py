@@ -99,6 +99,7 @@ class Observer:
         self._effects: tuple[Effect, ...] = ()
         self._busy = False
         self.asks_for_gradients = False
+        self._on_import: Callable[[], None] = lambda: None
 
     # ---------------------------------------------------------------- the trace's begin and end
 
@@ -192,6 +193,10 @@ class Observer:
     def listen_to_numbers(self, numbers: TracedNumbers) -> None:
         """numbers: those that the call takes out of tensors."""
         self._notes.numbers = numbers
+
+    def listen_to_modules(self, on_math: Callable[[], None], on_import: Callable[[], None]) -> None:
+        """on_math: called when the module `math` is met. on_import: before a module is loaded."""
+        self._scopes.on_math, self._on_import = on_math, on_import
 
     @property
     def sums(self) -> Mapping[int, int]:
@@ -295,6 +300,8 @@ class Observer:
             except Exception as error:
                 self._unobservable(error)
         elif is_stdlib_file(code.co_filename):
+            if code.co_name == "_find_and_load_unlocked":
+                self._on_import()
             module = scope.get("__name__", "")
             if module == "logging" and code.co_qualname == "Logger.isEnabledFor":
                 self._on_level(frame.f_locals["self"], frame.f_locals["level"])

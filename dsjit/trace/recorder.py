@@ -431,7 +431,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         types = [tensor_type(t) for t in targets]
         if len(types) == 1:
             # The functional form may promote to a wider dtype than the target has.
-            probe = _functional_dtype(pure, args, kwargs, types[0].dtype)
+            with self.numbers.math.hidden():  # torch imports its meta functions when it first needs one
+                probe = _functional_dtype(pure, args, kwargs, types[0].dtype)
             if probe is not types[0].dtype:
                 if torch.Tag.pointwise not in pure.tags:
                     return None

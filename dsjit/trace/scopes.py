@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import logging
+import math
 import sys
 import types
 from collections import deque
@@ -45,6 +46,7 @@ class Scopes:
     """What was met by name. Implements `trace.notes.Meetings` for the `notes` that it is given afterwards,
     with its `accumulators`.
 
+    on_math: called when the module `math` is met.
     classes: their entries when they were met. patches: taken for the instances that were met.
     """
 
@@ -53,6 +55,7 @@ class Scopes:
 
     def __init__(self, on_problem: Callable[[str], None]) -> None:
         self.on_problem = on_problem
+        self.on_math: Callable[[], None] = lambda: None
         self.classes: dict[type, dict[str, Any]] = {}
         self.patches: set[Patch] = set()
         self._patched: set[type] = set()
@@ -89,6 +92,8 @@ class Scopes:
                 self.note_class(base, name)
 
     def on_module(self, module: types.ModuleType) -> None:
+        if module is math:
+            self.on_math()
         if id(module) not in self._modules:
             self._modules[id(module)] = module
             self._note_module(module, self._names)

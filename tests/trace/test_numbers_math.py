@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Callable
 from math import sqrt as root
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,6 +99,25 @@ def test_functions_by_other_names_and_complex_results_are_right() -> None:
 def test_the_module_is_what_it_was_afterwards() -> None:
     play(lambda t: math.sqrt(t.item()), 4.0)
     assert not any(isinstance(entry, StandIn) for entry in vars(math).values())
+
+
+def test_a_module_that_is_imported_in_the_call_gets_the_functions_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dsjit_test_imported_in_a_call.py").write_text("from math import sqrt")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def f(t: torch.Tensor) -> Any:
+        first = math.sqrt(t.item())
+        import dsjit_test_imported_in_a_call as imported  # noqa: PLC0415
+
+        return first + imported.sqrt(t.item()) + math.sqrt(t.item())
+
+    original = math.sqrt
+    jitted, t = dsjit.jit(f), torch.tensor(4.0)
+    with torch.no_grad():
+        assert [jitted(t) for _ in range(3)] == [6.0] * 3
+    assert sys.modules["dsjit_test_imported_in_a_call"].sqrt is original is math.sqrt
 
 
 def test_compute_takes_numbers_and_tensors_of_one() -> None:
