@@ -40,7 +40,6 @@ PENDING: Final[frozenset[str]] = frozenset(
         "mutation.a_list_of_tensors_is_changed_by_foreach_and_split",
         "mutation.a_tensor_is_given_other_data",
         "mutation.running_statistics_are_updated",
-        "nesting.threads_call_one_function",
         "random_numbers.a_generator_of_its_own_is_used",
         "random_streams.generator_of_its_own",
         "shapes.a_branch_on_a_size",
