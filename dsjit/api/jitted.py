@@ -13,12 +13,13 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
+from torch._C._dynamo.eval_frame import get_eval_frame_callback, set_eval_frame
 
 from dsjit.api.compile import Compilation, StageTimer, compile_graph, compile_template
 from dsjit.api.open_calls import OpenCalls
 from dsjit.api.parts import outermost_callables
 from dsjit.api.planting import Names, Trace
-from dsjit.api.recompiles import Cause, find_cause
+from dsjit.api.recompiles import Cause, describe_refusal, find_cause
 from dsjit.api.session import Session
 from dsjit.api.stats import Counters
 from dsjit.api.trace_nodes import Leaf, Step
@@ -95,6 +96,8 @@ class Jitted:
         return (_rejit, (self._target, self._options))
 
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
+        if get_eval_frame_callback() is not None:
+            return self._hidden(args, kwargs)
         if self._stances.eager and self._stances.current() == "eager":
             return self._eagerly("the stance is eager", args, kwargs)
         missed = None
@@ -127,6 +130,16 @@ class Jitted:
         self._warn(f"the compiled program of {self._name} raised where eager does not: {failure!r}", repr(failure))
         return result
 
+    __call__._torchdynamo_disable = True  # type: ignore[attr-defined]
+
+    def _hidden(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The call, inside a function that torch.compile runs, which would look into dsjit's own code."""
+        watcher = set_eval_frame(None)
+        try:
+            return self(*args, **kwargs)
+        finally:
+            set_eval_frame(watcher)
+
     # -- the slow path -------------------------------------------------------------------------------------------
 
     def _miss(
@@ -151,7 +164,8 @@ class Jitted:
         if stance == "eager_on_recompile":
             return self._eagerly("no program fits, and the stance is eager_on_recompile", args, kwargs)
         if stance == "fail_on_recompile":
-            raise RecompileError(self._describe_recompile(find_cause(trees, missed, args, kwargs)))
+            cause = find_cause(trees, missed, args, kwargs)
+            raise RecompileError(describe_refusal(self._name, cause, SourceFinder().current()))
         if (missed is None or missed[0].full) and len(trees) + len(verdicts) >= self._limit:
             return self._over_limit(trees, missed, args, kwargs)
         # The thread that traces may wait for this one, in the user's code: then waiting for it would be for ever.
@@ -185,18 +199,6 @@ class Jitted:
     def _describe(self, problems: tuple[Untraceable, ...]) -> str:
         first = problems[0]
         return f"{self._name} cannot be captured as one graph: {first.reason} (at {_known(first.source)})"
-
-    def _describe_recompile(self, cause: Cause | None) -> str:
-        call = SourceFinder().current(1)
-        if cause is None:
-            return (
-                f"{self._name} would be compiled for the first time (called at {call}), and the stance is "
-                f'fail_on_recompile: call it once under dsjit.set_stance("default") before'
-            )
-        return (
-            f"{self._name} would be compiled anew (called at {call}), and the stance is fail_on_recompile: "
-            f"{cause}; {cause.advice}"
-        )
 
     def _over_limit(
         self,

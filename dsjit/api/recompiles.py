@@ -11,7 +11,7 @@ from dsjit.ir.graph import UNKNOWN_SOURCE, Source
 from dsjit.trace.guards import Change
 from dsjit.trace.outcome import describe_outcome
 
-__all__ = ["Cause", "find_cause"]
+__all__ = ["Cause", "describe_refusal", "find_cause"]
 
 _ADVICE: Final[Mapping[str, str]] = {
     "sizes": "leave the sizes open (dynamic=True, dsjit.mark_dynamic(tensor, dim)), or pad to a few",
@@ -51,6 +51,19 @@ def find_cause(
     if change is None:
         return Cause("the newest program does not fit", _ADVICE["unknown"])
     return Cause(str(change), _ADVICE[change.kind], change.source, change)
+
+
+def describe_refusal(name: str, cause: Cause | None, call: Source) -> str:
+    """Why the stance fail_on_recompile refuses a call of the jitted `name`. cause: None for a first call."""
+    if cause is None:
+        return (
+            f"{name} would be compiled for the first time (called at {call}), and the stance is fail_on_recompile: "
+            f'call it once under dsjit.set_stance("default") before'
+        )
+    return (
+        f"{name} would be compiled anew (called at {call}), and the stance is fail_on_recompile: "
+        f"{cause}; {cause.advice}"
+    )
 
 
 def _cause_of_miss(miss: Miss, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cause:
