@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from dsjit.codegen.assemble import assemble, assemble_parts, choose_steps
-from dsjit.codegen.gemm import MatmulPlan
+from dsjit.codegen.assemble import NativePlan, assemble, assemble_parts, choose_steps
 from dsjit.codegen.llvm.engine import CompiledKernel, KernelCache
 from dsjit.codegen.placement import Step
 from dsjit.codegen.program import Program
 from dsjit.codegen.sized_program import SizedProgram, SizeSource, kernels_for_sizes, make_sized_program
+from dsjit.codegen.templates.convolution import ConvolutionPlan
 from dsjit.config import Environment, Numerics
 from dsjit.dump import Dump
 from dsjit.fusion.drop_roundings import drop_roundings
@@ -57,7 +57,8 @@ class Compilation:
     """Everything that compiling one Graph produced.
 
     captured, optimized: the Graph before and after the passes (of typical sizes, where sizes are open).
-    steps: in the order in which they run.
+    steps: in the order in which they run. native: library nodes that run as native steps.
+    compiled: the machine code of fused kernels, and of nodes that have a template.
     generated, reused: kernels compiled now, and found in the cache.
     """
 
@@ -65,12 +66,17 @@ class Compilation:
     optimized: Graph
     plan: FusionPlan
     steps: tuple[Step, ...]
-    kernels: Mapping[FusedKernel, CompiledKernel]
-    matmuls: Mapping[Node, MatmulPlan]
+    compiled: Mapping[FusedKernel | Node, CompiledKernel]
+    native: Mapping[Node, NativePlan]
     program: Program | SizedProgram
     generated: int
     reused: int
     timer: StageTimer
+
+    @property
+    def kernels(self) -> dict[FusedKernel, CompiledKernel]:
+        """The machine code of the fused kernels."""
+        return {work: code for work, code in self.compiled.items() if isinstance(work, FusedKernel)}
 
 
 def compile_graph(
@@ -98,7 +104,7 @@ def compile_graph(
         plan = plan_fusion(optimized, Limits(), CPU)
     with timer.stage("lowering"):
         units = [_lower(u, plan, fast) if isinstance(u, Group) else u for u in plan.units]
-        steps, matmuls = choose_steps(units, plan.views)
+        steps, native = choose_steps(units, plan.views)
     fused = [unit for unit in units if isinstance(unit, FusedKernel)]
     if environment.check:
         for kernel in fused:
@@ -107,16 +113,17 @@ def compile_graph(
         for kernel in fused:
             dump.write_kernel(print_kernel(kernel.kernel))
     with timer.stage("codegen"):
-        result = cache.compile_kernels([kernel.kernel for kernel in fused], fast)
-        compiled = dict(zip(fused, result.kernels, strict=True))
+        templates = {node: plan.template for node, plan in native.items() if isinstance(plan, ConvolutionPlan)}
+        result = cache.compile_kernels([*[kernel.kernel for kernel in fused], *templates.values()], fast)
+        compiled = dict(zip([*fused, *templates], result.kernels, strict=True))
     if dump is not None and result.ir_text:
         dump.write("module.ll", result.ir_text)
     with timer.stage("assembly"):
-        program = assemble(optimized, steps, matmuls, plan.views, compiled)
+        program = assemble(optimized, steps, native, plan.views, compiled)
     if dump is not None:
         dump.write("program.py", program.source)
     compilation = Compilation(
-        graph, optimized, plan, tuple(steps), compiled, matmuls, program, result.generated, result.reused, timer
+        graph, optimized, plan, tuple(steps), compiled, native, program, result.generated, result.reused, timer
     )
     _print_stages(compilation, environment.debug, result.ir_text)
     return compilation
@@ -166,8 +173,12 @@ def compile_template(
         for kernel in kernels:
             dump.write_kernel(print_kernel(kernel.kernel))
     with timer.stage("codegen"):
-        result = cache.compile_kernels([kernel.kernel for kernel in kernels], fast)
-    compiled = [dict(zip(each, result.kernels, strict=True)) for each in fused]
+        templates = [
+            {node: plan.template for node, plan in native.items() if isinstance(plan, ConvolutionPlan)}
+            for _, native in chosen
+        ]
+        result = cache.compile_kernels([*[kernel.kernel for kernel in kernels], *templates[0].values()], fast)
+    compiled = [dict(zip([*each, *nodes], result.kernels, strict=True)) for each, nodes in zip(fused, templates, strict=True)]
     with timer.stage("assembly"):
         sizes = [
             {unit: tuple([size.at(point) for size in kernel.sizes]) for unit, kernel in zip(each, kernels, strict=True)}
@@ -181,9 +192,9 @@ def compile_template(
     if dump is not None:
         dump.write("module.ll", result.ir_text)
         dump.write("program.py", program.source)
-    steps, matmuls = chosen[0]
+    steps, native = chosen[0]
     compilation = Compilation(
-        captured[0], optimized[0], plans[0], tuple(steps), compiled[0], matmuls, program, result.generated,
+        captured[0], optimized[0], plans[0], tuple(steps), compiled[0], native, program, result.generated,
         result.reused, timer,
     )  # fmt: skip
     _print_stages(compilation, environment.debug, result.ir_text)

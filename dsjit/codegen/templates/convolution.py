@@ -1,0 +1,306 @@
+"""How a direct convolution on channels-last images cuts up its work. What it computes is `ops.direct_convolution`.
+
+Precision: sums in registers take up the products of one chunk of input channels; then they are added to the output. So one element is a sum of short chains, whose rounding error grows with
+the square root of the length of a chain and of the number of chains (Higham, Accuracy and Stability of Numerical
+Algorithms, 2002, chapter 4). Each element is added up by one thread in one order, whatever the blocks are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import astuple, dataclass, fields
+from functools import cache
+from typing import ClassVar, Final
+
+import torch
+
+from dsjit.fusion.affine import Affine, NotAffine, linearize
+from dsjit.fusion.views import Views
+from dsjit.ir.graph import Node, Value
+from dsjit.ops.direct_convolution import direct_convolution
+
+__all__ = [
+    "ARGUMENTS",
+    "BUFFERS",
+    "Blocks",
+    "ConvolutionPlan",
+    "ConvolutionSizes",
+    "ConvolutionTemplate",
+    "ConvolutionWork",
+    "Operand",
+    "Tile",
+    "choose_blocks",
+    "plan_convolution",
+]
+
+_SCRATCH_FLOATS: Final = 1 << 15
+"""What one block may copy of a chunk: 128 KiB on the stack of a thread, which its L2 cache holds."""
+
+_BLOCK_PIXELS: Final = 256
+_MOST_PIECES: Final = 64
+
+_LARGE_WEIGHT: Final = 1 << 18
+"""Elements of a weight beyond which it is read once, and images again and again: half of a large L2 cache."""
+
+BUFFERS: Final = ("image", "weight", "output")
+"""The first args of the function: addresses."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """The sums that stay in registers: of `rows` pixels by `vectors` registers of `lanes` output channels.
+
+    width: output channels in one block of the weight, a multiple of vectors * lanes.
+    """
+
+    rows: int
+    vectors: int
+    lanes: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConvolutionSizes:
+    """The sizes of a convolution, in elements. All are pairs of height and width where there are two."""
+
+    batch: int
+    height: int
+    width: int
+    channels: int
+    out_height: int
+    out_width: int
+    out_channels: int
+    window_height: int
+    window_width: int
+    stride_height: int
+    stride_width: int
+    pad_height: int
+    pad_width: int
+    dilation_height: int
+    dilation_width: int
+    chunks: int
+    chunk: int
+
+    @property
+    def merged(self) -> int:
+        """Taps in a row that are one run of memory: all or one."""
+        whole = self.channels == self.chunk and self.dilation_width == 1 and self.window_width > 1
+        return self.window_width if whole else 1
+
+    @property
+    def multiply_adds(self) -> int:
+        pixels = self.batch * self.out_height * self.out_width
+        return pixels * self.out_channels * self.channels * self.window_height * self.window_width
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    """A block of output pixels, and what it reads of the image.
+
+    skip, step: pixels between those that are copied, and between the copies that neighbours read. A window of one
+        pixel copies only what it reads.
+    """
+
+    images: int
+    height: int
+    width: int
+    scratch_height: int
+    scratch_width: int
+    skip: tuple[int, int]
+    step: tuple[int, int]
+
+    @staticmethod
+    def of(sizes: ConvolutionSizes, images: int, height: int, width: int) -> Blocks:
+        skip_y, step_y, rows = _span(height, sizes.window_height, sizes.stride_height, sizes.dilation_height)
+        skip_x, step_x, columns = _span(width, sizes.window_width, sizes.stride_width, sizes.dilation_width)
+        return Blocks(images, height, width, rows, columns, (skip_y, skip_x), (step_y, step_x))
+
+    @property
+    def scratch_pixels(self) -> int:
+        return self.images * self.scratch_height * self.scratch_width
+
+    def count(self, sizes: ConvolutionSizes) -> int:
+        """How many blocks there are."""
+        down, across = -(-sizes.out_height // self.height), -(-sizes.out_width // self.width)
+        return -(-sizes.batch // self.images) * down * across
+
+
+def _span(count: int, window: int, stride: int, dilation: int) -> tuple[int, int, int]:
+    """skip, step, and how many pixels are copied, along one dimension."""
+    if window == 1:
+        return stride, 1, count
+    return 1, stride, (count - 1) * stride + (window - 1) * dilation + 1
+
+
+ARGUMENTS: Final = (
+    "batch", "height", "width", "channels", "out_height", "out_width", "out_channels", "window_height", "window_width",
+    "stride_height", "stride_width", "pad_height", "pad_width", "dilation_height", "dilation_width", "chunks", "chunk",
+    "merged", "taps_across", "block_images", "block_height", "block_width", "scratch_height", "scratch_width", "skip_height", "skip_width",
+    "step_height", "step_width", "blocks_down", "blocks_across", "inner_items", "channels_outer",
+)  # fmt: skip
+"""The other args of the function: integers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """A tensor inside the buffer of `base`, `offset` elements after its start."""
+
+    base: Value
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class ConvolutionTemplate:
+    """What all convolutions whose weight comes in blocks of `width` output channels have in common: their code."""
+
+    width: int
+    name: ClassVar[str] = "direct_convolution"
+
+
+@dataclass(frozen=True, slots=True)
+class ConvolutionPlan:
+    """`output = convolution(image, weight)`."""
+
+    image: Operand
+    weight: Operand
+    output: Operand
+    template: ConvolutionTemplate
+    sizes: ConvolutionSizes
+
+    @property
+    def operands(self) -> tuple[Operand, ...]:
+        return self.image, self.weight, self.output
+
+
+def plan_convolution(node: Node, views: Views) -> ConvolutionPlan | None:
+    """How the template computes `node`; None when it is no direct convolution, or its operands are no dense buffers."""
+    if node.op is not direct_convolution:
+        return None
+    out_channels, stride, padding, dilation = node.args[2:]
+    image, weight = _operand(node.args[0], views), _operand(node.args[1], views)
+    if image is None or weight is None:
+        return None
+    batch, channels, height, width = node.args[0].type.shape
+    _, chunks, *window, chunk, block = node.args[1].type.shape
+    out_height, out_width = node.output.type.shape[2:]
+    sizes = ConvolutionSizes(
+        batch, height, width, channels, out_height, out_width, out_channels, *window, *stride, *padding, *dilation,
+        chunks, chunk,
+    )  # fmt: skip
+    return ConvolutionPlan(image, weight, Operand(node.output, 0), ConvolutionTemplate(block), sizes)
+
+
+def _operand(value: Value, views: Views) -> Operand | None:
+    try:
+        base, index = views.follow(value, (Affine(),) * len(value.type.shape), {})
+    except NotAffine:
+        return None
+    return Operand(base, linearize(index, base.type.strides).offset)
+
+
+# What a step costs, in cycles of a core that starts two vector multiply-adds in each (measured on AVX-512).
+_TILE_CYCLES: Final = 60.0
+_COPY_CYCLES: Final = 6.0
+_WEIGHT_CYCLES: Final = 3.0
+_CYCLES_PER_NS: Final = 2.5
+_FEW_ITEMS: Final = 8
+"""Items that are shared evenly by 2, 4 or 8 threads."""
+
+
+@cache
+def choose_blocks(sizes: ConvolutionSizes, tile: Tile) -> Blocks:
+    """The blocks of output pixels that cost least: whole tiles, little of the image copied twice, work for all."""
+    shapes = [Blocks.of(sizes, 1, height, width) for height, width in _shapes(sizes)]
+    whole = Blocks.of(sizes, 1, sizes.out_height, sizes.out_width)
+    shapes += [
+        Blocks.of(sizes, images, sizes.out_height, sizes.out_width)
+        for images in range(2, min(sizes.batch, _BLOCK_PIXELS // (whole.height * whole.width)) + 1)
+    ]
+    fitting = [blocks for blocks in shapes if blocks.scratch_pixels * sizes.chunk <= _SCRATCH_FLOATS]
+    return min(fitting or [Blocks.of(sizes, 1, 1, 1)], key=lambda blocks: _cycles(sizes, tile, blocks))
+
+
+def _shapes(sizes: ConvolutionSizes) -> Iterator[tuple[int, int]]:
+    """Heights and widths to try: the width of the image cut evenly."""
+    for pieces in range(1, min(sizes.out_width, _MOST_PIECES) + 1):
+        width = min(-(-sizes.out_width // pieces), _BLOCK_PIXELS)
+        for height in range(1, min(sizes.out_height, _BLOCK_PIXELS // width) + 1):
+            yield height, width
+
+
+def _cycles(sizes: ConvolutionSizes, tile: Tile, blocks: Blocks) -> float:
+    """A rough estimate for all pixels and one block of output channels, as if `_FEW_ITEMS` threads shared it."""
+    taps = sizes.window_height * sizes.window_width
+    registers = tile.width // tile.lanes
+    copy = blocks.scratch_pixels * max(1, sizes.chunk // 16) * _COPY_CYCLES / blocks.images
+    total = 0.0
+    for images, many_images in _cut(sizes.batch, blocks.images):
+        for rows, many_rows in _cut(sizes.out_height, blocks.height):
+            for columns, many_columns in _cut(sizes.out_width, blocks.width):
+                tiles = -(-images * rows * columns // tile.rows)
+                each = tiles * (tile.rows * registers * sizes.chunk * taps / 2 + _TILE_CYCLES)
+                each += images * copy + registers * sizes.chunk * taps * _WEIGHT_CYCLES
+                total += many_images * many_rows * many_columns * each
+    items = blocks.count(sizes) * -(-sizes.out_channels // tile.width)
+    return total * (-(-items // _FEW_ITEMS) * _FEW_ITEMS / items)
+
+
+def _cut(size: int, length: int) -> tuple[tuple[int, int], ...]:
+    """Pieces of `length`, and what is left: (length, how many)."""
+    whole, rest = divmod(size, length)
+    return (length, whole), (rest, 1 if rest else 0)
+
+
+@dataclass(frozen=True, slots=True)
+class ConvolutionWork:
+    """How much a convolution has to do, by the values of its `ConvolutionSizes`."""
+
+    tile: Tile
+
+    def item_count(self, values: Mapping[str, int]) -> int:
+        """Independent pieces of work: blocks of output pixels times blocks of output channels."""
+        sizes = ConvolutionSizes(**values)
+        return self._pixel_items(sizes) * self._channel_items(sizes)
+
+    def item_cost(self, values: Mapping[str, int]) -> int:
+        """A rough estimate of the nanoseconds that one work item takes, at least 1."""
+        sizes = ConvolutionSizes(**values)
+        cycles = sizes.multiply_adds / (2 * self.tile.lanes) / max(1, self.item_count(values))
+        return max(1, round(cycles / _CYCLES_PER_NS))
+
+    def arguments(self, values: Mapping[str, int]) -> tuple[int, ...]:
+        """The `ARGUMENTS` of the function."""
+        sizes = ConvolutionSizes(**values)
+        if sizes.batch * sizes.out_channels * sizes.out_height * sizes.out_width == 0:
+            return (0,) * len(ARGUMENTS)
+        blocks = choose_blocks(sizes, self.tile)
+        weight = sizes.channels * sizes.window_height * sizes.window_width * sizes.out_channels
+        outer = weight > _LARGE_WEIGHT
+        known = dict(zip([field.name for field in fields(sizes)], astuple(sizes), strict=True))
+        known |= {
+            "merged": sizes.merged,
+            "taps_across": sizes.window_width // sizes.merged,
+            "block_images": blocks.images,
+            "block_height": blocks.height,
+            "block_width": blocks.width,
+            "scratch_height": blocks.scratch_height,
+            "scratch_width": blocks.scratch_width,
+            "skip_height": blocks.skip[0],
+            "skip_width": blocks.skip[1],
+            "step_height": blocks.step[0],
+            "step_width": blocks.step[1],
+            "blocks_down": -(-sizes.out_height // blocks.height),
+            "blocks_across": -(-sizes.out_width // blocks.width),
+            "inner_items": self._pixel_items(sizes) if outer else self._channel_items(sizes),
+            "channels_outer": int(outer),
+        }
+        return tuple([known[name] for name in ARGUMENTS])
+
+    def _pixel_items(self, sizes: ConvolutionSizes) -> int:
+        if sizes.batch * sizes.out_height * sizes.out_width == 0:
+            return 0
+        return choose_blocks(sizes, self.tile).count(sizes)
+
+    def _channel_items(self, sizes: ConvolutionSizes) -> int:
+        return -(-sizes.out_channels // self.tile.width)
+
