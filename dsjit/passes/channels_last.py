@@ -1,36 +1,39 @@
 """Keeps images in channels-last order between convolutions.
 
-Why: oneDNN, which runs convolutions, computes in blocks of channels. On row-major (NCHW) tensors it reorders each
-input and each output; channels-last tensors it reads and writes as they are. One reorder at the entry and one at the
-exit of a run of convolutions, pointwise ops and poolings replace two for every convolution; what is left of them is a
-copy that fuses with its neighbours. What the caller gets keeps its strides. In that order, a convolution whose window
-is one pixel is a matrix product.
+Why: convolutions compute in blocks of channels. On row-major (NCHW) tensors oneDNN reorders each input and each output;
+channels-last tensors are read and written as they are. One reorder at the entry and one at the exit of a run of
+convolutions, pointwise ops and poolings replace two for every convolution; what is left of them is a copy that fuses
+with its neighbours. What the caller gets keeps its strides. In that order, a convolution whose window is one pixel is a
+matrix product.
 
 Precision: oneDNN cuts the sums of row-major convolutions every few channels, and their rounding errors are up to four
-times smaller for it (512 channels). So in float32 many input channels are cut into parts here, as groups of a
-convolution or a batch of products, and a sum over the parts follows, which fuses with what comes next.
+times smaller for it (512 channels). Its channels-last convolutions do not, and neither does BLAS. So a float32
+convolution becomes `direct_convolution`, which has a template and adds up chunks of channels; a product over many
+channels is cut into a batch of products and a sum over the parts, which fuses with what comes next.
 
 Before:
-    def graph(x0: f32[1, 4, 5, 5], x1: f32[8, 4, 3, 3], x2: f32[8, 8, 1, 1]):
+    def graph(x0: f32[1, 4, 5, 5], x1: f32[16, 4, 3, 3], x2: f32[8, 16, 1, 1]):
         t3 = aten.convolution.default(x0, x1, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
         t4 = aten.relu.default(t3)
         t5 = aten.convolution.default(t4, x2, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
         return t5
 After:
-    def graph(x0: f32[1, 4, 5, 5], x1: f32[8, 4, 3, 3], x2: f32[8, 8, 1, 1]):
+    def graph(x0: f32[1, 4, 5, 5], x1: f32[16, 4, 3, 3], x2: f32[8, 16, 1, 1]):
         t3 = aten.clone.default(x0, memory_format=torch.channels_last)
-        t4 = aten.clone.default(x1, memory_format=torch.channels_last)
-        t5 = aten.convolution.default(t3, t4, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
-        t6 = aten.relu.default(t5)
-        t7 = aten.permute.default(t6, [0, 2, 3, 1])
-        t8 = aten.view.default(t7, [25, 8])
-        t9 = aten.view.default(x2, [8, 8])
-        t10 = aten.t.default(t9)
-        t11 = aten.mm.default(t8, t10)
-        t12 = aten.view.default(t11, [1, 5, 5, 8])
-        t13 = aten.permute.default(t12, [0, 3, 1, 2])
-        t14 = aten.clone.default(t13, memory_format=torch.contiguous_format)
-        return t14
+        t4 = aten.view.default(x1, [1, 16, 1, 4, 3, 3])
+        t5 = aten.permute.default(t4, [0, 2, 4, 5, 3, 1])
+        t6 = aten.clone.default(t5, memory_format=torch.contiguous_format)
+        t7 = direct_convolution(t3, t6, 16, [1, 1], [1, 1], [1, 1])
+        t8 = aten.relu.default(t7)
+        t9 = aten.permute.default(t8, [0, 2, 3, 1])
+        t10 = aten.view.default(t9, [25, 16])
+        t11 = aten.view.default(x2, [8, 16])
+        t12 = aten.t.default(t11)
+        t13 = aten.mm.default(t10, t12)
+        t14 = aten.view.default(t13, [1, 5, 5, 8])
+        t15 = aten.permute.default(t14, [0, 3, 1, 2])
+        t16 = aten.clone.default(t15, memory_format=torch.contiguous_format)
+        return t16
 """
 
 from __future__ import annotations
