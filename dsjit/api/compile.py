@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
 
-from dsjit.codegen.assemble import NativePlan, assemble, assemble_parts, choose_steps
-from dsjit.codegen.llvm.engine import CompiledKernel, KernelCache
+from dsjit.codegen.assemble import NativePlan, assemble, assemble_parts, choose_steps, templates_of
+from dsjit.codegen.llvm.engine import CompiledKernel, KernelCache, Lookup
+from dsjit.codegen.llvm.templates.emit import Template
 from dsjit.codegen.placement import Step
 from dsjit.codegen.program import Program
 from dsjit.codegen.sized_program import SizedProgram, SizeSource, kernels_for_sizes, make_sized_program
-from dsjit.codegen.templates.convolution import ConvolutionPlan
 from dsjit.config import Environment, Numerics
 from dsjit.dump import Dump
 from dsjit.fusion.drop_roundings import drop_roundings
@@ -113,9 +113,9 @@ def compile_graph(
         for kernel in fused:
             dump.write_kernel(print_kernel(kernel.kernel))
     with timer.stage("codegen"):
-        templates = {node: plan.template for node, plan in native.items() if isinstance(plan, ConvolutionPlan)}
+        templates = templates_of(native)
         result = cache.compile_kernels([*[kernel.kernel for kernel in fused], *templates.values()], fast)
-        compiled = dict(zip([*fused, *templates], result.kernels, strict=True))
+        compiled = _by_work(fused, templates, result)
     if dump is not None and result.ir_text:
         dump.write("module.ll", result.ir_text)
     with timer.stage("assembly"):
@@ -127,6 +127,16 @@ def compile_graph(
     )
     _print_stages(compilation, environment.debug, result.ir_text)
     return compilation
+
+
+def _by_work(
+    fused: Sequence[FusedKernel], templates: Mapping[Node, Template], result: Lookup
+) -> dict[FusedKernel | Node, CompiledKernel]:
+    """The machine code of each fused kernel, and of each node that has a template."""
+    return {
+        **dict(zip(fused, result.kernels[: len(fused)], strict=True)),
+        **dict(zip(templates, result.kernels[len(fused) :], strict=True)),
+    }
 
 
 def _lower(group: Group, plan: FusionPlan, fast: bool) -> FusedKernel:
@@ -173,12 +183,9 @@ def compile_template(
         for kernel in kernels:
             dump.write_kernel(print_kernel(kernel.kernel))
     with timer.stage("codegen"):
-        templates = [
-            {node: plan.template for node, plan in native.items() if isinstance(plan, ConvolutionPlan)}
-            for _, native in chosen
-        ]
+        templates = [templates_of(native) for _, native in chosen]
         result = cache.compile_kernels([*[kernel.kernel for kernel in kernels], *templates[0].values()], fast)
-    compiled = [dict(zip([*each, *nodes], result.kernels, strict=True)) for each, nodes in zip(fused, templates, strict=True)]
+    compiled = [_by_work(each, nodes, result) for each, nodes in zip(fused, templates, strict=True)]
     with timer.stage("assembly"):
         sizes = [
             {unit: tuple([size.at(point) for size in kernel.sizes]) for unit, kernel in zip(each, kernels, strict=True)}

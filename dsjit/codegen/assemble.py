@@ -1,7 +1,8 @@
 """Prints the steps of a Graph as one flat Python function, and binds it to a Program.
 
-Consecutive kernels, matrix products and templates become one native sequence, a single call. Library calls stand between them
-as plain Python calls on tensors: the caller's, tensors in the arena, or tensors that earlier calls returned.
+Consecutive kernels, matrix products and templates become one native sequence, a single call. Library calls stand
+between them as plain Python calls on tensors: the caller's, tensors in the arena, or tensors that earlier calls
+returned.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dsjit.codegen.llvm.engine import CompiledKernel
 from dsjit.codegen.llvm.executor import Call, GemmCall, KernelCall, gemm_available
 from dsjit.codegen.placement import Home, Place, Placement, Step, place_values
 from dsjit.codegen.program import ArenaTensor, Program, ProgramParts, link
-from dsjit.codegen.templates.convolution import ConvolutionPlan, plan_convolution
+from dsjit.codegen.templates.convolution import ConvolutionPlan, ConvolutionTemplate, plan_convolution
 from dsjit.fusion.affine import Affine, NotAffine, linearize
 from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.planner import LibraryUnit
@@ -32,7 +33,7 @@ from dsjit.ops.library import fast_callable, out_variant
 from dsjit.ops.properties import is_dynamic
 from dsjit.ops.strided import strided_view
 
-__all__ = ["NativePlan", "assemble", "assemble_parts", "choose_steps"]
+__all__ = ["NativePlan", "assemble", "assemble_parts", "choose_steps", "templates_of"]
 
 NativePlan: TypeAlias = MatmulPlan | ConvolutionPlan
 """How a library node runs as a native step."""
@@ -51,6 +52,11 @@ def choose_steps(units: Sequence[FusedKernel | LibraryUnit], views: Views) -> tu
             planned = plan is not None or _takes_out(unit.node)
         steps.append(Step(unit, planned))
     return steps, native
+
+
+def templates_of(native: Mapping[Node, NativePlan]) -> dict[Node, ConvolutionTemplate]:
+    """The templates that have to be compiled, by node."""
+    return {node: plan.template for node, plan in native.items() if isinstance(plan, ConvolutionPlan)}
 
 
 def _plan_native(node: Node, views: Views) -> NativePlan | None:

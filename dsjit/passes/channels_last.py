@@ -135,7 +135,8 @@ def _padded(b: Builder, value: Value, dim: int, size: int) -> Value:
     shape = (*type_.shape[:dim], size - type_.shape[dim], *type_.shape[dim + 1 :])
     zeros = b.call(aten.full.default, shape, 0.0, dtype=type_.dtype, device=type_.device)
     whole = (*type_.shape[:dim], size, *type_.shape[dim + 1 :])
-    (result,) = b.call_typed(aten.cat.default, (replace(type_, shape=whole, strides=contiguous_strides(whole)),), (value, zeros), dim)
+    joined = replace(type_, shape=whole, strides=contiguous_strides(whole))
+    (result,) = b.call_typed(aten.cat.default, (joined,), (value, zeros), dim)
     return result
 
 

@@ -1,8 +1,9 @@
 """How a direct convolution on channels-last images cuts up its work. What it computes is `ops.direct_convolution`.
 
-Precision: sums in registers take up the products of one chunk of input channels; then they are added to the output. So one element is a sum of short chains, whose rounding error grows with
-the square root of the length of a chain and of the number of chains (Higham, Accuracy and Stability of Numerical
-Algorithms, 2002, chapter 4). Each element is added up by one thread in one order, whatever the blocks are.
+Precision: sums in registers take up the products of one chunk of input channels; then they are added to the output. So
+one element is a sum of short chains, whose rounding error grows with the square root of the length of a chain and of
+the number of chains (Higham, Accuracy and Stability of Numerical Algorithms, 2002, chapter 4). Each element is added up
+by one thread in one order, whatever the blocks are.
 """
 
 from __future__ import annotations
@@ -11,8 +12,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass, fields
 from functools import cache
 from typing import ClassVar, Final
-
-import torch
 
 from dsjit.fusion.affine import Affine, NotAffine, linearize
 from dsjit.fusion.views import Views
@@ -135,8 +134,9 @@ def _span(count: int, window: int, stride: int, dilation: int) -> tuple[int, int
 ARGUMENTS: Final = (
     "batch", "height", "width", "channels", "out_height", "out_width", "out_channels", "window_height", "window_width",
     "stride_height", "stride_width", "pad_height", "pad_width", "dilation_height", "dilation_width", "chunks", "chunk",
-    "merged", "taps_across", "block_images", "block_height", "block_width", "scratch_height", "scratch_width", "skip_height", "skip_width",
-    "step_height", "step_width", "blocks_down", "blocks_across", "inner_items", "channels_outer",
+    "merged", "taps_across", "block_images", "block_height", "block_width", "scratch_height", "scratch_width",
+    "skip_height", "skip_width", "step_height", "step_width", "blocks_down", "blocks_across", "inner_items",
+    "channels_outer",
 )  # fmt: skip
 """The other args of the function: integers."""
 
@@ -181,12 +181,27 @@ def plan_convolution(node: Node, views: Views) -> ConvolutionPlan | None:
     if image is None or weight is None:
         return None
     batch, channels, height, width = node.args[0].type.shape
-    _, chunks, *window, chunk, block = node.args[1].type.shape
-    out_height, out_width = node.output.type.shape[2:]
+    _, chunks, window_height, window_width, chunk, block = node.args[1].type.shape
+    _, _, out_height, out_width = node.output.type.shape
     sizes = ConvolutionSizes(
-        batch, height, width, channels, out_height, out_width, out_channels, *window, *stride, *padding, *dilation,
-        chunks, chunk,
-    )  # fmt: skip
+        batch=batch,
+        height=height,
+        width=width,
+        channels=channels,
+        out_height=out_height,
+        out_width=out_width,
+        out_channels=out_channels,
+        window_height=window_height,
+        window_width=window_width,
+        stride_height=stride[0],
+        stride_width=stride[1],
+        pad_height=padding[0],
+        pad_width=padding[1],
+        dilation_height=dilation[0],
+        dilation_width=dilation[1],
+        chunks=chunks,
+        chunk=chunk,
+    )
     return ConvolutionPlan(image, weight, Operand(node.output, 0), ConvolutionTemplate(block), sizes)
 
 
@@ -303,4 +318,3 @@ class ConvolutionWork:
 
     def _channel_items(self, sizes: ConvolutionSizes) -> int:
         return -(-sizes.out_channels // self.tile.width)
-

@@ -18,22 +18,20 @@ from dsjit.codegen.templates.convolution import ARGUMENTS, BUFFERS, Tile
 
 __all__ = ["choose_tile", "emit_convolution"]
 
-_UNROLL = 4
-"""Channels in one turn of the innermost loop."""
-
 
 def choose_tile(width: int, target: Target) -> Tile:
     """The tile for weights in blocks of `width` output channels (a multiple of 16).
 
-    The sums take most of the registers; what is left holds one row of weights and one element of the image. More than
-    eight rows would need more addresses than there are general registers.
+    The sums take most of the registers; what is left holds one row of weights and one element of the image, and what
+    LLVM loads ahead where multiply-adds do not take an operand from memory. More than eight rows would need more
+    addresses than there are general registers.
     """
     whole = width // target.lanes
     most = 4 if target.vector_registers == 32 else 2
     vectors = max(count for count in range(1, most + 1) if whole % count == 0)
-    spare = 1 if target.has_fma else 2
+    spare = 1 if target.is_x86 and target.has_fma else 5
     rows = min(8, (target.vector_registers - vectors - spare) // vectors)
-    return Tile(rows if vectors < 4 else min(rows, 6), vectors, target.lanes, width)
+    return Tile(rows, vectors, target.lanes, width)
 
 
 def emit_convolution(name: str, tile: Tile, target: Target) -> str:
@@ -331,50 +329,33 @@ class _Emitter:
         b, n, tile = self.b, self.n, self.tile
         zero = Operand(self.vector, "zeroinitializer")
         run = self.times(count, n["merged"])
-        whole = b.binary("and", run, i64(-_UNROLL))
         tap_weights = self.times(n["chunk"], n["merged"], i64(tile.width))
         start: list[Operand] = [weight, *[zero] * (len(pointers) * tile.vectors)]
 
+        def channel(column: Operand, carried: list[Operand]) -> list[Operand]:
+            row, sums = carried[0], carried[1:]
+            return [self.floats(row, i64(tile.width)), *self.products(pointers, column, row, sums)]
+
         def tap(number: Operand, carried: list[Operand]) -> list[Operand]:
-            base = self.load("i64", b.offset(self.taps, "i64", number))
-            here, sums = carried[0], carried[1:]
-
-            def channels(unroll: int) -> Callable[[Operand, list[Operand]], list[Operand]]:
-                def body(channel: Operand, sums: list[Operand]) -> list[Operand]:
-                    row = self.floats(here, multiply(b, channel, tile.width))
-                    column = add(b, base, channel)
-                    for step in range(unroll):
-                        sums = self.products(pointers, column, row, step, sums)
-                    return sums
-
-                return body
-
-            sums = counted_loop(b, i64(0), whole, _UNROLL, sums, channels(_UNROLL))
-            sums = counted_loop(b, whole, run, 1, sums, channels(1))
-            return [self.floats(here, tap_weights), *sums]
+            first = self.load("i64", b.offset(self.taps, "i64", number))
+            inner = counted_loop(b, first, add(b, first, run), 1, carried, channel, may_be_empty=False)
+            return [self.floats(carried[0], tap_weights), *inner[1:]]
 
         taps = self.times(n["window_height"], n["taps_across"])
         return counted_loop(b, i64(0), taps, 1, start, tap, may_be_empty=False)[1:]
 
     def products(
-        self, pointers: Sequence[Operand], column: Operand, row: Operand, step: int, sums: list[Operand]
+        self, pointers: Sequence[Operand], column: Operand, row: Operand, sums: Sequence[Operand]
     ) -> list[Operand]:
-        """One channel of one tap: `sums[r][v] += image[r] * weight[v]`."""
+        """One channel of one tap: `sums[r][v] += image[r] * weight[v]`. Many sums hide the cost of the loop around."""
         b, tile = self.b, self.tile
-        weights = [
-            self.load(self.vector, self.floats(row, i64(step * tile.width + v * tile.lanes)))
-            for v in range(tile.vectors)
-        ]
+        weights = [self.load(self.vector, self.floats(row, i64(v * tile.lanes))) for v in range(tile.vectors)]
         result: list[Operand] = []
         for r, pointer in enumerate(pointers):
-            pixel = self.load("float", self.floats(self.floats(pointer, column), i64(step)))
-            one = b.assign(
-                self.vector, f"insertelement {self.vector} poison, {pixel}, i32 0"
-            )
-            spread = b.assign(
-                self.vector,
-                f"shufflevector {one}, {self.vector} poison, <{tile.lanes} x i32> zeroinitializer",
-            )
+            pixel = self.load("float", self.floats(pointer, column))
+            one = b.assign(self.vector, f"insertelement {self.vector} poison, {pixel}, i32 0")
+            lanes = f"<{tile.lanes} x i32> zeroinitializer"
+            spread = b.assign(self.vector, f"shufflevector {one}, {self.vector} poison, {lanes}")
             for v, weight in enumerate(weights):
                 result.append(self.multiply_add(spread, weight, sums[r * tile.vectors + v]))
         return result
