@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass, fields
-from functools import cache
+from functools import lru_cache
 from typing import ClassVar, Final
 
 from dsjit.fusion.affine import Affine, NotAffine, linearize
@@ -35,8 +35,11 @@ __all__ = [
 _SCRATCH_FLOATS: Final = 1 << 15
 """What one block may copy of a chunk: 128 KiB on the stack of a thread, which its L2 cache holds."""
 
-_BLOCK_PIXELS: Final = 256
-_MOST_PIECES: Final = 64
+_FEWEST_PIXELS: Final = 48
+_MOST_PIXELS: Final = 256
+"""Of a block: few pixels have to wait for the weights, many fill the cache with their sums."""
+
+_LENGTHS: Final = (4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
 
 _LARGE_WEIGHT: Final = 1 << 18
 """Elements of a weight beyond which it is read once, and images again and again: half of a large L2 cache."""
@@ -222,25 +225,31 @@ _FEW_ITEMS: Final = 8
 """Items that are shared evenly by 2, 4 or 8 threads."""
 
 
-@cache
+@lru_cache(maxsize=4096)
 def choose_blocks(sizes: ConvolutionSizes, tile: Tile) -> Blocks:
     """The blocks of output pixels that cost least: whole tiles, little of the image copied twice, work for all."""
     shapes = [Blocks.of(sizes, 1, height, width) for height, width in _shapes(sizes)]
     whole = Blocks.of(sizes, 1, sizes.out_height, sizes.out_width)
     shapes += [
         Blocks.of(sizes, images, sizes.out_height, sizes.out_width)
-        for images in range(2, min(sizes.batch, _BLOCK_PIXELS // (whole.height * whole.width)) + 1)
+        for images in range(2, min(sizes.batch, _MOST_PIXELS // (whole.height * whole.width)) + 1)
     ]
     fitting = [blocks for blocks in shapes if blocks.scratch_pixels * sizes.chunk <= _SCRATCH_FLOATS]
     return min(fitting or [Blocks.of(sizes, 1, 1, 1)], key=lambda blocks: _cycles(sizes, tile, blocks))
 
 
 def _shapes(sizes: ConvolutionSizes) -> Iterator[tuple[int, int]]:
-    """Heights and widths to try: the width of the image cut evenly."""
-    for pieces in range(1, min(sizes.out_width, _MOST_PIECES) + 1):
-        width = min(-(-sizes.out_width // pieces), _BLOCK_PIXELS)
-        for height in range(1, min(sizes.out_height, _BLOCK_PIXELS // width) + 1):
-            yield height, width
+    """Heights and widths to try: the image cut evenly, but not into blocks that are too small to be worth a chunk."""
+    for width in _even_cuts(sizes.out_width):
+        for height in _even_cuts(sizes.out_height):
+            pixels = height * width
+            if pixels <= _MOST_PIXELS and (pixels >= _FEWEST_PIXELS or height == sizes.out_height):
+                yield height, width
+
+
+def _even_cuts(size: int) -> list[int]:
+    """Lengths near those of `_LENGTHS` that cut `size` into pieces of nearly one length."""
+    return list(dict.fromkeys([-(-size // -(-size // length)) for length in _LENGTHS]))
 
 
 def _cycles(sizes: ConvolutionSizes, tile: Tile, blocks: Blocks) -> float:
