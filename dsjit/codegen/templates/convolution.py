@@ -32,8 +32,8 @@ __all__ = [
     "plan_convolution",
 ]
 
-_SCRATCH_FLOATS: Final = 1 << 15
-"""What one block may copy of a chunk: 128 KiB on the stack of a thread, which its L2 cache holds."""
+_SCRATCH_FLOATS: Final = 1 << 14
+"""What one block may copy of a chunk: 64 KiB on the stack of a thread, most of which its L1 cache holds."""
 
 _FEWEST_PIXELS: Final = 48
 _MOST_PIXELS: Final = 256
@@ -218,7 +218,8 @@ def _operand(value: Value, views: Views) -> Operand | None:
 
 # What a step costs, in cycles of a core that starts two vector multiply-adds in each (measured on AVX-512).
 _TILE_CYCLES: Final = 60.0
-_COPY_CYCLES: Final = 6.0
+_COPY_CYCLES: Final = 4.0
+_ROW_CYCLES: Final = 60.0
 _WEIGHT_CYCLES: Final = 3.0
 _CYCLES_PER_NS: Final = 2.5
 _FEW_ITEMS: Final = 8
@@ -256,7 +257,8 @@ def _cycles(sizes: ConvolutionSizes, tile: Tile, blocks: Blocks) -> float:
     """A rough estimate for all pixels and one block of output channels, as if `_FEW_ITEMS` threads shared it."""
     taps = sizes.window_height * sizes.window_width
     registers = tile.width // tile.lanes
-    copy = blocks.scratch_pixels * max(1, sizes.chunk // 16) * _COPY_CYCLES / blocks.images
+    row = blocks.scratch_width * max(1.0, sizes.chunk / 16) * _COPY_CYCLES + _ROW_CYCLES
+    copy = blocks.scratch_height * row
     total = 0.0
     for images, many_images in _cut(sizes.batch, blocks.images):
         for rows, many_rows in _cut(sizes.out_height, blocks.height):

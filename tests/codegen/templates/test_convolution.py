@@ -30,7 +30,7 @@ DILATED = replace(STAGE, pad_height=15, pad_width=15, dilation_height=15, dilati
 @pytest.mark.parametrize("sizes", [STAGE, LAST_STAGE, HUGE, DILATED], ids=["56", "7", "1024", "dilated"])
 def test_what_a_block_copies_fits_a_cache(sizes):
     blocks = choose_blocks(sizes, TILE)
-    assert blocks.images * blocks.scratch_height * blocks.scratch_width * sizes.chunk * 4 <= 128 * 1024
+    assert blocks.images * blocks.scratch_height * blocks.scratch_width * sizes.chunk * 4 <= 64 * 1024
     assert blocks.images * blocks.height * blocks.width <= 256
 
 

@@ -150,6 +150,7 @@ class _Emitter:
         self.chunk_weight = self.times(n["window_height"], n["window_width"], n["chunk"], i64(self.tile.width))
         self.weight = self.floats(n["weight"], self.times(block, n["chunks"], self.chunk_weight))
         self.addresses()
+        self.inside()
         self.clear()
         self.loop(n["chunks"], self.one_chunk)
 
@@ -191,14 +192,20 @@ class _Emitter:
 
         def pixel(number: Operand) -> None:
             out = self.floats(self.n["output"], self.load("i64", self.b.offset(self.writes, "i64", number)))
-            bytes_ = multiply(self.b, self.here, 4)
-            self.fill(out, bytes_)
+            self.fill(out, self.here)
 
         self.loop(self.pixels, pixel)
 
-    def fill(self, pointer: Operand, bytes_: Operand) -> None:
+    def fill(self, pointer: Operand, count: Operand) -> None:
+        """`count` zeros."""
         self.b.declarations["memset"] = "declare void @llvm.memset.p0.i64(ptr, i8, i64, i1)"
-        self.b.emit(f"call void @llvm.memset.p0.i64({pointer}, i8 0, {bytes_}, i1 false)")
+        self.b.emit(f"call void @llvm.memset.p0.i64({pointer}, i8 0, {multiply(self.b, count, 4)}, i1 false)")
+
+    def move(self, source: Operand, target: Operand, count: Operand) -> None:
+        """Copies `count` floats."""
+        self.b.declarations["memcpy"] = "declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)"
+        size = multiply(self.b, count, 4)
+        self.b.emit(f"call void @llvm.memcpy.p0.p0.i64({target}, {source}, {size}, i1 false)")
 
     # -- one chunk of channels -----------------------------------------------------------------------------------
 
@@ -218,52 +225,70 @@ class _Emitter:
             return i64(1)
         return self.split(add(self.b, self.here, i64(strip - 1)), i64(strip))[0]
 
+    def inside(self) -> None:
+        """Which columns of the scratch buffer lie in the image: from `self.begin` to before `self.end`."""
+        b, n = self.b, self.n
+        self.origin_y = subtract(b, self.times(self.top, n["stride_height"]), n["pad_height"])
+        self.origin_x = subtract(b, self.times(self.left, n["stride_width"]), n["pad_width"])
+
+        def first_from(x: Operand) -> Operand:
+            """The first column at `x` or further right."""
+            distance = self.maximum(subtract(b, x, self.origin_x), i64(0))
+            rounded = add(b, distance, subtract(b, n["skip_width"], i64(1)))
+            return minimum(b, b.binary("udiv", rounded, n["skip_width"]), n["scratch_width"])
+
+        self.begin, self.end = first_from(i64(0)), first_from(n["width"])
+
     def gather(self, image: Operand, start: Operand, count: Operand) -> None:
         """Copies `count` channels from `start` on of the pixels that the block reads of an image."""
         b, n = self.b, self.n
-        origin_y = subtract(b, self.times(self.top, n["stride_height"]), n["pad_height"])
-        origin_x = subtract(b, self.times(self.left, n["stride_width"]), n["pad_width"])
         plane = self.times(add(b, self.image, image), n["height"])
         corner = self.floats(self.scratch, self.times(image, self.scratch_image))
+        left = self.times(self.begin, n["chunk"])
+        middle = self.times(subtract(b, self.end, self.begin), n["chunk"])
+        right = subtract(b, self.scratch_row, add(b, left, middle))
+        x = add(b, self.origin_x, self.times(self.begin, n["skip_width"]))
+        one_run = b.binary(
+            "and", b.compare("icmp eq", n["chunk"], n["channels"]), b.compare("icmp eq", n["skip_width"], i64(1))
+        )
 
         def row(r: Operand) -> None:
-            y = add(b, origin_y, self.times(r, n["skip_height"]))
+            y = add(b, self.origin_y, self.times(r, n["skip_height"]))
             target = self.floats(corner, self.times(r, self.scratch_row))
-            inside = b.compare("icmp ult", y, n["height"])
-            line = self.times(add(b, plane, y), n["width"])
+            pixel = add(b, self.times(add(b, plane, y), n["width"]), x)
+            source = self.floats(n["image"], add(b, self.times(pixel, n["channels"]), start))
+            to = self.floats(target, left)
 
-            def pixel(c: Operand) -> None:
-                x = add(b, origin_x, self.times(c, n["skip_width"]))
-                to = self.floats(target, self.times(c, n["chunk"]))
-                source = self.floats(n["image"], add(b, self.times(add(b, line, x), n["channels"]), start))
-                self.when(
-                    b.compare("icmp ult", x, n["width"]),
-                    lambda: self.copy(source, to, count),
-                    lambda: self.fill(to, multiply(b, count, 4)),
-                )
+            def copy() -> None:
+                self.fill(target, left)
+                self.when(one_run, lambda: self.move(source, to, middle), lambda: self.copy_pixels(source, to, count))
+                self.fill(self.floats(to, middle), right)
 
-            self.when(
-                inside,
-                lambda: self.loop(n["scratch_width"], pixel),
-                lambda: self.fill(target, multiply(b, self.scratch_row, 4)),
-            )
+            self.when(b.compare("icmp ult", y, n["height"]), copy, lambda: self.fill(target, self.scratch_row))
 
         self.loop(n["scratch_height"], row)
 
-    def copy(self, source: Operand, target: Operand, count: Operand) -> None:
-        b, lanes = self.b, self.tile.lanes
+    def copy_pixels(self, source: Operand, target: Operand, count: Operand) -> None:
+        """Copies `count` channels of each pixel of a row that lies in the image."""
+        b, n, lanes = self.b, self.n, self.tile.lanes
         whole = b.binary("and", count, i64(-lanes))
+        stride = self.times(n["skip_width"], n["channels"])
 
-        def move(type_: str) -> Callable[[Operand, list[Operand]], list[Operand]]:
-            def body(position: Operand, _: list[Operand]) -> list[Operand]:
-                value = self.load(type_, self.floats(source, position))
-                self.store(value, self.floats(target, position))
-                return []
+        def pixel(_: Operand, carried: list[Operand]) -> list[Operand]:
+            source, target = carried
 
-            return body
+            def copy(type_: str) -> Callable[[Operand, list[Operand]], list[Operand]]:
+                def body(position: Operand, _: list[Operand]) -> list[Operand]:
+                    self.store(self.load(type_, self.floats(source, position)), self.floats(target, position))
+                    return []
 
-        counted_loop(b, i64(0), whole, lanes, [], move(self.vector))
-        counted_loop(b, whole, count, 1, [], move("float"))
+                return body
+
+            counted_loop(b, i64(0), whole, lanes, [], copy(self.vector))
+            counted_loop(b, whole, count, 1, [], copy("float"))
+            return [self.floats(source, stride), self.floats(target, n["chunk"])]
+
+        counted_loop(b, self.begin, self.end, 1, [source, target], pixel)
 
     # -- tiles ---------------------------------------------------------------------------------------------------
 
