@@ -9,7 +9,7 @@ by one thread in one order, whatever the blocks are.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, dataclass, fields, replace
 from functools import lru_cache
 from typing import ClassVar, Final
 
@@ -38,6 +38,9 @@ _SCRATCH_FLOATS: Final = 1 << 14
 _FEWEST_PIXELS: Final = 48
 _MOST_PIXELS: Final = 256
 """Of a block: few pixels have to wait for the weights, many fill the cache with their sums."""
+
+_MOST_SUMS: Final = 1 << 16
+"""Elements of the output that one work item adds up: 256 KiB, in the L2 cache."""
 
 _LENGTHS: Final = (4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
 
@@ -90,6 +93,11 @@ class ConvolutionSizes:
         return self.window_width if whole else 1
 
     @property
+    def is_empty(self) -> bool:
+        """Whether the output has no elements."""
+        return self.batch * self.out_channels * self.out_height * self.out_width == 0
+
+    @property
     def multiply_adds(self) -> int:
         pixels = self.batch * self.out_height * self.out_width
         return pixels * self.out_channels * self.channels * self.window_height * self.window_width
@@ -97,7 +105,7 @@ class ConvolutionSizes:
 
 @dataclass(frozen=True, slots=True)
 class Blocks:
-    """A block of output pixels, and what it reads of the image.
+    """A block of output pixels by `channels` blocks of output channels: one work item, and what it reads of the image.
 
     skip, step: pixels between those that are copied, and between the copies that neighbours read. A window of one
         pixel copies only what it reads.
@@ -106,25 +114,34 @@ class Blocks:
     images: int
     height: int
     width: int
+    channels: int
     scratch_height: int
     scratch_width: int
     skip: tuple[int, int]
     step: tuple[int, int]
 
     @staticmethod
-    def of(sizes: ConvolutionSizes, images: int, height: int, width: int) -> Blocks:
+    def of(sizes: ConvolutionSizes, images: int, height: int, width: int, channels: int = 1) -> Blocks:
         skip_y, step_y, rows = _span(height, sizes.window_height, sizes.stride_height, sizes.dilation_height)
         skip_x, step_x, columns = _span(width, sizes.window_width, sizes.stride_width, sizes.dilation_width)
-        return Blocks(images, height, width, rows, columns, (skip_y, skip_x), (step_y, step_x))
+        return Blocks(images, height, width, channels, rows, columns, (skip_y, skip_x), (step_y, step_x))
+
+    @property
+    def pixels(self) -> int:
+        return self.images * self.height * self.width
 
     @property
     def scratch_pixels(self) -> int:
         return self.images * self.scratch_height * self.scratch_width
 
     def count(self, sizes: ConvolutionSizes) -> int:
-        """How many blocks there are."""
+        """How many blocks of pixels there are."""
         down, across = -(-sizes.out_height // self.height), -(-sizes.out_width // self.width)
         return -(-sizes.batch // self.images) * down * across
+
+    def groups(self, sizes: ConvolutionSizes, tile: Tile) -> int:
+        """How many groups of `channels` blocks of output channels there are."""
+        return -(-sizes.out_channels // (tile.width * self.channels))
 
 
 def _span(count: int, window: int, stride: int, dilation: int) -> tuple[int, int, int]:
@@ -137,9 +154,9 @@ def _span(count: int, window: int, stride: int, dilation: int) -> tuple[int, int
 ARGUMENTS: Final = (
     "batch", "height", "width", "channels", "out_height", "out_width", "out_channels", "window_height", "window_width",
     "stride_height", "stride_width", "pad_height", "pad_width", "dilation_height", "dilation_width", "chunks", "chunk",
-    "merged", "taps_across", "block_images", "block_height", "block_width", "scratch_height", "scratch_width",
-    "skip_height", "skip_width", "step_height", "step_width", "blocks_down", "blocks_across", "inner_items",
-    "channels_outer",
+    "merged", "taps_across", "block_images", "block_height", "block_width", "block_channels", "scratch_height",
+    "scratch_width", "skip_height", "skip_width", "step_height", "step_width", "blocks_down", "blocks_across",
+    "channel_blocks", "inner_items", "channels_outer",
 )  # fmt: skip
 """The other args of the function: integers."""
 
@@ -218,7 +235,7 @@ def _operand(value: Value, views: Views) -> Operand | None:
 
 # What a step costs, in cycles of a core that starts two vector multiply-adds in each (measured on AVX-512).
 _TILE_CYCLES: Final = 60.0
-_COPY_CYCLES: Final = 4.0
+_COPY_CYCLES: Final = 8.0
 _ROW_CYCLES: Final = 60.0
 _WEIGHT_CYCLES: Final = 3.0
 _CYCLES_PER_NS: Final = 2.5
@@ -236,7 +253,10 @@ def choose_blocks(sizes: ConvolutionSizes, tile: Tile) -> Blocks:
         for images in range(2, min(sizes.batch, _MOST_PIXELS // (whole.height * whole.width)) + 1)
     ]
     fitting = [blocks for blocks in shapes if blocks.scratch_pixels * sizes.chunk <= _SCRATCH_FLOATS]
-    return min(fitting or [Blocks.of(sizes, 1, 1, 1)], key=lambda blocks: _cycles(sizes, tile, blocks))
+    shape = min(fitting or [Blocks.of(sizes, 1, 1, 1)], key=lambda blocks: _cycles(sizes, tile, blocks))
+    most = min(-(-sizes.out_channels // tile.width), _MOST_SUMS // (shape.pixels * tile.width))
+    groups = [replace(shape, channels=count) for count in (1, 2, 4, 8) if count <= max(most, 1)]
+    return min(groups, key=lambda blocks: _cycles(sizes, tile, blocks))
 
 
 def _shapes(sizes: ConvolutionSizes) -> Iterator[tuple[int, int]]:
@@ -254,20 +274,23 @@ def _even_cuts(size: int) -> list[int]:
 
 
 def _cycles(sizes: ConvolutionSizes, tile: Tile, blocks: Blocks) -> float:
-    """A rough estimate for all pixels and one block of output channels, as if `_FEW_ITEMS` threads shared it."""
+    """A rough estimate for the whole convolution, and one chunk, as if `_FEW_ITEMS` threads shared it."""
     taps = sizes.window_height * sizes.window_width
     registers = tile.width // tile.lanes
+    channel_blocks = -(-sizes.out_channels // tile.width)
+    groups = blocks.groups(sizes, tile)
     row = blocks.scratch_width * max(1.0, sizes.chunk / 16) * _COPY_CYCLES + _ROW_CYCLES
-    copy = blocks.scratch_height * row
+    copy = groups * blocks.scratch_height * row
+    weight = registers * sizes.chunk * taps * _WEIGHT_CYCLES
+    each_tile = tile.rows * registers * sizes.chunk * taps / 2 + _TILE_CYCLES
     total = 0.0
     for images, many_images in _cut(sizes.batch, blocks.images):
         for rows, many_rows in _cut(sizes.out_height, blocks.height):
             for columns, many_columns in _cut(sizes.out_width, blocks.width):
                 tiles = -(-images * rows * columns // tile.rows)
-                each = tiles * (tile.rows * registers * sizes.chunk * taps / 2 + _TILE_CYCLES)
-                each += images * copy + registers * sizes.chunk * taps * _WEIGHT_CYCLES
+                each = channel_blocks * (tiles * each_tile + weight) + images * copy
                 total += many_images * many_rows * many_columns * each
-    items = blocks.count(sizes) * -(-sizes.out_channels // tile.width)
+    items = blocks.count(sizes) * groups
     return total * (-(-items // _FEW_ITEMS) * _FEW_ITEMS / items)
 
 
@@ -284,9 +307,12 @@ class ConvolutionWork:
     tile: Tile
 
     def item_count(self, values: Mapping[str, int]) -> int:
-        """Independent pieces of work: blocks of output pixels times blocks of output channels."""
+        """Independent pieces of work: blocks of output pixels times groups of blocks of output channels."""
         sizes = ConvolutionSizes(**values)
-        return self._pixel_items(sizes) * self._channel_items(sizes)
+        if sizes.is_empty:
+            return 0
+        blocks = choose_blocks(sizes, self.tile)
+        return blocks.count(sizes) * blocks.groups(sizes, self.tile)
 
     def item_cost(self, values: Mapping[str, int]) -> int:
         """A rough estimate of the nanoseconds that one work item takes, at least 1."""
@@ -297,7 +323,7 @@ class ConvolutionWork:
     def arguments(self, values: Mapping[str, int]) -> tuple[int, ...]:
         """The `ARGUMENTS` of the function."""
         sizes = ConvolutionSizes(**values)
-        if sizes.batch * sizes.out_channels * sizes.out_height * sizes.out_width == 0:
+        if sizes.is_empty:
             return (0,) * len(ARGUMENTS)
         blocks = choose_blocks(sizes, self.tile)
         weight = sizes.channels * sizes.window_height * sizes.window_width * sizes.out_channels
@@ -309,6 +335,8 @@ class ConvolutionWork:
             "block_images": blocks.images,
             "block_height": blocks.height,
             "block_width": blocks.width,
+            "block_channels": blocks.channels,
+            "channel_blocks": -(-sizes.out_channels // self.tile.width),
             "scratch_height": blocks.scratch_height,
             "scratch_width": blocks.scratch_width,
             "skip_height": blocks.skip[0],
@@ -317,15 +345,7 @@ class ConvolutionWork:
             "step_width": blocks.step[1],
             "blocks_down": -(-sizes.out_height // blocks.height),
             "blocks_across": -(-sizes.out_width // blocks.width),
-            "inner_items": self._pixel_items(sizes) if outer else self._channel_items(sizes),
+            "inner_items": blocks.count(sizes) if outer else blocks.groups(sizes, self.tile),
             "channels_outer": int(outer),
         }
         return tuple([known[name] for name in ARGUMENTS])
-
-    def _pixel_items(self, sizes: ConvolutionSizes) -> int:
-        if sizes.batch * sizes.out_height * sizes.out_width == 0:
-            return 0
-        return choose_blocks(sizes, self.tile).count(sizes)
-
-    def _channel_items(self, sizes: ConvolutionSizes) -> int:
-        return -(-sizes.out_channels // self.tile.width)

@@ -41,11 +41,20 @@ def test_whole_tiles_are_preferred():
 
 
 def test_work_items_are_blocks_of_pixels_times_blocks_of_channels():
-    work, blocks = ConvolutionWork(TILE), choose_blocks(STAGE, TILE)
-    pixels = STAGE.batch * -(-56 // blocks.height) * -(-56 // blocks.width)
-    assert work.item_count(asdict(STAGE)) == pixels
-    assert work.item_count(asdict(replace(STAGE, out_channels=130))) == 3 * pixels
+    work = ConvolutionWork(TILE)
+    for out_channels in (64, 130, 1024):
+        sizes = replace(STAGE, out_channels=out_channels)
+        blocks = choose_blocks(sizes, TILE)
+        pixels = -(-sizes.batch // blocks.images) * -(-56 // blocks.height) * -(-56 // blocks.width)
+        assert work.item_count(asdict(sizes)) == pixels * -(-out_channels // (64 * blocks.channels))
     assert work.item_count(asdict(replace(STAGE, batch=0))) == 0
+
+
+def test_what_is_copied_serves_several_blocks_of_channels_while_there_is_work_for_all():
+    pixel = replace(STAGE, channels=256, out_channels=512, window_height=1, window_width=1, chunks=2, chunk=128)
+    assert choose_blocks(pixel, TILE).channels > 1
+    assert choose_blocks(LAST_STAGE, TILE).channels == 1
+    assert ConvolutionWork(TILE).item_count(asdict(pixel)) >= 8
 
 
 def test_a_large_weight_is_read_once():

@@ -134,21 +134,20 @@ class _Emitter:
     def item(self, item: Operand) -> None:
         b, n = self.b, self.n
         place, across = self.split(item, n["inner_items"])
-        block = b.select(b.compare("icmp ne", n["channels_outer"], i64(0)), place, across)
+        group = b.select(b.compare("icmp ne", n["channels_outer"], i64(0)), place, across)
         spot = b.select(b.compare("icmp ne", n["channels_outer"], i64(0)), across, place)
         rest, column = self.split(spot, n["blocks_across"])
-        group, row = self.split(rest, n["blocks_down"])
-        self.image = self.times(group, n["block_images"])
+        images, row = self.split(rest, n["blocks_down"])
+        self.image = self.times(images, n["block_images"])
         self.images = minimum(b, subtract(b, n["batch"], self.image), n["block_images"])
         self.top = self.times(row, n["block_height"])
         self.left = self.times(column, n["block_width"])
         self.rows = minimum(b, subtract(b, n["out_height"], self.top), n["block_height"])
         self.columns = minimum(b, subtract(b, n["out_width"], self.left), n["block_width"])
         self.pixels = self.times(self.images, self.rows, self.columns)
-        self.first = self.times(block, i64(self.tile.width))
-        self.here = minimum(b, subtract(b, n["out_channels"], self.first), i64(self.tile.width))
+        self.block = self.times(group, n["block_channels"])
+        self.blocks = minimum(b, subtract(b, n["channel_blocks"], self.block), n["block_channels"])
         self.chunk_weight = self.times(n["window_height"], n["window_width"], n["chunk"], i64(self.tile.width))
-        self.weight = self.floats(n["weight"], self.times(block, n["chunks"], self.chunk_weight))
         self.addresses()
         self.inside()
         self.clear()
@@ -176,7 +175,7 @@ class _Emitter:
                     number = add(b, start, c)
                     self.store(add(b, read, self.times(c, across)), b.offset(self.reads, "i64", number))
                     position = self.times(add(b, line, add(b, self.left, c)), n["out_channels"])
-                    self.store(add(b, position, self.first), b.offset(self.writes, "i64", number))
+                    self.store(position, b.offset(self.writes, "i64", number))
 
                 self.loop(self.columns, pixel)
 
@@ -189,10 +188,13 @@ class _Emitter:
 
     def clear(self) -> None:
         """Zeros in the output block."""
+        b, width = self.b, self.tile.width
+        first = multiply(b, self.block, width)
+        count = minimum(b, subtract(b, self.n["out_channels"], first), multiply(b, self.blocks, width))
 
         def pixel(number: Operand) -> None:
-            out = self.floats(self.n["output"], self.load("i64", self.b.offset(self.writes, "i64", number)))
-            self.fill(out, self.here)
+            position = self.load("i64", b.offset(self.writes, "i64", number))
+            self.fill(self.floats(self.n["output"], add(b, position, first)), count)
 
         self.loop(self.pixels, pixel)
 
@@ -214,16 +216,24 @@ class _Emitter:
         start = self.times(number, n["chunk"])
         count = minimum(b, subtract(b, n["channels"], start), n["chunk"])
         self.loop(self.images, lambda image: self.gather(image, start, count))
-        weight = self.floats(self.weight, self.times(number, self.chunk_weight))
-        across = self.columns_of_blocks(weight, count)
-        self.loop(across, lambda part: self.strip(part, weight, count))
+        self.loop(self.blocks, lambda block: self.one_block(add(b, self.block, block), number, count))
 
-    def columns_of_blocks(self, weight: Operand, count: Operand) -> Operand:
-        """How many strips of `vectors` registers hold the channels of this block."""
+    def one_block(self, block: Operand, number: Operand, count: Operand) -> None:
+        """Adds the chunk's products to one block of output channels."""
+        b, n = self.b, self.n
         strip = self.tile.vectors * self.tile.lanes
-        if strip == self.tile.width:
-            return i64(1)
-        return self.split(add(self.b, self.here, i64(strip - 1)), i64(strip))[0]
+        weight = self.floats(n["weight"], self.times(add(b, self.times(block, n["chunks"]), number), self.chunk_weight))
+        first = multiply(b, block, self.tile.width)
+        here = minimum(b, subtract(b, n["out_channels"], first), i64(self.tile.width))
+        strips = i64(1)
+        if strip < self.tile.width:
+            strips, _ = self.split(add(b, here, i64(strip - 1)), i64(strip))
+
+        def one(part: Operand) -> None:
+            shift = multiply(b, part, strip)
+            self.strip(self.floats(weight, shift), count, add(b, first, shift), subtract(b, here, shift))
+
+        self.loop(strips, one)
 
     def inside(self) -> None:
         """Which columns of the scratch buffer lie in the image: from `self.begin` to before `self.end`."""
@@ -292,18 +302,14 @@ class _Emitter:
 
     # -- tiles ---------------------------------------------------------------------------------------------------
 
-    def strip(self, part: Operand, weight: Operand, count: Operand) -> None:
-        """All pixels of the block, for as many output channels as a tile has."""
-        b, rows = self.b, self.tile.rows
-        shift = multiply(b, part, self.tile.vectors * self.tile.lanes)
-        left = subtract(b, self.here, shift)
-        weight = self.floats(weight, shift)
+    def strip(self, weight: Operand, count: Operand, first: Operand, left: Operand) -> None:
+        """All pixels of the block, for as many output channels as a tile has: of `left` channels from `first` on."""
 
-        def tile(first: Operand, _: list[Operand]) -> list[Operand]:
-            self.one_tile(first, rows, weight, count, shift, left)
+        def tile(pixel: Operand, _: list[Operand]) -> list[Operand]:
+            self.one_tile(pixel, self.tile.rows, weight, count, first, left)
             return []
 
-        counted_loop(b, i64(0), self.pixels, rows, [], tile)
+        counted_loop(self.b, i64(0), self.pixels, self.tile.rows, [], tile)
 
     def one_tile(
         self, first: Operand, rows: int, weight: Operand, count: Operand, shift: Operand, left: Operand
