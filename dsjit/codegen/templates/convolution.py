@@ -42,6 +42,7 @@ _MOST_PIXELS: Final = 256
 _MOST_SUMS: Final = 1 << 16
 """Elements of the output that one work item adds up: 256 KiB, in the L2 cache."""
 
+_GROUPS: Final = (1, 2, 4, 8)
 _LENGTHS: Final = (4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
 
 _LARGE_WEIGHT: Final = 1 << 18
@@ -247,16 +248,18 @@ _FEW_ITEMS: Final = 8
 def choose_blocks(sizes: ConvolutionSizes, tile: Tile) -> Blocks:
     """The blocks of output pixels that cost least: whole tiles, little of the image copied twice, work for all."""
     shapes = [Blocks.of(sizes, 1, height, width) for height, width in _shapes(sizes)]
-    whole = Blocks.of(sizes, 1, sizes.out_height, sizes.out_width)
-    shapes += [
-        Blocks.of(sizes, images, sizes.out_height, sizes.out_width)
-        for images in range(2, min(sizes.batch, _MOST_PIXELS // (whole.height * whole.width)) + 1)
-    ]
+    whole = sizes.out_height * sizes.out_width
+    for images in range(2, min(sizes.batch, _MOST_PIXELS // whole) + 1):
+        shapes.append(Blocks.of(sizes, images, sizes.out_height, sizes.out_width))
     fitting = [blocks for blocks in shapes if blocks.scratch_pixels * sizes.chunk <= _SCRATCH_FLOATS]
-    shape = min(fitting or [Blocks.of(sizes, 1, 1, 1)], key=lambda blocks: _cycles(sizes, tile, blocks))
-    most = min(-(-sizes.out_channels // tile.width), _MOST_SUMS // (shape.pixels * tile.width))
-    groups = [replace(shape, channels=count) for count in (1, 2, 4, 8) if count <= max(most, 1)]
-    return min(groups, key=lambda blocks: _cycles(sizes, tile, blocks))
+    candidates = [
+        replace(blocks, channels=count)
+        for blocks in fitting or [Blocks.of(sizes, 1, 1, 1)]
+        for count in _GROUPS
+        if count == 1
+        or ((count - 1) * tile.width < sizes.out_channels and count * blocks.pixels * tile.width <= _MOST_SUMS)
+    ]
+    return min(candidates, key=lambda blocks: _cycles(sizes, tile, blocks))
 
 
 def _shapes(sizes: ConvolutionSizes) -> Iterator[tuple[int, int]]:
