@@ -15,7 +15,7 @@ from typing import ClassVar, Final
 
 from dsjit.fusion.affine import Affine, NotAffine, linearize
 from dsjit.fusion.views import Views
-from dsjit.ir.graph import Node, Value
+from dsjit.ir.graph import Node, TensorType, Value
 from dsjit.ops.direct_convolution import direct_convolution
 
 __all__ = [
@@ -43,7 +43,10 @@ _MOST_SUMS: Final = 1 << 16
 """Elements of the output that one work item adds up: 256 KiB, in the L2 cache."""
 
 _GROUPS: Final = (1, 2, 4, 8)
+"""How many blocks of output channels to try for one work item."""
+
 _LENGTHS: Final = (4, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64)
+"""Heights and widths of a block to try, about."""
 
 _LARGE_WEIGHT: Final = 1 << 18
 """Elements of a weight beyond which it is read once, and images again and again: half of a large L2 cache."""
@@ -67,7 +70,7 @@ class Tile:
 
 @dataclass(frozen=True, slots=True)
 class ConvolutionSizes:
-    """The sizes of a convolution, in elements. All are pairs of height and width where there are two."""
+    """The sizes of a convolution, in elements. chunks: of `chunk` input channels, the last of which may have fewer."""
 
     batch: int
     height: int
@@ -199,7 +202,9 @@ def plan_convolution(node: Node, views: Views) -> ConvolutionPlan | None:
         return None
     out_channels, stride, padding, dilation = node.args[2:]
     image, weight = _operand(node.args[0], views), _operand(node.args[1], views)
-    if image is None or weight is None:
+    if image is None or weight is None or not node.args[1].type.is_contiguous:
+        return None
+    if not _is_channels_last(node.args[0].type) or not _is_channels_last(node.output.type):
         return None
     batch, channels, height, width = node.args[0].type.shape
     _, chunks, window_height, window_width, chunk, block = node.args[1].type.shape
@@ -224,6 +229,12 @@ def plan_convolution(node: Node, views: Views) -> ConvolutionPlan | None:
         chunk=chunk,
     )
     return ConvolutionPlan(image, weight, Operand(node.output, 0), ConvolutionTemplate(block), sizes)
+
+
+def _is_channels_last(type_: TensorType) -> bool:
+    """Whether the elements lie densely in memory, the channels of a pixel side by side."""
+    shape, strides = ([numbers[d] for d in (0, 2, 3, 1)] for numbers in (type_.shape, type_.strides))
+    return replace(type_, shape=tuple(shape), strides=tuple(strides)).is_contiguous
 
 
 def _operand(value: Value, views: Views) -> Operand | None:

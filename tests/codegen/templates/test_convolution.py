@@ -70,7 +70,7 @@ def test_taps_of_few_channels_are_one_run_of_memory():
 
 
 @pytest.mark.parametrize(
-    ("out_channels", "width"), [(1, 16), (16, 16), (17, 32), (33, 48), (64, 64), (96, 48), (512, 64)]
+    ("out_channels", "width"), [(1, 16), (16, 16), (17, 32), (33, 48), (70, 48), (64, 64), (96, 48), (512, 64)]
 )
 def test_blocks_of_output_channels_are_wide_and_full(out_channels, width):
     assert block_width(out_channels) == width
@@ -89,6 +89,12 @@ def test_a_direct_convolution_has_a_template():
     plan = planned(image, torch.empty(1, 1, 3, 3, 5, 32))
     assert plan.template == ConvolutionTemplate(32)
     assert plan.sizes == ConvolutionSizes(2, 6, 7, 5, 6, 7, 20, 3, 3, 1, 1, 1, 1, 1, 1, 1, 5)
+
+
+def test_operands_must_be_dense_and_in_the_order_of_the_template():
+    assert planned(torch.empty(2, 5, 6, 7), torch.empty(1, 1, 3, 3, 5, 32)) is None
+    image = torch.empty(2, 5, 6, 7).to(memory_format=torch.channels_last)
+    assert planned(image, torch.empty(1, 1, 3, 3, 32, 5).transpose(4, 5)) is None
 
 
 def test_other_ops_have_none():

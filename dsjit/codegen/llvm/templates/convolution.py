@@ -1,6 +1,6 @@
 """The LLVM IR of a direct convolution: `define void @NAME(ptr %args, i64 %begin, i64 %end)`, as a kernel's.
 
-One work item is a block of output pixels times a block of output channels. It goes through the input channels in
+One work item is a block of output pixels times some blocks of output channels. It goes through the input channels in
 chunks. Of a chunk it copies the pixels that it needs into a buffer on the stack, with zeros where the window reaches
 beyond the image. Then, tile by tile, it keeps `rows * vectors` sums in registers while it runs over the taps of the
 window and the channels of the chunk, and adds them to the output in memory, which stays in the cache.
