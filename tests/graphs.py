@@ -9,6 +9,7 @@ import __future__
 import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,8 +18,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dsjit.ir.dtypes import SHORT_NAMES
 from dsjit.ir.graph import Graph, Node, Source, TensorType, Value, Write
 from dsjit.ir.print_graph import print_short
+from dsjit.ops.direct_convolution import direct_convolution
 
 DTYPES = {name: dtype for dtype, name in SHORT_NAMES.items()}
+FUNCTIONS = (direct_convolution,)
+"""Ops that are plain functions; printed Graphs call them by name."""
+
 SOURCE = Source("model.py", 12, "forward", "")
 
 
@@ -85,7 +90,7 @@ class GraphRecorder:
         results = [returned] if isinstance(returned, torch.Tensor) else list(returned)
         outputs = tuple(self.value(tensor_type(t.shape, t.dtype, t.stride())) for t in results)
         arguments, keywords = _frozen(args), {k: _frozen(a) for k, a in kwargs.items()}
-        random = torch.Tag.nondeterministic_seeded in op.tags
+        random = torch.Tag.nondeterministic_seeded in getattr(op, "tags", ())
         self.nodes.append(Node(op, arguments, keywords, outputs, self.source, effect=random))
         return outputs[0] if isinstance(returned, torch.Tensor) else outputs
 
@@ -132,6 +137,8 @@ def trace(function: Callable[..., Any], *tensors: torch.Tensor) -> Graph:
 
 
 def is_factory(op: Callable[..., Any]) -> bool:
+    if not isinstance(op, torch._ops.OpOverload):
+        return False
     arguments = op._schema.arguments
     return any(a.name == "device" for a in arguments) and not any("Tensor" in str(a.type) for a in arguments)
 
@@ -157,6 +164,7 @@ def graph_from_text(text: str, constants: Mapping[str, torch.Tensor] | None = No
     """The Graph of a printed function; `constants` by name (zeros for those not given)."""
     recorder = GraphRecorder()
     scope: dict[str, Any] = {"torch": torch, "aten": recorder.aten}
+    scope |= {op.__name__: partial(recorder.call, op) for op in FUNCTIONS}
     code = compile(textwrap.dedent(text), "<graph>", "exec", flags=__future__.annotations.compiler_flag)
     exec(code, scope)
     function = scope["graph"]

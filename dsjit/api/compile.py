@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
 
-from dsjit.codegen.assemble import assemble, assemble_parts, choose_steps
-from dsjit.codegen.gemm import MatmulPlan
-from dsjit.codegen.llvm.engine import CompiledKernel, KernelCache
+from dsjit.codegen.assemble import NativePlan, assemble, assemble_parts, choose_steps, templates_of
+from dsjit.codegen.llvm.engine import CompiledKernel, KernelCache, Lookup
+from dsjit.codegen.llvm.templates.emit import Template
 from dsjit.codegen.placement import Step
 from dsjit.codegen.program import Program
 from dsjit.codegen.sized_program import SizedProgram, SizeSource, kernels_for_sizes, make_sized_program
@@ -57,7 +57,8 @@ class Compilation:
     """Everything that compiling one Graph produced.
 
     captured, optimized: the Graph before and after the passes (of typical sizes, where sizes are open).
-    steps: in the order in which they run.
+    steps: in the order in which they run. native: library nodes that run as native steps.
+    compiled: the machine code of fused kernels, and of nodes that have a template.
     generated, reused: kernels compiled now, and found in the cache.
     """
 
@@ -65,12 +66,17 @@ class Compilation:
     optimized: Graph
     plan: FusionPlan
     steps: tuple[Step, ...]
-    kernels: Mapping[FusedKernel, CompiledKernel]
-    matmuls: Mapping[Node, MatmulPlan]
+    compiled: Mapping[FusedKernel | Node, CompiledKernel]
+    native: Mapping[Node, NativePlan]
     program: Program | SizedProgram
     generated: int
     reused: int
     timer: StageTimer
+
+    @property
+    def kernels(self) -> dict[FusedKernel, CompiledKernel]:
+        """The machine code of the fused kernels."""
+        return {work: code for work, code in self.compiled.items() if isinstance(work, FusedKernel)}
 
 
 def compile_graph(
@@ -98,7 +104,7 @@ def compile_graph(
         plan = plan_fusion(optimized, Limits(), CPU)
     with timer.stage("lowering"):
         units = [_lower(u, plan, fast) if isinstance(u, Group) else u for u in plan.units]
-        steps, matmuls = choose_steps(units, plan.views)
+        steps, native = choose_steps(units, plan.views)
     fused = [unit for unit in units if isinstance(unit, FusedKernel)]
     if environment.check:
         for kernel in fused:
@@ -107,19 +113,30 @@ def compile_graph(
         for kernel in fused:
             dump.write_kernel(print_kernel(kernel.kernel))
     with timer.stage("codegen"):
-        result = cache.compile_kernels([kernel.kernel for kernel in fused], fast)
-        compiled = dict(zip(fused, result.kernels, strict=True))
+        templates = templates_of(native)
+        result = cache.compile_kernels([*[kernel.kernel for kernel in fused], *templates.values()], fast)
+        compiled = _by_work(fused, templates, result)
     if dump is not None and result.ir_text:
         dump.write("module.ll", result.ir_text)
     with timer.stage("assembly"):
-        program = assemble(optimized, steps, matmuls, plan.views, compiled)
+        program = assemble(optimized, steps, native, plan.views, compiled)
     if dump is not None:
         dump.write("program.py", program.source)
     compilation = Compilation(
-        graph, optimized, plan, tuple(steps), compiled, matmuls, program, result.generated, result.reused, timer
+        graph, optimized, plan, tuple(steps), compiled, native, program, result.generated, result.reused, timer
     )
     _print_stages(compilation, environment.debug, result.ir_text)
     return compilation
+
+
+def _by_work(
+    fused: Sequence[FusedKernel], templates: Mapping[Node, Template], result: Lookup
+) -> dict[FusedKernel | Node, CompiledKernel]:
+    """The machine code of each fused kernel, and of each node that has a template."""
+    return {
+        **dict(zip(fused, result.kernels[: len(fused)], strict=True)),
+        **dict(zip(templates, result.kernels[len(fused) :], strict=True)),
+    }
 
 
 def _lower(group: Group, plan: FusionPlan, fast: bool) -> FusedKernel:
@@ -166,8 +183,9 @@ def compile_template(
         for kernel in kernels:
             dump.write_kernel(print_kernel(kernel.kernel))
     with timer.stage("codegen"):
-        result = cache.compile_kernels([kernel.kernel for kernel in kernels], fast)
-    compiled = [dict(zip(each, result.kernels, strict=True)) for each in fused]
+        templates = [templates_of(native) for _, native in chosen]
+        result = cache.compile_kernels([*[kernel.kernel for kernel in kernels], *templates[0].values()], fast)
+    compiled = [_by_work(each, nodes, result) for each, nodes in zip(fused, templates, strict=True)]
     with timer.stage("assembly"):
         sizes = [
             {unit: tuple([size.at(point) for size in kernel.sizes]) for unit, kernel in zip(each, kernels, strict=True)}
@@ -181,9 +199,9 @@ def compile_template(
     if dump is not None:
         dump.write("module.ll", result.ir_text)
         dump.write("program.py", program.source)
-    steps, matmuls = chosen[0]
+    steps, native = chosen[0]
     compilation = Compilation(
-        captured[0], optimized[0], plans[0], tuple(steps), compiled[0], matmuls, program, result.generated,
+        captured[0], optimized[0], plans[0], tuple(steps), compiled[0], native, program, result.generated,
         result.reused, timer,
     )  # fmt: skip
     _print_stages(compilation, environment.debug, result.ir_text)

@@ -20,7 +20,7 @@ from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.views import is_view
 from dsjit.ir.graph import UNKNOWN_SOURCE, Graph, Node, Source, Value
 from dsjit.ir.kernel import Index, Kernel, Load, Store, typical
-from dsjit.ir.print_graph import print_graph
+from dsjit.ir.print_graph import op_name, print_graph
 from dsjit.ir.print_kernel import print_kernel
 from dsjit.trace.guards import GuardLine
 from dsjit.trace.outcome import Outcome, OutcomeKind, describe_outcome
@@ -60,7 +60,7 @@ class KernelReport:
 
 @dataclass(frozen=True, slots=True)
 class LibraryReport:
-    """One library call; `native` when it is a matrix product that runs without going through Python."""
+    """One library call; `native` when it is a matrix product or a template that runs without going through Python."""
 
     op: str
     source: Source
@@ -230,7 +230,7 @@ def _report(name: str, tree: TraceTree) -> Explanation:
             else:
                 node = step.work.node
                 read, written = node_traffic(node)
-                calls.append(LibraryReport(str(node.op), node.source, read, written, node in compilation.matmuls))
+                calls.append(LibraryReport(op_name(node.op), node.source, read, written, node in compilation.native))
     for timer in {id(compilation.timer): compilation.timer for compilation in compilations}.values():
         for stage, spent in timer.seconds.items():
             seconds[stage] = seconds.get(stage, 0.0) + spent

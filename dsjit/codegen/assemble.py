@@ -1,7 +1,8 @@
 """Prints the steps of a Graph as one flat Python function, and binds it to a Program.
 
-Consecutive kernels and matrix products become one native sequence, a single call. Library calls stand between them
-as plain Python calls on tensors: the caller's, tensors in the arena, or tensors that earlier calls returned.
+Consecutive kernels, matrix products and templates become one native sequence, a single call. Library calls stand
+between them as plain Python calls on tensors: the caller's, tensors in the arena, or tensors that earlier calls
+returned.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch._ops import OpOverload
@@ -22,6 +23,7 @@ from dsjit.codegen.llvm.engine import CompiledKernel
 from dsjit.codegen.llvm.executor import Call, GemmCall, KernelCall, gemm_available
 from dsjit.codegen.placement import Home, Place, Placement, Step, place_values
 from dsjit.codegen.program import ArenaTensor, Program, ProgramParts, link
+from dsjit.codegen.templates.convolution import ConvolutionPlan, ConvolutionTemplate, plan_convolution
 from dsjit.fusion.affine import Affine, NotAffine, linearize
 from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.planner import LibraryUnit
@@ -31,24 +33,36 @@ from dsjit.ops.library import fast_callable, out_variant
 from dsjit.ops.properties import is_dynamic
 from dsjit.ops.strided import strided_view
 
-__all__ = ["assemble", "assemble_parts", "choose_steps"]
+__all__ = ["NativePlan", "assemble", "assemble_parts", "choose_steps", "templates_of"]
 
-Matmuls = Mapping[Node, MatmulPlan]
+NativePlan: TypeAlias = MatmulPlan | ConvolutionPlan
+"""How a library node runs as a native step."""
 
 
-def choose_steps(units: Sequence[FusedKernel | LibraryUnit], views: Views) -> tuple[list[Step], dict[Node, MatmulPlan]]:
-    """The steps of a Program, and which library nodes run as native matrix products."""
-    matmuls: dict[Node, MatmulPlan] = {}
+def choose_steps(units: Sequence[FusedKernel | LibraryUnit], views: Views) -> tuple[list[Step], dict[Node, NativePlan]]:
+    """The steps of a Program, and which library nodes run as native matrix products or templates."""
+    native: dict[Node, NativePlan] = {}
     steps: list[Step] = []
     for unit in units:
         planned = False
         if isinstance(unit, LibraryUnit) and not unit.view and not unit.node.mutates:
-            plan = plan_matmul(unit.node, views) if gemm_available() else None
+            plan = _plan_native(unit.node, views)
             if plan is not None:
-                matmuls[unit.node] = plan
+                native[unit.node] = plan
             planned = plan is not None or _takes_out(unit.node)
         steps.append(Step(unit, planned))
-    return steps, matmuls
+    return steps, native
+
+
+def templates_of(native: Mapping[Node, NativePlan]) -> dict[Node, ConvolutionTemplate]:
+    """The templates that have to be compiled, by node."""
+    return {node: plan.template for node, plan in native.items() if isinstance(plan, ConvolutionPlan)}
+
+
+def _plan_native(node: Node, views: Views) -> NativePlan | None:
+    if gemm_available() and (product := plan_matmul(node, views)) is not None:
+        return product
+    return plan_convolution(node, views)
 
 
 def _takes_out(node: Node) -> bool:
@@ -73,40 +87,41 @@ def _is_dense(value: Value) -> bool:
 def assemble(
     graph: Graph,
     steps: Sequence[Step],
-    matmuls: Matmuls,
+    native: Mapping[Node, NativePlan],
     views: Views,
-    kernels: Mapping[FusedKernel, CompiledKernel],
+    kernels: Mapping[FusedKernel | Node, CompiledKernel],
     clock: StepClock | None = None,
 ) -> Program:
     """The Program that runs `steps` in order and returns the Graph's outputs.
 
+    native: which library nodes run natively. kernels: of the fused kernels, and of the nodes that have a template.
     clock: is told when each step ran; the Program is then not reentrant. Without it, timing costs nothing.
     """
-    return link(_Assembler(graph, steps, matmuls, views, kernels, clock).assemble())
+    return link(_Assembler(graph, steps, native, views, kernels, clock).assemble())
 
 
 def assemble_parts(
     graph: Graph,
     steps: Sequence[Step],
-    matmuls: Matmuls,
+    native: Mapping[Node, NativePlan],
     views: Views,
-    kernels: Mapping[FusedKernel, CompiledKernel],
+    kernels: Mapping[FusedKernel | Node, CompiledKernel],
     sizes: Mapping[FusedKernel, tuple[int, ...]],
 ) -> ProgramParts:
     """The parts of that Program, with every integer among the names and none in the source.
 
     sizes: the values of the sizes that each kernel takes.
     """
-    return _Assembler(graph, steps, matmuls, views, kernels, sizes=sizes).assemble()
+    return _Assembler(graph, steps, native, views, kernels, sizes=sizes).assemble()
 
 
 @dataclass(slots=True)
 class _Assembler:
     graph: Graph
     steps: Sequence[Step]
-    matmuls: Matmuls
+    native: Mapping[Node, NativePlan]
     views: Views
-    kernels: Mapping[FusedKernel, CompiledKernel]
+    kernels: Mapping[FusedKernel | Node, CompiledKernel]
     clock: StepClock | None = None
     sizes: Mapping[FusedKernel, tuple[int, ...]] | None = None
     aliases: dict[Value, Value] = field(default_factory=dict)
@@ -144,7 +159,9 @@ class _Assembler:
     def _native_values(self, step: Step) -> tuple[Value, ...]:
         if isinstance(step.work, FusedKernel):
             return step.work.values
-        plan = self.matmuls.get(step.work.node)
+        plan = self.native.get(step.work.node)
+        if isinstance(plan, ConvolutionPlan):
+            return tuple(operand.base for operand in plan.operands)
         return () if plan is None else (plan.a.base, plan.b.base, plan.c.base)
 
     def assemble(self) -> ProgramParts:
@@ -153,8 +170,8 @@ class _Assembler:
             self.current = number
             if isinstance(step.work, FusedKernel):
                 self._kernel(step.work)
-            elif step.work.node in self.matmuls:
-                self._matmul(self.matmuls[step.work.node])
+            elif step.work.node in self.native:
+                self._native(step.work.node, self.native[step.work.node])
             else:
                 self._flush()
                 with self._timed(number):
@@ -227,13 +244,21 @@ class _Assembler:
                 self.variables[value] = self.variables[holder]
         slots = tuple(self._slot(value) for value in fused.values)
         sizes = self.sizes[fused] if self.sizes is not None else ()
-        zero = self.slots.setdefault(Place(Home.NOWHERE, 0), len(self.slots)) if sizes else 0
-        self.pending.append(KernelCall(self.kernels[fused], slots, sizes=sizes, zero=zero))
+        self.pending.append(KernelCall(self.kernels[fused], slots, sizes=sizes, zero=self._zero() if sizes else 0))
         self.pending_steps.append(self.current)
 
-    def _matmul(self, plan: MatmulPlan) -> None:
-        a, b, c = (self._slot(matrix.base) for matrix in (plan.a, plan.b, plan.c))
-        self.pending.append(GemmCall.row_major(plan, (a, b, c)))
+    def _zero(self) -> int:
+        """A slot of the table that holds 0."""
+        return self.slots.setdefault(Place(Home.NOWHERE, 0), len(self.slots))
+
+    def _native(self, node: Node, plan: NativePlan) -> None:
+        if isinstance(plan, ConvolutionPlan):
+            slots = tuple(self._slot(operand.base) for operand in plan.operands)
+            offsets = tuple(operand.offset * node.output.type.dtype.itemsize for operand in plan.operands)
+            self.pending.append(KernelCall(self.kernels[node], slots, offsets, astuple(plan.sizes), self._zero()))
+        else:
+            a, b, c = (self._slot(matrix.base) for matrix in (plan.a, plan.b, plan.c))
+            self.pending.append(GemmCall.row_major(plan, (a, b, c)))
         self.pending_steps.append(self.current)
 
     def _flush(self) -> None:

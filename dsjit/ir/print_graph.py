@@ -27,7 +27,7 @@ import torch
 from dsjit.ir.dtypes import short_name
 from dsjit.ir.graph import Arg, Graph, Node, Source, TensorType, Value
 
-__all__ = ["function_name", "print_graph", "print_short", "print_type"]
+__all__ = ["function_name", "op_name", "print_graph", "print_short", "print_type"]
 
 
 
@@ -104,7 +104,8 @@ def _import(op: Callable[..., Any]) -> list[str]:
     return [f"from {module} import {op.__name__}"] if module else []
 
 
-def _op_name(op: Callable[..., Any]) -> str:
+def op_name(op: Callable[..., Any]) -> str:
+    """`aten.add.Tensor`, or the name of a function that is no overload."""
     if isinstance(op, torch._ops.OpOverload):
         return str(op)
     name = getattr(op, "__name__", repr(op))
@@ -132,7 +133,7 @@ def _node(node: Node, names: Mapping[Value, str], *, comment: bool) -> list[str]
 
 def _call(node: Node, args: list[str], names: Mapping[Value, str]) -> str:
     kwargs = [f"{name}={_arg(arg, names)}" for name, arg in node.kwargs.items()]
-    return f"{_op_name(node.op)}({', '.join([*args, *kwargs])})"
+    return f"{op_name(node.op)}({', '.join([*args, *kwargs])})"
 
 
 def _unpack(node: Node, targets: list[str]) -> str:

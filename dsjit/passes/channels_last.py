@@ -1,48 +1,52 @@
 """Keeps images in channels-last order between convolutions.
 
-Why: oneDNN, which runs convolutions, computes in blocks of channels. On row-major (NCHW) tensors it reorders each
-input and each output; channels-last tensors it reads and writes as they are. One reorder at the entry and one at the
-exit of a run of convolutions, pointwise ops and poolings replace two for every convolution; what is left of them is a
-copy that fuses with its neighbours. What the caller gets keeps its strides. In that order, a convolution whose window
-is one pixel is a matrix product.
+Why: convolutions compute in blocks of channels. On row-major (NCHW) tensors oneDNN reorders each input and each output;
+channels-last tensors are read and written as they are. One reorder at the entry and one at the exit of a run of
+convolutions, pointwise ops and poolings replace two for every convolution; what is left of them is a copy that fuses
+with its neighbours. What the caller gets keeps its strides. In that order, a convolution whose window is one pixel is a
+matrix product.
 
 Precision: oneDNN cuts the sums of row-major convolutions every few channels, and their rounding errors are up to four
-times smaller for it (512 channels). So in float32 many input channels are cut into parts here, as groups of a
-convolution or a batch of products, and a sum over the parts follows, which fuses with what comes next.
+times smaller for it (512 channels). Its channels-last convolutions do not, and neither does BLAS. So a float32
+convolution becomes `direct_convolution`, which has a template and adds up chunks of channels; a product over many
+channels is cut into a batch of products and a sum over the parts, which fuses with what comes next.
 
 Before:
-    def graph(x0: f32[1, 4, 5, 5], x1: f32[8, 4, 3, 3], x2: f32[8, 8, 1, 1]):
+    def graph(x0: f32[1, 4, 5, 5], x1: f32[16, 4, 3, 3], x2: f32[8, 16, 1, 1]):
         t3 = aten.convolution.default(x0, x1, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
         t4 = aten.relu.default(t3)
         t5 = aten.convolution.default(t4, x2, None, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
         return t5
 After:
-    def graph(x0: f32[1, 4, 5, 5], x1: f32[8, 4, 3, 3], x2: f32[8, 8, 1, 1]):
+    def graph(x0: f32[1, 4, 5, 5], x1: f32[16, 4, 3, 3], x2: f32[8, 16, 1, 1]):
         t3 = aten.clone.default(x0, memory_format=torch.channels_last)
-        t4 = aten.clone.default(x1, memory_format=torch.channels_last)
-        t5 = aten.convolution.default(t3, t4, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
-        t6 = aten.relu.default(t5)
-        t7 = aten.permute.default(t6, [0, 2, 3, 1])
-        t8 = aten.view.default(t7, [25, 8])
-        t9 = aten.view.default(x2, [8, 8])
-        t10 = aten.t.default(t9)
-        t11 = aten.mm.default(t8, t10)
-        t12 = aten.view.default(t11, [1, 5, 5, 8])
-        t13 = aten.permute.default(t12, [0, 3, 1, 2])
-        t14 = aten.clone.default(t13, memory_format=torch.contiguous_format)
-        return t14
+        t4 = aten.view.default(x1, [1, 16, 1, 4, 3, 3])
+        t5 = aten.permute.default(t4, [0, 2, 4, 5, 3, 1])
+        t6 = aten.clone.default(t5, memory_format=torch.contiguous_format)
+        t7 = direct_convolution(t3, t6, 16, [1, 1], [1, 1], [1, 1])
+        t8 = aten.relu.default(t7)
+        t9 = aten.permute.default(t8, [0, 2, 3, 1])
+        t10 = aten.view.default(t9, [25, 16])
+        t11 = aten.view.default(x2, [8, 16])
+        t12 = aten.t.default(t11)
+        t13 = aten.mm.default(t10, t12)
+        t14 = aten.view.default(t13, [1, 5, 5, 8])
+        t15 = aten.permute.default(t14, [0, 3, 1, 2])
+        t16 = aten.clone.default(t15, memory_format=torch.contiguous_format)
+        return t16
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from math import prod
+from math import ceil, prod
 from typing import Any, Final
 
 import torch
 
-from dsjit.ir.graph import Arg, Graph, Node, Source, TensorType, Value
+from dsjit.ir.graph import Arg, Graph, Node, Source, TensorType, Value, contiguous_strides
 from dsjit.ops.builder import Builder
+from dsjit.ops.direct_convolution import block_width, direct_convolution
 from dsjit.ops.row import Pointwise, Reduction
 from dsjit.ops.table import row_of
 from dsjit.passes.rewrite import inputs_of, rebuild, substitute
@@ -60,7 +64,10 @@ LONGEST_CHAIN: Final = 144
 images cut their sums there (with AVX-512); those on channels-last images, and BLAS, do not (see `short_chains`)."""
 
 FEWEST_CHANNELS: Final = 16
-"""Channels below which oneDNN's convolutions leave lanes of their registers empty."""
+"""Channels that a chain takes up at least: a register, a cache line. Chains over more of them take multiples."""
+
+LARGEST_WINDOW: Final = 1024
+"""Pixels of a window, gaps of its dilation included, up to which a thread's stack holds a block of the image."""
 
 POOLS: Final[frozenset[Any]] = frozenset(
     {aten.max_pool2d_with_indices.default, aten.avg_pool2d.default, aten._adaptive_avg_pool2d.default}
@@ -102,6 +109,35 @@ def _is_product(node: Node) -> bool:
         and node.args[8] == 1
         and image.type.dtype is torch.float32
     )
+
+
+def _is_direct(node: Node) -> bool:
+    """Whether the template convolves: float32, one group, a window whose reach fits a cache."""
+    weight, dilation = node.args[1].type, node.args[5]
+    reach = prod((size - 1) * step + 1 for size, step in zip(weight.shape[2:], dilation, strict=True))
+    return weight.dtype is torch.float32 and node.args[8] == 1 and weight.numel > 0 and reach <= LARGEST_WINDOW
+
+
+def _chunk(channels: int, window: int) -> int:
+    """How many input channels one chain of additions takes up."""
+    most = max(FEWEST_CHANNELS, LONGEST_CHAIN // window)
+    if channels <= most:
+        return channels
+    even = ceil(channels / ceil(channels / most))
+    return ceil(even / FEWEST_CHANNELS) * FEWEST_CHANNELS
+
+
+def _padded(b: Builder, value: Value, dim: int, size: int) -> Value:
+    """`value` with zeros after it, `size` along `dim`."""
+    type_ = value.type
+    if type_.shape[dim] == size:
+        return value
+    shape = (*type_.shape[:dim], size - type_.shape[dim], *type_.shape[dim + 1 :])
+    zeros = b.call(aten.full.default, shape, 0.0, dtype=type_.dtype, device=type_.device)
+    whole = (*type_.shape[:dim], size, *type_.shape[dim + 1 :])
+    joined = replace(type_, shape=whole, strides=contiguous_strides(whole))
+    (result,) = b.call_typed(aten.cat.default, (joined,), (value, zeros), dim)
+    return result
 
 
 def _parts(node: Node) -> int:
@@ -150,12 +186,11 @@ class _Reorder:
     def _visit(self, node: Node) -> None:
         if _is_convolution(node):
             image = self._move(node.args[0], node.source)
-            parts = _parts(node)
             if _is_product(node):
-                self._multiply(node, image, parts)
+                self._multiply(node, image, _parts(node))
                 return
-            if parts > 1:
-                self._convolve_parts(node, image, parts)
+            if _is_direct(node):
+                self._convolve(node, image)
                 return
             # torch would reorder the weight in each call, too, with a strided copy that is far slower than a kernel.
             weight = self._move(node.args[1], node.source)
@@ -188,24 +223,24 @@ class _Reorder:
         product = product_in_parts(b, rows, matrix, parts)
         self._finish(node, b, b.call(aten.view.default, product, (batch, height, width, out)))
 
-    def _convolve_parts(self, node: Node, image: Value, parts: int) -> None:
-        """A convolution as the sum of `parts` convolutions, each of some of the input channels: one grouped call."""
+    def _convolve(self, node: Node, image: Value) -> None:
+        """A convolution by a weight in blocks, which adds up one chunk of channels after the other."""
         b = Builder(self.count, node.source)
-        weight, bias, stride, padding, dilation, transposed, output_padding, _ = node.args[1:]
+        weight, bias, stride, padding, dilation = node.args[1:6]
         out, channels, *window = weight.type.shape
-        batch, _, height, width = node.output.type.shape
-        weights = b.call(aten.view.default, weight, (out, parts, channels // parts, *window))
-        weights = b.call(aten.permute.default, weights, (1, 0, 3, 4, 2))
-        weights = b.call(aten.clone.default, weights, memory_format=torch.contiguous_format)
-        weights = b.call(aten.view.default, weights, (parts * out, *window, channels // parts))
-        weights = b.call(aten.permute.default, weights, (0, 3, 1, 2))
-        type_ = _nhwc(replace(node.output.type, shape=(batch, parts * out, height, width)))
-        settings = (stride, padding, dilation, transposed, output_padding, parts)
-        (grouped,) = b.call_typed(aten.convolution.default, (type_,), image, weights, None, *settings)
-        pixels = b.call(aten.permute.default, grouped, (0, 2, 3, 1))
-        pixels = b.call(aten.view.default, pixels, (batch, height, width, parts, out))
-        result = b.call(aten.sum.dim_IntList, pixels, (3,))
-        self._finish(node, b, result if bias is None else b.call(aten.add.Tensor, result, bias))
+        width, chunk = block_width(out), _chunk(channels, prod(window))
+        blocks, chunks = ceil(out / width), ceil(channels / chunk)
+        weight = _padded(b, _padded(b, weight, 0, blocks * width), 1, chunks * chunk)
+        weight = b.call(aten.view.default, weight, (blocks, width, chunks, chunk, *window))
+        weight = b.call(aten.permute.default, weight, (0, 2, 4, 5, 3, 1))
+        weight = b.call(aten.clone.default, weight, memory_format=torch.contiguous_format)
+        type_ = _nhwc(node.output.type)
+        (result,) = b.call_typed(direct_convolution, (type_,), image, weight, out, stride, padding, dilation)
+        if bias is not None:
+            result = b.call(aten.add.Tensor, result, b.call(aten.view.default, bias, (out, 1, 1)))
+        self.moved[node.output] = result
+        self.nodes += b.nodes
+        self.count = b.next_id
 
     def _finish(self, node: Node, b: Builder, pixels: Value) -> None:
         """`pixels` (batch, height, width, channels) is what `node` computes."""

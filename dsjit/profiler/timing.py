@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 import torch
 
-from dsjit.codegen.assemble import Matmuls, assemble
+from dsjit.codegen.assemble import NativePlan, assemble
 from dsjit.codegen.clock import StepClock
 from dsjit.codegen.llvm.engine import CompiledKernel
 from dsjit.codegen.placement import Step
 from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.views import Views
-from dsjit.ir.graph import Graph, Source
+from dsjit.ir.graph import Graph, Node, Source
+from dsjit.ir.print_graph import op_name
 
 __all__ = ["StepTime", "time_steps"]
 
@@ -34,9 +35,9 @@ class StepTime:
 def time_steps(
     graph: Graph,
     steps: Sequence[Step],
-    matmuls: Matmuls,
+    native: Mapping[Node, NativePlan],
     views: Views,
-    kernels: Mapping[FusedKernel, CompiledKernel],
+    kernels: Mapping[FusedKernel | Node, CompiledKernel],
     inputs: Sequence[torch.Tensor],
     repeats: int = 10,
 ) -> tuple[StepTime, ...]:
@@ -45,7 +46,7 @@ def time_steps(
     The runs are real: what the Graph writes to its inputs is written each time.
     """
     clock = StepClock()
-    program = assemble(graph, steps, matmuls, views, kernels, clock)
+    program = assemble(graph, steps, native, views, kernels, clock)
     runs: list[dict[int, int]] = []
     for _ in range(repeats + 1):
         program(inputs)
@@ -58,4 +59,4 @@ def time_steps(
 def _label(step: Step) -> tuple[str, tuple[Source, ...]]:
     if isinstance(step.work, FusedKernel):
         return step.work.kernel.name, tuple(dict.fromkeys(node.source for node in step.work.nodes))
-    return str(step.work.node.op), (step.work.node.source,)
+    return op_name(step.work.node.op), (step.work.node.source,)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dsjit.ir.verify_graph import verify_graph
+from dsjit.ops.direct_convolution import direct_convolution
 from dsjit.passes.channels_last import LONGEST_CHAIN, channels_last
 from dsjit.passes.reference import run_reference
 from tests.graphs import GraphRecorder, trace
@@ -45,10 +46,13 @@ def nodes_of(graph, *ops):
 
 
 def chains(graph):
-    """How many products each convolution and each matrix product adds up for one element."""
+    """How many products each convolution and each matrix product adds up in one go."""
     lengths = []
     for node in nodes_of(graph, aten.convolution.default):
         lengths.append(node.args[1].type.numel // node.args[1].type.shape[0])
+    for node in nodes_of(graph, direct_convolution):
+        _, _, height, width, chunk, _ = node.args[1].type.shape
+        lengths.append(height * width * chunk)
     for node in nodes_of(graph, aten.mm.default, aten.bmm.default):
         lengths.append(node.args[0].type.shape[-1])
     return lengths
@@ -73,7 +77,8 @@ def test_the_result_and_its_strides_stay(channels, window, stride, groups, bias,
 
 @pytest.mark.parametrize(
     ("channels", "window", "stride", "longest"),
-    [(64, WINDOW, 1, 144), (96, WINDOW, 1, 144), (512, PIXEL, 1, 128), (512, PIXEL, 2, 128), (144, PIXEL, 1, 144)],
+    [(64, WINDOW, 1, 144), (96, WINDOW, 1, 144), (37, WINDOW, 1, 144), (15, WINDOW, 1, 135), (300, (1, 3), 1, 144),
+     (512, PIXEL, 1, 128), (512, PIXEL, 2, 128), (144, PIXEL, 1, 144)],
 )
 def test_sums_over_many_channels_are_cut(channels, window, stride, longest):
     assert max(chains(channels_last(two_convolutions(channels, window, stride)))) == longest <= LONGEST_CHAIN
@@ -85,14 +90,21 @@ def test_every_part_of_a_sum_keeps_the_lanes_of_a_register_full():
 
 
 @pytest.mark.parametrize(
-    ("channels", "options"), [(64, {"dtype": torch.bfloat16}), (64, {"groups": 2}), (37, {}), (16, {})]
+    ("window", "options"),
+    [(WINDOW, {"dtype": torch.bfloat16}), (WINDOW, {"groups": 2}), (WINDOW, {"groups": 64}), ((33, 33), {})],
 )
-def test_sums_stay_whole(channels, options):
-    """Where each part would be rounded, where groups cut them, where nothing divides, and where they are short."""
-    graph = channels_last(two_convolutions(channels, WINDOW, **options))
+def test_other_convolutions_stay(window, options):
+    """Where each part would be rounded, where groups cut the sums, and where a window is too large for a stack."""
+    graph = channels_last(two_convolutions(64, window, **options))
     (last,) = [node for node in nodes_of(graph, aten.convolution.default) if node.args[1].type.shape[0] == 6]
     assert last.args[8] == options.get("groups", 1)
-    assert not nodes_of(graph, aten.sum.dim_IntList)
+    assert not nodes_of(graph, aten.sum.dim_IntList, direct_convolution)
+
+
+def test_weights_are_padded_to_whole_chunks_and_registers():
+    (node,) = nodes_of(channels_last(two_convolutions(70, WINDOW)), direct_convolution)
+    assert node.args[1].type.shape == (1, 5, 3, 3, 16, 16)
+    assert node.args[2] == 6
 
 
 @pytest.mark.parametrize(("channels", "window"), [(512, WINDOW), (1024, PIXEL)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import threading
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, Final
@@ -13,10 +13,12 @@ from typing import Any, Final
 import llvmlite.binding as llvm
 
 from dsjit.codegen.llvm.emitter import emit_module
-from dsjit.codegen.llvm.schedule import Schedule, Work
+from dsjit.codegen.llvm.schedule import Schedule
 from dsjit.codegen.llvm.structure import kernel_structure
 from dsjit.codegen.llvm.symbols import native_symbol
 from dsjit.codegen.llvm.target import Target, host_target
+from dsjit.codegen.llvm.templates.emit import Template, emit_template
+from dsjit.codegen.work import KernelWork
 from dsjit.errors import BackendError
 from dsjit.ir.kernel import Kernel
 
@@ -138,7 +140,7 @@ class CompiledKernel:
 
     name: str
     address: int
-    work: Work
+    work: KernelWork
     sizes: tuple[str, ...]
     module: CompiledModule
 
@@ -177,33 +179,43 @@ class KernelCache:
     def target(self) -> Target:
         return self._target or host_target()
 
-    def compile_kernels(self, kernels: Sequence[Kernel], fast: bool = False) -> Lookup:
-        """The machine code of `kernels`; all that are new are compiled in one module. Raises BackendError.
+    def compile_kernels(self, kernels: Sequence[Kernel | Template], fast: bool = False) -> Lookup:
+        """The machine code of `kernels` and templates; what is new is compiled. Raises BackendError.
 
         fast: see `emit_module`.
         """
-        keys = [(fast, kernel_structure(kernel)) for kernel in kernels]
+        keys = [(fast, kernel_structure(each) if isinstance(each, Kernel) else each) for each in kernels]
         with self._lock:
-            missing: dict[Hashable, Kernel] = {}
+            missing: dict[Hashable, tuple[str, Kernel | Template]] = {}
             for key, kernel in zip(keys, kernels, strict=True):
                 if key not in self._known and key not in missing:
                     name = f"{_identifier(kernel.name)}_{len(self._known) + len(missing)}"
-                    missing[key] = replace(kernel, name=name)
+                    missing[key] = name, kernel
             text = self._compile(missing, fast) if missing else ""
             self.generated += len(missing)
             self.reused += len(kernels) - len(missing)
             found = tuple(self._known[key] for key in keys)
         return Lookup(found, len(missing), len(kernels) - len(missing), text)
 
-    def _compile(self, missing: dict[Hashable, Kernel], fast: bool) -> str:
+    def _compile(self, missing: Mapping[Hashable, tuple[str, Kernel | Template]], fast: bool) -> str:
+        """Kernels in one module, and each template in one of its own."""
         target = self.target
-        text = emit_module(tuple(missing.values()), target, fast)
-        module = compile_module(text, target)
-        for key, kernel in missing.items():
-            work = Schedule.of(kernel, target).work(target.lanes)
-            sizes = tuple([size.name for size in kernel.sizes])
-            self._known[key] = CompiledKernel(kernel.name, module.address(kernel.name), work, sizes, module)
-        return text
+        kernels = {k: replace(each, name=name) for k, (name, each) in missing.items() if isinstance(each, Kernel)}
+        texts: list[str] = []
+        if kernels:
+            texts.append(emit_module(tuple(kernels.values()), target, fast))
+            module = compile_module(texts[-1], target)
+            for key, kernel in kernels.items():
+                work = Schedule.of(kernel, target).work(target.lanes)
+                sizes = tuple([size.name for size in kernel.sizes])
+                self._known[key] = CompiledKernel(kernel.name, module.address(kernel.name), work, sizes, module)
+        for key, (name, template) in missing.items():
+            if not isinstance(template, Kernel):
+                emitted = emit_template(template, name, target)
+                texts.append(emitted.text)
+                module = compile_module(emitted.text, target)
+                self._known[key] = CompiledKernel(name, module.address(name), emitted.work, emitted.sizes, module)
+        return "\n".join(texts)
 
 
 def _identifier(name: str) -> str:

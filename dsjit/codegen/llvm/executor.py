@@ -181,7 +181,7 @@ def _encode(call: Call, native: Driver) -> list[int]:
             kernel = call.kernel
             values = dict(zip(kernel.sizes, call.sizes, strict=True))
             # An arg is what a slot holds plus an offset: nothing but the offset, for a size.
-            pairs += [word for size in call.sizes for word in (call.zero, size)]
+            pairs += [word for size in kernel.work.arguments(values) for word in (call.zero, size)]
             items = kernel.work.item_count(values)
             useful = _useful_threads(items, kernel.work.item_cost(values))
             return [native.kernel_step, kernel.address, items, useful, len(pairs) // 2, *pairs]

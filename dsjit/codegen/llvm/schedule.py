@@ -78,6 +78,10 @@ class Work:
         total = sum(ns * prod([pieces.count(values) for pieces in loops]) for ns, loops in self.costs)
         return max(1, round(total * self.copies))
 
+    def arguments(self, values: Mapping[str, int]) -> tuple[int, ...]:
+        """The integers that the function takes after its buffers."""
+        return tuple(values.values())
+
 
 @dataclass(frozen=True, slots=True)
 class Schedule:

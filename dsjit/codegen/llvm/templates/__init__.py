@@ -1,0 +1,1 @@
+"""The LLVM IR of templates, each in a file of its own."""
