@@ -20,7 +20,7 @@ def test_the_documented_defaults() -> None:
         "disable": False,
         "recompile_limit": 8,
     }
-    assert defaults(Environment) == {"debug": 0, "dump": None, "check": False, "disable": False}
+    assert defaults(Environment) == {"debug": 0, "dump": None, "check": 0, "disable": False, "fuel": None}
 
 
 def test_every_option_and_every_variable_is_documented_once() -> None:
@@ -103,9 +103,10 @@ def test_every_variable_is_parsed_to_its_type() -> None:
         "DSJIT_DUMP": "/tmp/somewhere-new",
         "DSJIT_CHECK": "1",
         "DSJIT_DISABLE": "0",
+        "DSJIT_FUEL": "17",
         "PATH": "/usr/bin",
     }
-    assert Environment.from_environ(environ) == Environment(3, Path("/tmp/somewhere-new"), True, False)
+    assert Environment.from_environ(environ) == Environment(3, Path("/tmp/somewhere-new"), 1, False, 17)
 
 
 @pytest.mark.parametrize("row", VARIABLE_ROWS, ids=lambda row: row.name)
@@ -121,6 +122,8 @@ def test_an_empty_value_counts_as_unset(row: object) -> None:
         ("DSJIT_DEBUG", "loud"),
         ("DSJIT_DUMP", __file__),
         ("DSJIT_CHECK", "yes"),
+        ("DSJIT_CHECK", "3"),
+        ("DSJIT_FUEL", "-1"),
         ("DSJIT_DISABLE", "2"),
     ],
 )

@@ -30,9 +30,10 @@ from dsjit.ir.print_graph import print_graph
 from dsjit.ir.print_kernel import print_kernel
 from dsjit.ir.probes import probe_points
 from dsjit.ir.verify_kernel import verify_kernel
+from dsjit.passes.fuel import Fuel
 from dsjit.passes.pipeline import SIZED_PASSES, run_passes
 
-__all__ = ["Compilation", "StageTimer", "compile_graph", "compile_template"]
+__all__ = ["Compilation", "StageTimer", "compile_graph", "compile_part", "compile_template"]
 
 CPU = torch.device("cpu")
 
@@ -59,6 +60,7 @@ class Compilation:
     captured, optimized: the Graph before and after the passes (of typical sizes, where sizes are open).
     steps: in the order in which they run.
     generated, reused: kernels compiled now, and found in the cache.
+    stages: the captured Graph, and the Graph after each pass, by its name, under DSJIT_CHECK=2.
     """
 
     captured: Graph
@@ -71,6 +73,7 @@ class Compilation:
     generated: int
     reused: int
     timer: StageTimer
+    stages: tuple[tuple[str, Graph], ...] = ()
 
 
 def compile_graph(
@@ -80,22 +83,31 @@ def compile_graph(
     cache: KernelCache,
     timer: StageTimer,
     dump: Dump | None,
+    fuel: Fuel | None = None,
 ) -> Compilation:
     """Optimise, fuse, lower, emit and assemble `graph`.
+
+    fuel: bounds the rewrites. Without it, all are done.
 
     Raises VerificationError (under DSJIT_CHECK=1) and BackendError.
     """
 
+    stages: list[tuple[str, Graph]] = []
+
     def on_stage(name: str, stage: Graph) -> None:
+        if environment.check > 1:
+            stages.append((name, stage))
         if dump is not None:
             dump.write_stage(name, stage)
 
     fast = numerics == "fast"
     on_stage("trace", graph)
+    burnt = len(fuel.done) if fuel is not None else 0
     with timer.stage("passes"):
-        optimized = run_passes(graph, check=environment.check, on_stage=on_stage)
+        optimized = run_passes(graph, check=environment.check > 0, on_stage=on_stage, fuel=fuel)
     with timer.stage("fusion"):
-        plan = plan_fusion(optimized, Limits(), CPU)
+        plan = plan_fusion(optimized, Limits(), CPU, fuel)
+    _dump_rewrites(dump, fuel, burnt)
     with timer.stage("lowering"):
         units = [_lower(u, plan, fast) if isinstance(u, Group) else u for u in plan.units]
         steps, matmuls = choose_steps(units, plan.views)
@@ -112,19 +124,38 @@ def compile_graph(
     if dump is not None and result.ir_text:
         dump.write("module.ll", result.ir_text)
     with timer.stage("assembly"):
-        program = assemble(optimized, steps, matmuls, plan.views, compiled)
+        program = assemble(optimized, steps, matmuls, plan.views, compiled, check=environment.check > 0)
     if dump is not None:
         dump.write("program.py", program.source)
     compilation = Compilation(
-        graph, optimized, plan, tuple(steps), compiled, matmuls, program, result.generated, result.reused, timer
-    )
+        graph, optimized, plan, tuple(steps), compiled, matmuls, program, result.generated, result.reused, timer,
+        tuple(stages),
+    )  # fmt: skip
     _print_stages(compilation, environment.debug, result.ir_text)
     return compilation
+
+
+def _dump_rewrites(dump: Dump | None, fuel: Fuel | None, burnt: int) -> None:
+    """Which rewrites were done after the first `burnt` of the process, each with its number."""
+    if dump is not None and fuel is not None:
+        lines = [f"{burnt + number}: {rewrite}\n" for number, rewrite in enumerate(fuel.done[burnt:], 1)]
+        dump.write("rewrites.txt", "".join(lines))
 
 
 def _lower(group: Group, plan: FusionPlan, fast: bool) -> FusedKernel:
     fused = lower_group(group, plan.info, plan.views)
     return replace(fused, kernel=drop_roundings(fused.kernel)) if fast else fused
+
+
+def compile_part(graph: Graph, numerics: Numerics, cache: KernelCache) -> Program:
+    """A Program for a part of a Graph that the passes have seen. Raises BackendError."""
+    fast = numerics == "fast"
+    plan = plan_fusion(graph, Limits(), CPU)
+    units = [_lower(u, plan, fast) if isinstance(u, Group) else u for u in plan.units]
+    steps, matmuls = choose_steps(units, plan.views)
+    fused = [unit for unit in units if isinstance(unit, FusedKernel)]
+    result = cache.compile_kernels([kernel.kernel for kernel in fused], fast)
+    return assemble(graph, steps, matmuls, plan.views, dict(zip(fused, result.kernels, strict=True)))
 
 
 def compile_template(
@@ -136,6 +167,7 @@ def compile_template(
     cache: KernelCache,
     timer: StageTimer,
     dump: Dump | None,
+    fuel: Fuel | None = None,
 ) -> Compilation:
     """As `compile_graph`, for all sizes: the pipeline runs at a few choices of sizes, and what differs between the
     results is a polynomial in the sizes. typical: what to optimise for; sources: where the sizes are read.
@@ -147,9 +179,17 @@ def compile_template(
     fit = PolynomialFit(points)
     with timer.stage("passes"):
         captured = [template.at(point) for point in points]
-        optimized = [run_passes(graph, check=environment.check, passes=SIZED_PASSES) for graph in captured]
+        fuels = [None if fuel is None else fuel.fork() for _ in points]
+        optimized = [
+            run_passes(graph, check=environment.check > 0, passes=SIZED_PASSES, fuel=own)
+            for graph, own in zip(captured, fuels, strict=True)
+        ]
     with timer.stage("fusion"):
-        plans = [plan_fusion(graph, Limits(), CPU) for graph in optimized]
+        plans = [plan_fusion(graph, Limits(), CPU, own) for graph, own in zip(optimized, fuels, strict=True)]
+    if fuel is not None and fuels[0] is not None:
+        burnt = len(fuel.done)
+        fuel.adopt(fuels[0])
+        _dump_rewrites(dump, fuel, burnt)
     with timer.stage("lowering"):
         units = [
             [_lower(u, plan, fast) if isinstance(u, Group) else u for u in plan.units]

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import torch
 
+from dsjit.api.checking import checked_program
 from dsjit.api.compile import Compilation, StageTimer, compile_graph, compile_template
 from dsjit.api.open_calls import OpenCalls
 from dsjit.api.parts import outermost_callables
@@ -24,7 +25,7 @@ from dsjit.codegen.interpret import InterpretedProgram
 from dsjit.codegen.sized_program import SizeSource
 from dsjit.config import Options
 from dsjit.dump import open_dump
-from dsjit.errors import BackendError, CaptureError, DsjitWarning
+from dsjit.errors import BackendError, CaptureError, DsjitWarning, VerificationError
 from dsjit.ir.graph import UNKNOWN_SOURCE, Graph, Source
 from dsjit.ir.structure_graph import graph_structure
 from dsjit.ir.template import Mismatch, fill
@@ -96,6 +97,8 @@ class Jitted:
                             missed = missed or (tree, found)
                             continue
                         leaf, inputs, outputs = found
+                except VerificationError:
+                    raise
                 except Exception:
                     break
                 counters = self.counters
@@ -273,6 +276,7 @@ class Jitted:
                 session.kernels,
                 timer,
                 dump,
+                session.fuel,
             )
             session.programs[structure] = compilation
             self.counters.kernels_generated += compilation.generated
@@ -292,7 +296,7 @@ class Jitted:
             dump = open_dump(session.environment.dump, self._name) if session.environment.dump else None
             counters.compiles += 1
             compilation = compile_graph(
-                segment.graph, self._options.numerics, session.environment, session.kernels, timer, dump
+                segment.graph, self._options.numerics, session.environment, session.kernels, timer, dump, session.fuel
             )
             session.programs[structure] = compilation
             counters.kernels_generated += compilation.generated
@@ -306,6 +310,8 @@ class Jitted:
             run = functools.partial(_run_eagerly, compilation.captured)
         elif self._options.backend == "interpreter":
             run = InterpretedProgram(compilation.optimized, compilation.steps, compilation.plan.views)
+        elif compilation.stages:
+            run = checked_program(compilation, self._options.numerics, session.kernels)
         return Step(segment, compilation, run)
 
     def _count_ops(self, compilation: Compilation) -> None:

@@ -13,6 +13,7 @@ from dsjit.api.open_calls import SizeMarks
 from dsjit.api.stats import Registry
 from dsjit.codegen.llvm.engine import KernelCache
 from dsjit.config import Environment
+from dsjit.passes.fuel import Fuel
 
 __all__ = ["Session"]
 
@@ -22,6 +23,7 @@ class Session:
     """Shared state, handed to each jitted object when it is made.
 
     programs: by numerics and structure, as long as they are used.
+    fuel: of the whole process, when rewrites are counted (DSJIT_FUEL) or written down (DSJIT_DUMP).
     """
 
     environment: Environment
@@ -30,6 +32,11 @@ class Session:
     registry: Registry = field(default_factory=Registry)
     marks: SizeMarks = field(default_factory=SizeMarks)
     local: threading.local = field(default_factory=threading.local)
+    fuel: Fuel | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        counted = self.environment.fuel is not None or self.environment.dump is not None
+        self.fuel = Fuel(self.environment.fuel) if counted else None
 
     def is_tracing(self) -> bool:
         """Whether this thread is inside a trace."""

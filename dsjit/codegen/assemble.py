@@ -22,6 +22,7 @@ from dsjit.codegen.llvm.engine import CompiledKernel
 from dsjit.codegen.llvm.executor import Call, GemmCall, KernelCall, gemm_available
 from dsjit.codegen.placement import Home, Place, Placement, Step, place_values
 from dsjit.codegen.program import ArenaTensor, Program, ProgramParts, link
+from dsjit.codegen.watch import StepWatch, watched_values
 from dsjit.fusion.affine import Affine, NotAffine, linearize
 from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.planner import LibraryUnit
@@ -77,12 +78,15 @@ def assemble(
     views: Views,
     kernels: Mapping[FusedKernel, CompiledKernel],
     clock: StepClock | None = None,
+    watch: StepWatch | None = None,
+    check: bool = False,
 ) -> Program:
     """The Program that runs `steps` in order and returns the Graph's outputs.
 
-    clock: is told when each step ran; the Program is then not reentrant. Without it, timing costs nothing.
+    clock: is told when each step ran; watch: what each step left in memory. The Program is then not reentrant; without
+    them, they cost nothing. check: verify the memory plan; raises VerificationError.
     """
-    return link(_Assembler(graph, steps, matmuls, views, kernels, clock).assemble())
+    return link(_Assembler(graph, steps, matmuls, views, kernels, clock, watch=watch).assemble(), check=check)
 
 
 def assemble_parts(
@@ -109,6 +113,7 @@ class _Assembler:
     kernels: Mapping[FusedKernel, CompiledKernel]
     clock: StepClock | None = None
     sizes: Mapping[FusedKernel, tuple[int, ...]] | None = None
+    watch: StepWatch | None = None
     aliases: dict[Value, Value] = field(default_factory=dict)
     placement: Placement = field(init=False)
     lines: list[str] = field(default_factory=list)
@@ -159,6 +164,9 @@ class _Assembler:
                 self._flush()
                 with self._timed(number):
                     self._library(step.work.node, step.planned)
+            if self.watch is not None:
+                self._flush()
+                self._watched(number, self.watch)
             self.dropped += dying.get(number, ())
             if not self.pending:
                 self._drop()
@@ -187,6 +195,10 @@ class _Assembler:
         lines.append("b = frame.tensors")
         for number, value in enumerate(self.placement.outputs):
             lines.append(f"o{number} = {self._allocation(value)}")
+        if self.watch is not None:
+            self.names["before_steps"] = self.watch.before_steps
+            results = "".join(f"o{number}, " for number in range(len(self.placement.outputs)))
+            lines.append(f"before_steps((frame.arena, {results}))")
         # One call writes all the addresses that change between runs.
         if self.changing:
             letters = {Home.INPUT: "a", Home.OUTPUT: "o"}
@@ -255,6 +267,14 @@ class _Assembler:
         self.lines.append(f"tick({number}, False)")
         yield
         self.lines.append(f"tick({number}, True)")
+
+    def _watched(self, number: int, watch: StepWatch) -> None:
+        """Hand over what is alive after a step, and what is dead."""
+        live, dead = watched_values(self.placement, self.steps, number)
+        watch.live[number] = live
+        self.names["after_step"] = watch.after_step
+        handed = [f"({''.join(f'{self._base_tensor(value)}, ' for value in values)})" for values in (live, dead)]
+        self.lines.append(f"after_step({number}, {', '.join(handed)})")
 
     def _drop(self) -> None:
         """Let go of library tensors that nobody wants any more, so that their memory is free for the next one."""

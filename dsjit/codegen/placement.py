@@ -57,12 +57,14 @@ class Step:
 class Placement:
     """places: of every Value that is no transparent view. buffers: in the arena, by their numbers.
 
-    last_use: for library results, the step after which nobody wants them.
+    last_use: for library results, the step after which nobody wants them. last_read: of any Value, the step that reads
+        it last; the number of steps when the run returns or writes it.
     """
 
     places: dict[Value, Place] = field(default_factory=dict)
     buffers: tuple[Lifetime[int], ...] = ()
     last_use: dict[Value, int] = field(default_factory=dict)
+    last_read: Mapping[Value, int] = field(default_factory=dict)
     outputs: list[Value] = field(default_factory=list)
 
 
@@ -84,7 +86,7 @@ def place_values(graph: Graph, steps: Sequence[Step], views: Views, aliases: Map
         places[value] = Place(Home.INPUT, number)
     for number, value in enumerate(graph.constants):
         places[value] = Place(Home.CONSTANT, number)
-    last = _last_uses(graph, steps, owner)
+    last = placement.last_read = _last_uses(graph, steps, owner)
     returned = {owner(value) for value in graph.outputs}
     lifetimes: list[Lifetime[Value]] = []
     end = len(steps)
