@@ -17,10 +17,13 @@ from dsjit.errors import (
     CaptureError,
     DsjitError,
     DsjitWarning,
+    NotEquivalentError,
     OptionError,
     UnsupportedCallableError,
     VerificationError,
 )
+from dsjit.verification.report import Verification
+from dsjit.verification.verify import verify, verify_calls
 
 __version__ = "0.1.0"
 
@@ -30,8 +33,10 @@ __all__ = [
     "DsjitError",
     "DsjitWarning",
     "Explanation",
+    "NotEquivalentError",
     "OptionError",
     "UnsupportedCallableError",
+    "Verification",
     "VerificationError",
     "disable",
     "explain",
@@ -40,4 +45,6 @@ __all__ = [
     "mark_static",
     "reset_stats",
     "stats",
+    "verify",
+    "verify_calls",
 ]

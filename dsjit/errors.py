@@ -12,6 +12,7 @@ __all__ = [
     "CaptureError",
     "DsjitError",
     "DsjitWarning",
+    "NotEquivalentError",
     "OptionError",
     "UnsupportedCallableError",
     "VerificationError",
@@ -40,6 +41,10 @@ class BackendError(DsjitError, RuntimeError):
 
 class VerificationError(DsjitError, AssertionError):
     """An IR breaks one of its own rules: a bug in dsjit, found by its checker rather than by a wrong answer."""
+
+
+class NotEquivalentError(DsjitError, AssertionError):
+    """A function does not do the same compiled as it does eagerly; the message is the report of `dsjit.verify`."""
 
 
 class DsjitWarning(UserWarning):

@@ -331,6 +331,11 @@ class Jitted:
         return self._target
 
     @property
+    def options(self) -> Options:
+        """How it is compiled."""
+        return self._options
+
+    @property
     def trees(self) -> tuple[TraceTree, ...]:
         """What was compiled, newest first: one tree for each kind of call."""
         return tuple(self._trees)

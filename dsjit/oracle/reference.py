@@ -22,7 +22,7 @@ from dsjit.oracle.exactness import exact_values
 from dsjit.oracle.measure import same_values, ulp_distance
 from dsjit.passes.reference import evaluate_node
 
-__all__ = ["Reference", "run_with_precision"]
+__all__ = ["Reference", "laid_out_as", "run_with_precision", "within_error"]
 
 Env = dict[Value, torch.Tensor]
 
@@ -64,28 +64,43 @@ class Reference:
             return True
         if value in self.exact or value not in self.precise or not found.is_floating_point():
             return same_values(found, expected)
-        # A step of the dtype that is lost in the reference: denormals of the narrower type, infinities, NaN.
-        close = ulp_distance(found, expected).reshape(found.shape) <= ULPS
-        if bool(close.all()):
-            return True
-        precise = self.precise[value]
-        slack = ERROR_FACTOR * (_distance(self.moved[value], precise) + _distance(expected.double(), precise))
-        return bool((close | ((found.double() - precise).abs() <= slack)).all())
+        return within_error(found, expected, self.precise[value], self.moved[value])
+
+
+def within_error(
+    found: torch.Tensor, expected: torch.Tensor, precise: torch.Tensor, moved: torch.Tensor
+) -> bool:
+    """Whether `found` is, element by element, within a few units in the last place of eager's `expected`, or within
+    the error that eager makes and that a computation in this dtype may make. precise, moved: in double precision, and
+    there with operands moved."""
+    # A step of the dtype means nothing to the reference: denormals of the narrower dtype, infinities, NaN.
+    close = ulp_distance(found, expected).reshape(found.shape) <= ULPS
+    if bool(close.all()):
+        return True
+    slack = ERROR_FACTOR * (_distance(moved, precise) + _distance(expected.double(), precise))
+    return bool((close | ((found.double() - precise).abs() <= slack)).all())
 
 
 def run_with_precision(
-    graph: Graph, inputs: Sequence[torch.Tensor], *, keep: Collection[Value] | None = None, given: Env | None = None
+    graph: Graph,
+    inputs: Sequence[torch.Tensor],
+    *,
+    keep: Collection[Value] | None = None,
+    given: Reference | None = None,
 ) -> Reference:
     """Run `graph` in all three ways. The inputs stay as they are: what is written to them is a Value like any other.
 
-    keep: the Values wanted; all when None. given: what some inputs are in double precision.
+    keep: the Values wanted; all when None. given: what some inputs are in double precision, with operands moved; they
+        are exact if they are so there.
     Draws from the random generators as one eager run does.
     """
     known = {**dict(zip(graph.inputs, inputs, strict=True)), **graph.constants}
     eager: Env = dict(known)
-    precise = {value: _widened(tensor) for value, tensor in known.items()} | (given or {})
-    noisy = dict(precise)
-    exact = exact_values(graph, set(known) - set(given or {}))
+    given = given or Reference()
+    precise = {value: _widened(tensor) for value, tensor in known.items()}
+    noisy = precise | given.moved
+    precise |= given.precise
+    exact = exact_values(graph, [value for value in known if value not in given.precise or value in given.exact])
     generator = torch.Generator().manual_seed(0)
     last = _last_uses(graph) if keep is not None else {}
     with torch.no_grad():
@@ -118,7 +133,7 @@ def _widened(tensor: torch.Tensor) -> torch.Tensor:
     wide = _WIDE.get(tensor.dtype)
     if wide is None:
         return tensor
-    return _laid_out_as(tensor, tensor.detach().to(wide))
+    return laid_out_as(tensor, tensor.detach().to(wide))
 
 
 def _evaluate_widely(
@@ -154,12 +169,12 @@ def _moved(node: Node, env: Env, generator: torch.Generator) -> Env:
         tensor = env[value]
         if value.type.dtype.is_floating_point and tensor.dtype is torch.float64:
             noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) * 2 - 1
-            tensor = _laid_out_as(tensor, tensor * (1 + torch.finfo(value.type.dtype).eps * noise))
+            tensor = laid_out_as(tensor, tensor * (1 + torch.finfo(value.type.dtype).eps * noise))
         found[value] = tensor
     return found
 
 
-def _laid_out_as(model: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+def laid_out_as(model: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
     """`tensor` with the strides of `model`, unless its elements share memory."""
     if tensor.stride() == model.stride() or torch._debug_has_internal_overlap(model) == _OVERLAPS:
         return tensor

@@ -38,6 +38,7 @@ class Capture:
     guard: when the segments (or, without them, the verdict) hold again; None when that cannot be told.
     inputs: ids of the Values that the guard's tensors are, in its order. recipe: for the result and the effects.
     tensors: the inputs, with their paths, and what they were. observer: of the call, which knows its effects.
+    given: the input tensors, in the order of `inputs`.
     """
 
     result: Any
@@ -48,6 +49,7 @@ class Capture:
     recipe: Recipe | None = None
     tensors: tuple[tuple[Path, torch.Tensor, TensorOf], ...] = ()
     observer: Observer | None = None
+    given: tuple[torch.Tensor, ...] = ()
 
 
 def capture(
@@ -117,7 +119,9 @@ def _finish(result: Any, observer: Observer, recorder: Recorder, journal: Journa
     ids = tuple(value.id for value, _ in inputs)
     wanted = {id(tensor) for _, tensor in inputs}
     tensors = tuple([met for met in observer.tensors_met() if id(met[1]) in wanted])
-    return Capture(result, (), guard, ids, ended.segments, description.recipe(ended.returned), tensors, observer)
+    recipe = description.recipe(ended.returned)
+    given = tuple([tensor for _, tensor in inputs])
+    return Capture(result, (), guard, ids, ended.segments, recipe, tensors, observer, given)
 
 
 @dataclass(frozen=True, slots=True)
