@@ -12,6 +12,7 @@ __all__ = [
     "CaptureError",
     "DsjitError",
     "DsjitWarning",
+    "MissingPackageError",
     "NotEquivalentError",
     "OptionError",
     "UnsupportedCallableError",
@@ -41,6 +42,10 @@ class BackendError(DsjitError, RuntimeError):
 
 class VerificationError(DsjitError, AssertionError):
     """An IR breaks one of its own rules: a bug in dsjit, found by its checker rather than by a wrong answer."""
+
+
+class MissingPackageError(DsjitError, ModuleNotFoundError):
+    """A package is needed that dsjit does not depend on; the message names the extra that installs it."""
 
 
 class NotEquivalentError(DsjitError, AssertionError):

@@ -22,7 +22,7 @@ from dsjit.oracle.reference import run_with_precision
 from dsjit.passes.fuel import Fuel
 from dsjit.trace.capture import Capture
 from dsjit.verification.precise import PreciseCall
-from dsjit.verification.report import Blame, Comparison
+from dsjit.verification.report import THE_CALL, Blame, Comparison
 from dsjit.verification.reproducer import reproducer
 from dsjit.verification.rewrites import first_bad_rewrite
 from dsjit.verification.sides import Arguments, play_compiled
@@ -113,6 +113,8 @@ class _Judge:
 def _capture_blame(differences: Sequence[Comparison], jitted: Jitted, captured: Capture | None) -> Blame:
     """Every program computes what its Graph says: so the Graph, its guard or its effects are not those of this call."""
     first = differences[0]
+    if first.path == THE_CALL:
+        return Blame("compiler", "exception", THE_CALL, UNKNOWN_SOURCE.file, 0, first.problems[0])
     if captured is not None and captured.segments:
         fresh = [segment.graph for segment in captured.segments]
         for graph in fresh:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,7 +13,10 @@ from rich.table import Table
 
 from dsjit.oracle.measure import Measure
 
-__all__ = ["Blame", "Comparison", "Verification"]
+__all__ = ["THE_CALL", "Blame", "Comparison", "Verification"]
+
+THE_CALL: Final = "the call"
+"""The path of what is no object: an exception."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +71,8 @@ class Verification:
 
     name: of the function. seed: what torch was seeded with before each call. calls: how each of them ran, "traced",
     "compiled", or "eager: " and why. comparisons: all that was compared after the last call, and all that differed
-    before. precise: why there was no reference in double precision, if so. blame: what is wrong, if something is.
+    before. precise: why there was no reference in double precision, if so. raises: eager's exception, of the last call.
+    blame: what is wrong, if something is.
     """
 
     name: str
@@ -76,6 +80,7 @@ class Verification:
     calls: tuple[str, ...]
     comparisons: tuple[Comparison, ...]
     precise: str = ""
+    raises: str = ""
     blame: Blame | None = None
 
     @property
@@ -108,6 +113,8 @@ class Verification:
         console.print(f"{escape(self.name)}: {verdict} (seed {self.seed}; calls: {escape(', '.join(self.calls))})")
         if not self.compiled and self.ok:
             console.print("The last call did not run compiled: nothing of the compiler was put to the test.")
+        if self.raises:
+            console.print(f"It raises {escape(self.raises)}")
         if self.precise:
             console.print(f"No reference in double precision: {escape(self.precise)}")
         console.print(self._table())

@@ -121,7 +121,8 @@ def _call(
         raise
     except Exception as raised:
         error = f"{type(raised).__name__}: {raised}"
-    roots = {"result": result} | (_state(twin, args, kwargs) if is_last else {"args": args, "kwargs": kwargs})
+    # Results last, so that memory of before the call has the same number whatever the call returns.
+    roots = (_state(twin, args, kwargs) if is_last else {"args": args, "kwargs": kwargs}) | {"result": result}
     records = dict(read(roots, snapshot=not is_last))
     records[_GENERATOR] = repr(hash(generator_state().numpy().tobytes()))
     return Seen(records, error, way())

@@ -15,7 +15,7 @@ from dsjit.oracle.reference import within_error
 from dsjit.verification.blame import find_blame
 from dsjit.verification.precise import Precise, PreciseCall
 from dsjit.verification.records import Record, TensorRecord
-from dsjit.verification.report import Comparison, Verification
+from dsjit.verification.report import THE_CALL, Comparison, Verification
 from dsjit.verification.sides import (
     Arguments,
     Seen,
@@ -81,7 +81,7 @@ def verify_calls(
                 function, calls, seed, options, environment, differences, compiled.jitted, precise
             )
     ways = tuple([seen.way for seen in compiled.seen])
-    return Verification(name_of(function), seed, ways, tuple(comparisons), precise.reason, blame)
+    return Verification(name_of(function), seed, ways, tuple(comparisons), precise.reason, eager[-1].error, blame)
 
 
 def _compare_all(eager: Sequence[Seen], compiled: Sequence[Seen], precise: PreciseCall) -> list[Comparison]:
@@ -90,8 +90,10 @@ def _compare_all(eager: Sequence[Seen], compiled: Sequence[Seen], precise: Preci
         last = number == len(eager) - 1
         if wanted.error != seen.error:
             problem = f"raises {seen.error or 'nothing'}; eager raises {wanted.error or 'nothing'}"
-            found.append(Comparison("the call", number, "exception", True, None, (problem,)))
-        for path in dict.fromkeys([*wanted.records, *seen.records]):
+            found.append(Comparison(THE_CALL, number, "exception", True, None, (problem,)))
+            continue
+        paths = dict.fromkeys([*wanted.records, *seen.records])
+        for path in sorted(paths, key=lambda path: not path.startswith("result")):
             each = _compare(
                 path, number, wanted.records.get(path), seen.records.get(path),
                 precise.tensors.get(path) if last else None, seen.way == "traced",
