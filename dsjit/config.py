@@ -151,8 +151,8 @@ DEBUG_LEVELS: Final[tuple[str, ...]] = (
 
 CHECK_LEVELS: Final[tuple[str, ...]] = (
     "nothing",
-    "the rules of the IR: every Graph after every pass, every Kernel, every memory plan",
-    "each compiled call, too: every Graph on the reference executor, every step of the Program in poisoned memory",
+    "the rules of the IR: every Graph after every pass, every Kernel, every memory plan; dead memory is poisoned",
+    "what is computed, too: on each call, every Graph on the reference executor, and every step of the Program",
 )
 """What each level of `DSJIT_CHECK` checks, beside what the levels below it do."""
 

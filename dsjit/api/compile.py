@@ -16,6 +16,7 @@ from dsjit.codegen.llvm.engine import CompiledKernel, KernelCache
 from dsjit.codegen.placement import Step
 from dsjit.codegen.program import Program
 from dsjit.codegen.sized_program import SizedProgram, SizeSource, kernels_for_sizes, make_sized_program
+from dsjit.codegen.watch import StepWatch
 from dsjit.config import Environment, Numerics
 from dsjit.dump import Dump
 from dsjit.fusion.drop_roundings import drop_roundings
@@ -124,7 +125,8 @@ def compile_graph(
     if dump is not None and result.ir_text:
         dump.write("module.ll", result.ir_text)
     with timer.stage("assembly"):
-        program = assemble(optimized, steps, matmuls, plan.views, compiled, check=environment.check > 0)
+        watch = StepWatch() if environment.check > 0 else None
+        program = assemble(optimized, steps, matmuls, plan.views, compiled, watch=watch, check=environment.check > 0)
     if dump is not None:
         dump.write("program.py", program.source)
     compilation = Compilation(

@@ -20,7 +20,7 @@ from dsjit.codegen.clock import StepClock
 from dsjit.codegen.gemm import MatmulPlan, plan_matmul
 from dsjit.codegen.llvm.engine import CompiledKernel
 from dsjit.codegen.llvm.executor import Call, GemmCall, KernelCall, gemm_available
-from dsjit.codegen.placement import Home, Place, Placement, Step, place_values
+from dsjit.codegen.placement import Home, Place, Placement, Step, last_reads, place_values
 from dsjit.codegen.program import ArenaTensor, Program, ProgramParts, link
 from dsjit.codegen.watch import StepWatch, watched_values
 from dsjit.fusion.affine import Affine, NotAffine, linearize
@@ -270,7 +270,8 @@ class _Assembler:
 
     def _watched(self, number: int, watch: StepWatch) -> None:
         """Hand over what is alive after a step, and what is dead."""
-        live, dead = watched_values(self.placement, self.steps, number)
+        last_read = last_reads(self.graph, self.steps, self._owner)
+        live, dead = watched_values(self.placement, last_read, self.steps, number)
         watch.live[number] = live
         self.names["after_step"] = watch.after_step
         handed = [f"({''.join(f'{self._base_tensor(value)}, ' for value in values)})" for values in (live, dead)]

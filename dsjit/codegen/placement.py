@@ -13,7 +13,7 @@ from dsjit.fusion.views import Views
 from dsjit.ir.graph import Graph, Value
 from dsjit.ir.kernel import Kernel, Load, Store
 
-__all__ = ["Home", "Place", "Placement", "Step", "place_values"]
+__all__ = ["Home", "Place", "Placement", "Step", "last_reads", "place_values"]
 
 
 class Home(Enum):
@@ -57,14 +57,12 @@ class Step:
 class Placement:
     """places: of every Value that is no transparent view. buffers: in the arena, by their numbers.
 
-    last_use: for library results, the step after which nobody wants them. last_read: of any Value, the step that reads
-        it last; the number of steps when the run returns or writes it.
+    last_use: for library results, the step after which nobody wants them.
     """
 
     places: dict[Value, Place] = field(default_factory=dict)
     buffers: tuple[Lifetime[int], ...] = ()
     last_use: dict[Value, int] = field(default_factory=dict)
-    last_read: Mapping[Value, int] = field(default_factory=dict)
     outputs: list[Value] = field(default_factory=list)
 
 
@@ -86,7 +84,7 @@ def place_values(graph: Graph, steps: Sequence[Step], views: Views, aliases: Map
         places[value] = Place(Home.INPUT, number)
     for number, value in enumerate(graph.constants):
         places[value] = Place(Home.CONSTANT, number)
-    last = placement.last_read = _last_uses(graph, steps, owner)
+    last = last_reads(graph, steps, owner)
     returned = {owner(value) for value in graph.outputs}
     lifetimes: list[Lifetime[Value]] = []
     end = len(steps)
@@ -130,8 +128,11 @@ def place_values(graph: Graph, steps: Sequence[Step], views: Views, aliases: Map
     return placement
 
 
-def _last_uses(graph: Graph, steps: Sequence[Step], owner: Callable[[Value], Value]) -> dict[Value, int]:
-    """The last step that reads each Value or a view of it; results are read after the last step."""
+def last_reads(graph: Graph, steps: Sequence[Step], owner: Callable[[Value], Value]) -> dict[Value, int]:
+    """The last step that reads each Value or a view of it; results are read after the last step.
+
+    owner: from a Value to the one whose memory it is.
+    """
     last: dict[Value, int] = {}
     for number, step in enumerate(steps):
         for value in step.reads:

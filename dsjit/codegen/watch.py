@@ -26,7 +26,7 @@ POISON: Final = 0xFF
 class StepWatch:
     """on_step: is given a step's number and what then is in memory, by Value. live: those Values, by step."""
 
-    on_step: Callable[[int, Mapping[Value, torch.Tensor]], None]
+    on_step: Callable[[int, Mapping[Value, torch.Tensor]], None] | None = None
     live: dict[int, tuple[Value, ...]] = field(default_factory=dict)
 
     def before_steps(self, owned: Sequence[torch.Tensor]) -> None:
@@ -36,21 +36,22 @@ class StepWatch:
 
     def after_step(self, number: int, live: Sequence[torch.Tensor], dead: Sequence[torch.Tensor]) -> None:
         """A step has run; `dead` was read for the last time."""
-        self.on_step(number, dict(zip(self.live[number], live, strict=True)))
+        if self.on_step is not None:
+            self.on_step(number, dict(zip(self.live[number], live, strict=True)))
         for tensor in dead:
             _poison(tensor)
 
 
 def watched_values(
-    placement: Placement, steps: Sequence[Step], number: int
+    placement: Placement, last_read: Mapping[Value, int], steps: Sequence[Step], number: int
 ) -> tuple[tuple[Value, ...], tuple[Value, ...]]:
     """What steps wrote and later ones want, after step `number`; and what was read last in this step, in memory of the
-    arena that no other Value has taken over."""
+    arena that no other Value has taken over. last_read: see `placement.last_reads`."""
     live: list[Value] = []
     dying: list[Value] = []
     for position, step in enumerate(steps[: number + 1]):
         for value in step.writes:
-            last = placement.last_read.get(value, position)
+            last = last_read.get(value, position)
             if last > number or position == number:
                 live.append(value)
             elif last == number and placement.places[value].home is Home.ARENA:

@@ -170,7 +170,9 @@ def _step_fault(
         return None
     inputs = [reference.eager[value] for value in part.inputs]
     local = run_with_precision(part, inputs)
-    program = assemble(part, [step], compiled.matmuls, compiled.views, compiled.kernels)
+    program = assemble(
+        part, [step], compiled.matmuls, compiled.views, compiled.kernels, watch=StepWatch()
+    )
     kind, name = _name(step)
     wrong = _wrong_output(part, local, program, inputs)
     if wrong is None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dis
+import inspect
+import re
+import types
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,16 +22,19 @@ from dsjit.ir.graph import UNKNOWN_SOURCE, Graph, Node, Value, map_values
 from dsjit.ops.generator import generator_state, set_generator_state
 from dsjit.oracle.checked import FaultFound
 from dsjit.oracle.fault import copies
+from dsjit.oracle.measure import same_values
 from dsjit.oracle.reference import run_with_precision
 from dsjit.passes.fuel import Fuel
+from dsjit.passes.reference import evaluate_node
 from dsjit.trace.capture import Capture
 from dsjit.verification.precise import PreciseCall
+from dsjit.verification.records import Record, TensorRecord
 from dsjit.verification.report import THE_CALL, Blame, Comparison
 from dsjit.verification.reproducer import reproducer
 from dsjit.verification.rewrites import first_bad_rewrite
 from dsjit.verification.sides import Arguments, play_compiled
 
-__all__ = ["find_blame"]
+__all__ = ["find_blame", "first_stale_node", "storing_line"]
 
 
 def find_blame(
@@ -36,16 +43,20 @@ def find_blame(
     seed: int,
     options: Options,
     environment: Environment,
-    differences: Sequence[Comparison],
+    first: Comparison,
+    wanted: Record | None,
     jitted: Jitted,
     precise: PreciseCall,
 ) -> Blame:
-    """Play the calls on programs that check themselves; if these are right, look for what the capture missed."""
+    """Play the calls on programs that check themselves; if these are right, look for what the capture missed.
+
+    first: the first difference. wanted: what eager has there.
+    """
     try:
         play_compiled(function, calls, seed, options, replace(environment, check=2))
     except FaultFound as found:
         return _compiler_blame(found, options)
-    return _capture_blame(differences, jitted, precise.captured)
+    return _capture_blame(function, first, wanted, jitted, precise)
 
 
 # -- the compiler --------------------------------------------------------------------------------------------------
@@ -110,45 +121,47 @@ class _Judge:
 # -- the capture ---------------------------------------------------------------------------------------------------
 
 
-def _capture_blame(differences: Sequence[Comparison], jitted: Jitted, captured: Capture | None) -> Blame:
+def _capture_blame(
+    function: Callable[..., Any],
+    first: Comparison,
+    wanted: Record | None,
+    jitted: Jitted,
+    precise: PreciseCall,
+) -> Blame:
     """Every program computes what its Graph says: so the Graph, its guard or its effects are not those of this call."""
-    first = differences[0]
     if first.path == THE_CALL:
         return Blame("compiler", "exception", THE_CALL, UNKNOWN_SOURCE.file, 0, first.problems[0])
-    if captured is not None and captured.segments:
-        fresh = [segment.graph for segment in captured.segments]
-        for graph in fresh:
-            stale = [_first_stale_node(graph, compilation.captured) for compilation in jitted.compilations]
-            nodes = [node for node in stale if node is not None]
-            if stale and len(nodes) == len(stale):
-                node = nodes[-1]
-                text = "the program that ran was recorded for another call, and its guard did not notice"
-                return Blame("capture", "guard", str(node.op), node.source.file, node.source.line, text)
-        node = _producer(fresh[-1], first)
-        if first.values is None:
-            text = f"{first.path} is not as the call left it: {first.problems[0]}"
-            return Blame("capture", "effect", first.path, node.source.file, node.source.line, text)
-        text = f"the Graph is what eager ran, but {first.path} is not made of it as eager made it"
-        return Blame("capture", "result", str(node.op), node.source.file, node.source.line, text)
-    text = f"every program is right by itself; {first.path} differs: {first.problems[0]}"
-    return Blame("capture", "call", "the call", UNKNOWN_SOURCE.file, 0, text)
+    captured = precise.captured
+    segments = captured.segments if captured is not None else ()
+    for segment in segments:
+        stale = [first_stale_node(segment.graph, compilation.captured) for compilation in jitted.compilations]
+        nodes = [node for node in stale if node is not None]
+        if nodes and len(nodes) == len(stale):
+            node = nodes[-1]
+            text = "the program that ran was recorded for another call, and its guard did not notice"
+            return Blame("capture", "guard", str(node.op), node.source.file, node.source.line, text)
+    if isinstance(wanted, TensorRecord) and captured is not None:
+        maker = _maker(captured, precise.inputs, wanted.values)
+        if maker is not None:
+            text = f"every program computes what its Graph says, but {first.path} is not what this op made of it"
+            return Blame("capture", "result", str(maker.op), maker.source.file, maker.source.line, text)
+    place = storing_line(function, first.path)
+    text = f"every program computes what its Graph says, but {first.path} is not as eager leaves it"
+    return Blame("capture", "effect", first.path, *place, text)
 
 
-def _first_stale_node(fresh: Graph, recorded: Graph) -> Node | None:
-    """The first node of `fresh` that `recorded` lacks in its place; None when all are there."""
-    numbers: dict[Value, int] = dict(zip(fresh.inputs, range(len(fresh.inputs)), strict=True))
-    others: dict[Value, int] = dict(zip(recorded.inputs, range(len(recorded.inputs)), strict=True))
-    for position, node in enumerate(fresh.nodes):
-        if position >= len(recorded.nodes):
-            return node
-        other = recorded.nodes[position]
+def first_stale_node(fresh: Graph, recorded: Graph) -> Node | None:
+    """The first node of `fresh` that `recorded` lacks in its place, or has beyond it; None when they are the same."""
+    numbers: dict[Value, int] = {value: number for number, value in enumerate(fresh.inputs)}
+    others: dict[Value, int] = {value: number for number, value in enumerate(recorded.inputs)}
+    for node, other in zip(fresh.nodes, recorded.nodes, strict=False):
         if node.op is not other.op or _shape(node, numbers) != _shape(other, others):
             return node
         for value, counterpart in zip(node.outputs, other.outputs, strict=True):
             numbers[value] = others[counterpart] = len(numbers)
-    if len(recorded.nodes) > len(fresh.nodes):
-        return recorded.nodes[len(fresh.nodes)]
-    return None
+    longer = max(fresh.nodes, recorded.nodes, key=len)
+    shorter = min(fresh.nodes, recorded.nodes, key=len)
+    return longer[len(shorter)] if len(longer) > len(shorter) else None
 
 
 def _shape(node: Node, numbers: dict[Value, int]) -> str:
@@ -157,8 +170,44 @@ def _shape(node: Node, numbers: dict[Value, int]) -> str:
     return repr((arguments, [value.type for value in node.outputs]))
 
 
-def _producer(graph: Graph, first: Comparison) -> Node:
-    """The node that made what differs, as well as can be told: the last one that made a result."""
-    results = set(graph.results())
-    made = [node for node in graph.nodes if results.intersection(node.outputs)] or list(graph.nodes)
-    return made[-1] if made else Node(torch.ops.aten.alias.default, (), {}, ())
+def _maker(captured: Capture, inputs: Sequence[torch.Tensor], wanted: torch.Tensor) -> Node | None:
+    """The last op of a call that gave a tensor of just this content."""
+    known = dict(zip(captured.inputs, inputs, strict=True))
+    found = None
+    for segment in captured.segments:
+        graph = segment.graph
+        env = {value: known[value.id] for value in graph.inputs} | dict(graph.constants)
+        for node in graph.nodes:
+            env.update(zip(node.outputs, evaluate_node(node, env), strict=True))
+            if any(same_values(env[value], wanted) for value in node.outputs):
+                found = node
+        known.update((value.id, env[value]) for value in graph.outputs)
+    return found
+
+
+def storing_line(function: Callable[..., Any], path: str) -> tuple[str, int]:
+    """File and line where the code of `function`, or of the class of a module in it, stores what the last part of
+    `path` names; where `function` begins when no line does."""
+    name = re.split(r"[.\[ ]", path.rstrip("]"))[-1].strip("'\"")
+    codes = list(_codes(function))
+    for code in codes:
+        line = code.co_firstlineno
+        for instruction in dis.get_instructions(code):
+            line = instruction.positions.lineno or line if instruction.positions is not None else line
+            if instruction.opname.startswith("STORE_") and instruction.argval == name:
+                return code.co_filename, line
+    return (codes[0].co_filename, codes[0].co_firstlineno) if codes else (UNKNOWN_SOURCE.file, 0)
+
+
+def _codes(function: Any) -> Iterator[types.CodeType]:
+    if isinstance(function, Jitted):
+        function = function.target
+    if isinstance(function, torch.nn.Module):
+        forwards = [type(module).forward for module in function.modules()]
+        yield from (each.__code__ for each in dict.fromkeys(forwards) if isinstance(each, types.FunctionType))
+        return
+    function = getattr(function, "__func__", function)
+    call = function if isinstance(function, types.FunctionType) else inspect.getattr_static(type(function), "__call__", None)
+    if isinstance(call, types.FunctionType):
+        yield call.__code__
+        yield from (each for each in call.__code__.co_consts if isinstance(each, types.CodeType))

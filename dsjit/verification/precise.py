@@ -34,11 +34,13 @@ class Precise:
 
 @dataclass(frozen=True, slots=True)
 class PreciseCall:
-    """tensors: by path. captured: the call's own capture. reason: why there is nothing, if so."""
+    """tensors: by path. captured: the call's own capture, and its input tensors as they were before. reason: why there
+    is nothing, if so."""
 
     tensors: dict[str, Precise]
     captured: Capture | None
     reason: str = ""
+    inputs: tuple[torch.Tensor, ...] = ()
 
 
 def capture_precisely(
@@ -61,7 +63,8 @@ def capture_precisely(
             return PreciseCall({}, captured, reason)
         set_generator_state(drawn)
         inputs = [before.get(id(tensor), tensor) for tensor in captured.given]
-        return PreciseCall(_run(captured, captured.recipe, inputs, (args, kwargs), reachable), captured)
+        tensors = _run(captured, captured.recipe, inputs, (args, kwargs), reachable)
+        return PreciseCall(tensors, captured, "", tuple(inputs))
     finally:
         set_generator_state(after)
         if captured.observer is not None:

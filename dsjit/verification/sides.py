@@ -56,12 +56,14 @@ def play_eagerly(function: Callable[..., Any], calls: Sequence[Arguments], seed:
 def play_compiled(
     function: Callable[..., Any], calls: Sequence[Arguments], seed: int, options: Options, environment: Environment
 ) -> CompiledSide:
-    """The same with a jitted copy, in a session of its own: nothing that was compiled before is used.
+    """The same with a jitted copy, in a session of its own, under DSJIT_CHECK=1 at least: nothing that was compiled
+    before is used, and memory that no step has written is poisoned.
 
     Raises FaultFound when the environment checks what is computed, and finds something.
     """
     twin = Twin(function)
-    jitted = make_jitted(target_of(twin.function), options, environment, name_of(function))
+    checked = replace(environment, check=max(environment.check, 1), dump=None, debug=0)
+    jitted = make_jitted(target_of(twin.function), options, checked, name_of(function))
     counters = jitted.counters
     before = [0, 0]
 

@@ -75,11 +75,12 @@ def verify_calls(
         precise = PreciseCall({}, None, "the call raises") if eager[-1].error else play_precisely(function, calls, seed)
         comparisons = _compare_all(eager, compiled.seen, precise)
         blame = None
-        differences = [each for each in comparisons if not each.ok]
-        if differences:
-            blame = find_blame(
-                function, calls, seed, options, environment, differences, compiled.jitted, precise
-            )
+        first = next((each for each in comparisons if not each.ok), None)
+        if first is not None:
+            if first.call < len(calls) - 1 and not eager[first.call].error:
+                precise = play_precisely(function, calls[: first.call + 1], seed)
+            wanted = eager[first.call].records.get(first.path)
+            blame = find_blame(function, calls, seed, options, environment, first, wanted, compiled.jitted, precise)
     ways = tuple([seen.way for seen in compiled.seen])
     return Verification(name_of(function), seed, ways, tuple(comparisons), precise.reason, eager[-1].error, blame)
 
