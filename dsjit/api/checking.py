@@ -17,6 +17,7 @@ def checked_program(compilation: Compilation, numerics: Numerics, cache: KernelC
     program = compilation.program
     assert isinstance(program, Program)
     compiled = CompiledGraph(
-        compilation.stages, compilation.steps, compilation.matmuls, compilation.plan.views, compilation.kernels
-    )
-    return CheckedProgram(compiled, program, lambda part: compile_part(part, numerics, cache))
+        compilation.stages, compilation.steps, compilation.matmuls, compilation.plan.views, compilation.kernels,
+        program,
+    )  # fmt: skip
+    return CheckedProgram(compiled, lambda part: compile_part(part, numerics, cache))

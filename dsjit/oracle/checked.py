@@ -30,11 +30,10 @@ class CheckedProgram:
     """Called as a `Program`. build: see `find_fault`. Raises FaultFound before anything is written."""
 
     compiled: CompiledGraph
-    program: Run
     build: Callable[[Graph], Run]
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         fault = find_fault(self.compiled, inputs, self.build)
         if fault is not None:
             raise FaultFound(fault, self.compiled, tuple(inputs))
-        return self.program(inputs)
+        return self.compiled.program(inputs)

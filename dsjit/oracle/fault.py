@@ -37,13 +37,15 @@ INTERPRETED_ELEMENTS: Final = 20_000
 
 @dataclass(frozen=True, slots=True)
 class CompiledGraph:
-    """What one compile made. stages: the captured Graph, and the Graph after each pass, by the name of the pass."""
+    """What one compile made. stages: the captured Graph, and the Graph after each pass, by the name of the pass.
+    program: what runs in the end."""
 
     stages: tuple[tuple[str, Graph], ...]
     steps: Sequence[Step]
     matmuls: Matmuls
     views: Views
     kernels: Mapping[FusedKernel, CompiledKernel]
+    program: Run
 
     @property
     def captured(self) -> Graph:
@@ -137,14 +139,16 @@ def _pass_fault(compiled: CompiledGraph, inputs: Sequence[torch.Tensor]) -> Faul
         for value, tensor, now in zip(wanted, found, graph.results(), strict=True):
             if not expected.accepts(value, tensor):
                 set_generator_state(state)
-                node = _first_difference(before, graph, inputs) or graph.producers().get(now)
+                made = _first_difference(before, graph, inputs)
+                node = made or before.producers().get(value) or graph.producers().get(now)
                 op, source = (str(node.op), node.source) if node is not None else ("an input", UNKNOWN_SOURCE)
                 return Fault("pass", name, op, source, "the Graph after it gives another result", before, (*inputs,))
     return None
 
 
 def _first_difference(before: Graph, after: Graph, inputs: Sequence[torch.Tensor]) -> Node | None:
-    """The first node of `after` of which a result was another one in `before`."""
+    """The first node of `after` of which a result was another one in `before`; or, if it now reads something else than
+    the Value that it read there, the node that made that."""
     state = generator_state()
     expected = run_with_precision(before, copies(inputs))
     set_generator_state(state)
@@ -154,7 +158,21 @@ def _first_difference(before: Graph, after: Graph, inputs: Sequence[torch.Tensor
         found.update(zip(node.outputs, evaluate_node(node, found), strict=True))
         for value in node.outputs:
             if value.id in known and not expected.accepts(known[value.id], found[value]):
-                return node
+                return _lost_operand(before, node, expected, found) or node
+    return None
+
+
+def _lost_operand(
+    before: Graph, node: Node, expected: Reference, found: Mapping[Value, torch.Tensor]
+) -> Node | None:
+    """The node of `before` whose result `node` read there, where it reads another now."""
+    producers = {value.id: each for each in before.nodes for value in each.outputs}
+    same = producers.get(node.outputs[0].id)
+    if same is None or same.op is not node.op:
+        return None
+    for old, new in zip(same.inputs(), node.inputs(), strict=False):
+        if old.id != new.id and not expected.accepts(old, found[new]):
+            return producers.get(old.id)
     return None
 
 
@@ -253,20 +271,27 @@ def _memory_fault(compiled: CompiledGraph, inputs: Sequence[torch.Tensor], refer
             faults.append(Fault("memory", f"of step {number}", str(node.op), node.source, text))
             return
 
-    program = assemble(
+    state = generator_state()
+    watched = assemble(
         graph, compiled.steps, compiled.matmuls, compiled.views, compiled.kernels, watch=StepWatch(on_step)
     )
+    for program in (watched, compiled.program):
+        set_generator_state(state)
+        wrong = _wrong_result(graph, program, inputs, reference)
+        if faults or wrong is not None:
+            return faults[0] if faults else wrong
+    return None
+
+
+def _wrong_result(graph: Graph, program: Run, inputs: Sequence[torch.Tensor], reference: Reference) -> Fault | None:
     taken = copies(inputs)
     try:
         found = program(taken)
     except Exception as error:
-        if faults:
-            return faults[0]
         node = graph.nodes[-1]
         text = f"the Program raises {type(error).__name__}: {error}"
         return Fault("assembly", "of the Program", str(node.op), node.source, text)
-    if faults:
-        return faults[0]
+    producers = graph.producers()
     after = dict(zip(graph.inputs, taken, strict=True))
     results = [*zip(graph.outputs, found, strict=True), *((w.value, after[w.target]) for w in graph.writes)]
     for value, tensor in results:

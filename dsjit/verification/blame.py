@@ -207,7 +207,8 @@ def _codes(function: Any) -> Iterator[types.CodeType]:
         yield from (each.__code__ for each in dict.fromkeys(forwards) if isinstance(each, types.FunctionType))
         return
     function = getattr(function, "__func__", function)
-    call = function if isinstance(function, types.FunctionType) else inspect.getattr_static(type(function), "__call__", None)
-    if isinstance(call, types.FunctionType):
-        yield call.__code__
-        yield from (each for each in call.__code__.co_consts if isinstance(each, types.CodeType))
+    if not isinstance(function, types.FunctionType):
+        function = inspect.getattr_static(type(function), "__call__", None)
+    if isinstance(function, types.FunctionType):
+        yield function.__code__
+        yield from (each for each in function.__code__.co_consts if isinstance(each, types.CodeType))

@@ -78,14 +78,14 @@ def rounds(x):
     return a.round()  # here
 
 
-def floor_quotient(x, y):
+def floor_quotient(x):
     a = x + 1
-    return a // y  # here
+    return a // 4  # here
 
 
-def remainders(x, y):
+def remainders(x):
     a = x + 1
-    return a % y  # here
+    return a % 4  # here
 
 
 def multiply_add(x, y, z):
@@ -184,9 +184,40 @@ def folded(x, y):
 
 
 def two_results(x):
-    a = x * 2
+    a = x * 2  # here
     b = x + 1
-    return a, b  # here
+    return a, b
+
+
+def multiplied(x):
+    y = x + 1
+    return y.prod(-1)  # here
+
+
+def long_sum(x):
+    y = x * 2
+    return y.sum()  # here
+
+
+def dense(x):
+    a = x[:, ::2]
+    return a.contiguous() * 1.5  # here
+
+
+def mask(x):
+    a = torch.full((5,), 2.0)  # here
+    return x + a
+
+
+def positive(x):
+    if x.sum() > 0:
+        return x * 2
+    return x - 3  # here
+
+
+def mean_of(x):
+    a = x * 2
+    return a.mean(-1)  # here
 
 
 def times(x, factor):
