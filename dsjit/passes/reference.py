@@ -6,7 +6,7 @@ Tests hold passes and compiled Programs against it, and constant folding evaluat
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 
@@ -15,6 +15,8 @@ from dsjit.ir.graph import Arg, Graph, Node, Value
 from dsjit.ops.properties import shares_memory
 
 __all__ = ["evaluate_node", "run_reference", "same_bits"]
+
+_UNDEFINED: Final = torch.empty((), device="meta")
 
 
 def run_reference(graph: Graph, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -73,7 +75,8 @@ def _flatten(returned: Any) -> list[torch.Tensor]:
     if isinstance(returned, torch.Tensor):
         return [returned]
     if isinstance(returned, (tuple, list)):
-        return [tensor for item in returned for tensor in _flatten(item)]
+        # A result that the op leaves undefined has a Value, too, as the recorder types it.
+        return [t for item in returned for t in ([_UNDEFINED] if item is None else _flatten(item))]
     return []
 
 

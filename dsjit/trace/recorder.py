@@ -349,6 +349,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 raise CannotTrace(f"{func} resizes its output")
         kept = {k: v for k, v in read_kwargs.items() if k not in facts.writes_kwargs}
         pure = functional_variant(func) if func.name() not in UNDECLARED_WRITES else None
+        if facts.random and not all(t.is_contiguous() for t in targets):
+            # In which order numbers are drawn depends on the layout, which functional forms do not keep.
+            if not all(torch.ops.aten.is_non_overlapping_and_dense.default(t) for t in targets):
+                raise CannotTrace(f"{func} fills memory with gaps")
+            pure = None
         if pure is not None:
             full = bind_arguments(func, read_args, kept)
             positional = tuple(full[a.name] for a in pure._schema.arguments if not a.kwarg_only)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
+import numpy as np
 import torch
 
 from dsjit.api.entry import session as shared_session
@@ -18,7 +21,16 @@ from dsjit.verification.precise import PreciseCall, capture_precisely
 from dsjit.verification.records import Record, read
 from dsjit.verification.twin import Twin
 
-__all__ = ["Arguments", "CompiledSide", "Seen", "play_compiled", "play_eagerly", "play_precisely"]
+__all__ = [
+    "Arguments",
+    "CompiledSide",
+    "Seen",
+    "name_of",
+    "play_compiled",
+    "play_eagerly",
+    "play_precisely",
+    "random_states_kept",
+]
 
 Arguments: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -90,7 +102,7 @@ def play_precisely(function: Callable[..., Any], calls: Sequence[Arguments], see
         for number, each in enumerate(calls[:-1]):
             _call(twin, twin.function, each, seed + number, is_last=False, way=lambda: "eager")
         args, kwargs = twin.arguments(*calls[-1])
-        torch.manual_seed(seed + len(calls) - 1)
+        seed_all(seed + len(calls) - 1)
         state = _state(twin, args, kwargs)
         return capture_precisely(target_of(twin.function), args, kwargs, state, name_of(function))
 
@@ -111,11 +123,30 @@ def name_of(function: Callable[..., Any]) -> str:
     return str(getattr(function, "__qualname__", "") or type(function).__name__)
 
 
+def seed_all(seed: int) -> None:
+    """Seed torch's, Python's and numpy's global generators."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Puts the three generators back in the end."""
+    python, legacy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(legacy)
+
+
 def _call(
     twin: Twin, function: Callable[..., Any], call: Arguments, seed: int, *, is_last: bool, way: Callable[[], str]
 ) -> Seen:
     args, kwargs = twin.arguments(*call)
-    torch.manual_seed(seed)
+    seed_all(seed)
     result, error = None, ""
     try:
         result = function(*args, **kwargs)

@@ -10,12 +10,13 @@ import torch
 
 from dsjit.api.entry import jitted_of
 from dsjit.config import Environment, Options
+from dsjit.ir.graph import UNKNOWN_SOURCE
 from dsjit.oracle.measure import measure, same_values
 from dsjit.oracle.reference import within_error
 from dsjit.verification.blame import find_blame
 from dsjit.verification.precise import Precise, PreciseCall
 from dsjit.verification.records import Record, TensorRecord
-from dsjit.verification.report import THE_CALL, Comparison, Verification
+from dsjit.verification.report import THE_CALL, Blame, Comparison, Verification
 from dsjit.verification.sides import (
     Arguments,
     Seen,
@@ -23,6 +24,7 @@ from dsjit.verification.sides import (
     play_compiled,
     play_eagerly,
     play_precisely,
+    random_states_kept,
 )
 
 __all__ = ["verify", "verify_calls"]
@@ -38,8 +40,7 @@ def verify(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Verifi
     """Whether `function(*args, **kwargs)` gives the same compiled as it does eagerly, in everything that can be seen.
 
     function: anything that `dsjit.jit` takes, jitted or not. It is called several times, on copies of its arguments and
-    of its own state (`verification.twin.Twin` says what is copied): yours stay as they are, and so do torch's random
-    numbers. Each tensor of the result, of the arguments and of the state is compared in values, dtype, shape, strides
+    of its own state (`verification.twin.Twin` says what is copied): yours stay as they are, and so do random numbers. Each tensor of the result, of the arguments and of the state is compared in values, dtype, shape, strides
     and aliasing, every other object by type and value; errors are measured against a run in double precision.
 
     Values are equal when they have eager's bits, where these are certain (`oracle.exactness`), and elsewhere when they
@@ -69,7 +70,7 @@ def verify_calls(
     jitted = jitted_of(function)
     options = options or (jitted.options if jitted is not None else Options())
     environment = Environment.from_environ(os.environ)
-    with torch.random.fork_rng(devices=[]):
+    with random_states_kept():
         eager = play_eagerly(function, calls, seed)
         compiled = play_compiled(function, calls, seed, options, environment)
         precise = PreciseCall({}, None, "the call raises") if eager[-1].error else play_precisely(function, calls, seed)
@@ -80,7 +81,11 @@ def verify_calls(
             if first.call < len(calls) - 1 and not eager[first.call].error:
                 precise = play_precisely(function, calls[: first.call + 1], seed)
             wanted = eager[first.call].records.get(first.path)
-            blame = find_blame(function, calls, seed, options, environment, first, wanted, compiled.jitted, precise)
+            if compiled.seen[first.call].way.startswith("eager"):
+                text = "both sides are plain Python, which gives another answer each time"
+                blame = Blame("eager", "call", THE_CALL, UNKNOWN_SOURCE.file, 0, text)
+            else:
+                blame = find_blame(function, calls, seed, options, environment, first, wanted, compiled.jitted, precise)
     ways = tuple([seen.way for seen in compiled.seen])
     return Verification(name_of(function), seed, ways, tuple(comparisons), precise.reason, eager[-1].error, blame)
 
