@@ -162,9 +162,7 @@ def _first_difference(before: Graph, after: Graph, inputs: Sequence[torch.Tensor
     return None
 
 
-def _lost_operand(
-    before: Graph, node: Node, expected: Reference, found: Mapping[Value, torch.Tensor]
-) -> Node | None:
+def _lost_operand(before: Graph, node: Node, expected: Reference, found: Mapping[Value, torch.Tensor]) -> Node | None:
     """The node of `before` whose result `node` read there, where it reads another now."""
     producers = {value.id: each for each in before.nodes for value in each.outputs}
     same = producers.get(node.outputs[0].id)
@@ -188,9 +186,7 @@ def _step_fault(
         return None
     inputs = [reference.eager[value] for value in part.inputs]
     local = run_with_precision(part, inputs)
-    program = assemble(
-        part, [step], compiled.matmuls, compiled.views, compiled.kernels, watch=StepWatch()
-    )
+    program = assemble(part, [step], compiled.matmuls, compiled.views, compiled.kernels, watch=StepWatch())
     kind, name = _name(step)
     wrong = _wrong_output(part, local, program, inputs)
     if wrong is None:

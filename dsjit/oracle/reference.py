@@ -70,9 +70,7 @@ class Reference:
         return within_error(found, expected, self.precise[value], self.moved[value])
 
 
-def within_error(
-    found: torch.Tensor, expected: torch.Tensor, precise: torch.Tensor, moved: torch.Tensor
-) -> bool:
+def within_error(found: torch.Tensor, expected: torch.Tensor, precise: torch.Tensor, moved: torch.Tensor) -> bool:
     """Whether `found` is, element by element, within a few units in the last place of eager's `expected`, or within
     the error that eager makes and that a computation in this dtype may make. precise, moved: in double precision, and
     there with operands moved."""

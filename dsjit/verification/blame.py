@@ -111,9 +111,7 @@ class _Judge:
         return not all(expected.accepts(value, tensor) for value, tensor in results)
 
     def _compile(self, graph: Graph, fuel: Fuel | None) -> Program:
-        compilation = compile_graph(
-            graph, self.options.numerics, Environment(), self.kernels, StageTimer(), None, fuel
-        )
+        compilation = compile_graph(graph, self.options.numerics, Environment(), self.kernels, StageTimer(), None, fuel)
         assert isinstance(compilation.program, Program)
         return compilation.program
 

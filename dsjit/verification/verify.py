@@ -40,8 +40,9 @@ def verify(function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Verifi
     """Whether `function(*args, **kwargs)` gives the same compiled as it does eagerly, in everything that can be seen.
 
     function: anything that `dsjit.jit` takes, jitted or not. It is called several times, on copies of its arguments and
-    of its own state (`verification.twin.Twin` says what is copied): yours stay as they are, and so do random numbers. Each tensor of the result, of the arguments and of the state is compared in values, dtype, shape, strides
-    and aliasing, every other object by type and value; errors are measured against a run in double precision.
+    of its own state (`verification.twin.Twin` says what is copied): yours stay as they are, and so do random numbers.
+    Each tensor of the result, of the arguments and of the state is compared in values, dtype, shape, strides and
+    aliasing, every other object by type and value; errors are measured against a run in double precision.
 
     Values are equal when they have eager's bits, where these are certain (`oracle.exactness`), and elsewhere when they
     are no further from double precision than eager is or rounding may lead (`oracle.reference`). When something

@@ -59,4 +59,6 @@ def test_the_reproducer_is_short_and_shows_the_difference_only_as_long_as_the_mi
 def test_the_first_bad_rewrite_is_named(name: str) -> None:
     blame = judge(next(each for each in MISCOMPILES if each.name == name)).report.blame
     assert blame is not None
-    assert {"sum_identity": "aten.sum", "simplify_scalar": "pass simplify", "cat_offsets": "aten.cat"}[name] in blame.rewrite
+    assert {"sum_identity": "aten.sum", "simplify_scalar": "pass simplify", "cat_offsets": "aten.cat"}[
+        name
+    ] in blame.rewrite

@@ -33,7 +33,7 @@ def test_casts_to_narrow_dtypes_do_not_narrow_the_reference() -> None:
 
 def test_decisions_are_eagers() -> None:
     x = torch.tensor([0.1, 0.3])
-    graph = trace(lambda x: (x * 3 > 0.3), x)
+    graph = trace(lambda x: x * 3 > 0.3, x)
     assert torch.equal(run_with_precision(graph, [x]).precise[graph.outputs[0]], x * 3 > 0.3)
 
 

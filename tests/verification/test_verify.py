@@ -14,8 +14,6 @@ from dsjit.config import Options
 from dsjit.errors import UnsupportedCallableError
 from tests.miscompiles.cases import MISCOMPILES
 
-pytestmark = pytest.mark.filterwarnings("ignore::dsjit.DsjitWarning")
-
 
 @pytest.fixture(autouse=True)
 def no_gradients():
@@ -101,6 +99,7 @@ def test_written_arguments_are_listed() -> None:
     assert "args[0]" in {each.path for each in dsjit.verify(write, torch.ones(3)).comparisons}
 
 
+@pytest.mark.filterwarnings("ignore::dsjit.DsjitWarning")
 def test_arguments_that_share_memory_still_do_in_the_copies() -> None:
     memory = torch.randn(8)
     assert dsjit.verify(lambda a, b: a.add_(1) + b, memory[:4], memory[:4]).ok
@@ -111,6 +110,7 @@ def test_functions_that_raise_must_raise_the_same() -> None:
     assert report.ok and not report.compiled and report.raises.startswith("RuntimeError")
 
 
+@pytest.mark.filterwarnings("ignore::dsjit.DsjitWarning")
 def test_calls_that_run_eagerly_are_no_proof() -> None:
     report = dsjit.verify(lambda x: x * random.random(), torch.ones(3))
     assert report.ok and not report.compiled
