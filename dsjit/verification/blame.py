@@ -89,7 +89,6 @@ class _Judge:
 
     def __init__(self, options: Options) -> None:
         self.options = options
-        self.kernels = KernelCache()
 
     def differs(self, graph: Graph, inputs: Sequence[torch.Tensor], fuel: Fuel | None = None) -> bool:
         state = generator_state()
@@ -111,7 +110,9 @@ class _Judge:
         return not all(expected.accepts(value, tensor) for value, tensor in results)
 
     def _compile(self, graph: Graph, fuel: Fuel | None) -> Program:
-        compilation = compile_graph(graph, self.options.numerics, Environment(), self.kernels, StageTimer(), None, fuel)
+        # A cache of its own: the answer must not depend on what was compiled before.
+        environment, kernels = Environment(), KernelCache()
+        compilation = compile_graph(graph, self.options.numerics, environment, kernels, StageTimer(), None, fuel)
         assert isinstance(compilation.program, Program)
         return compilation.program
 
