@@ -18,11 +18,14 @@ from dsjit.errors import (
     DsjitError,
     DsjitWarning,
     GradientError,
+    NotEquivalentError,
     OptionError,
     RecompileError,
     UnsupportedCallableError,
     VerificationError,
 )
+from dsjit.verification.report import Verification
+from dsjit.verification.verify import verify, verify_calls
 
 __version__ = "0.1.0"
 
@@ -33,9 +36,11 @@ __all__ = [
     "DsjitWarning",
     "Explanation",
     "GradientError",
+    "NotEquivalentError",
     "OptionError",
     "RecompileError",
     "UnsupportedCallableError",
+    "Verification",
     "VerificationError",
     "disable",
     "explain",
@@ -45,4 +50,6 @@ __all__ = [
     "reset_stats",
     "set_stance",
     "stats",
+    "verify",
+    "verify_calls",
 ]

@@ -1,4 +1,4 @@
-"""The command line: `python -m dsjit demo`, `python -m dsjit env`, `python -m dsjit --version`."""
+"""The command line: `python -m dsjit demo`, `verify`, `bisect`, `env`, and `python -m dsjit --version`."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.table import Table
 from dsjit import demo
 from dsjit.config import OPTION_ROWS, VARIABLE_ROWS, Environment, Options, defaults
 from dsjit.errors import OptionError
+from dsjit.verification.commands import add_parsers, bisect_command, verify_command
 
 __all__ = ["main"]
 
@@ -24,6 +25,10 @@ def main(arguments: Sequence[str]) -> int:
     console = Console()
     if options.command == "env":
         return _env(console)
+    if options.command == "verify":
+        return verify_command(options, console)
+    if options.command == "bisect":
+        return bisect_command(options, console)
     with_torch_compile = options.torch_compile and demo.cpp_compiler() is not None
     if options.torch_compile and not with_torch_compile:
         console.print("No C++ compiler found: torch.compile is left out.", style="yellow")
@@ -40,6 +45,7 @@ def _parser() -> argparse.ArgumentParser:
     demo_parser.add_argument(
         "--no-torch-compile", dest="torch_compile", action="store_false", help="leave torch.compile out"
     )
+    add_parsers(commands)
     commands.add_parser("env", help="list the options and the environment variables, with their values now")
     return parser
 

@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, TypeAlias
 from dsjit.errors import OptionError
 
 __all__ = [
+    "CHECK_LEVELS",
     "DEBUG_LEVELS",
     "OPTION_ROWS",
     "STANCE_ROWS",
@@ -201,6 +202,13 @@ DEBUG_LEVELS: Final[tuple[str, ...]] = (
 )
 """What each level of `DSJIT_DEBUG` prints to standard error."""
 
+CHECK_LEVELS: Final[tuple[str, ...]] = (
+    "nothing",
+    "the rules of the IR: every Graph after every pass, every Kernel, every memory plan; dead memory is poisoned",
+    "what is computed, too: on each call, every Graph on the reference executor, and every step of the Program",
+)
+"""What each level of `DSJIT_CHECK` checks, beside what the levels below it do."""
+
 
 @dataclass(frozen=True, slots=True)
 class VariableRow:
@@ -225,6 +233,20 @@ def _parse_switch(text: str) -> bool:
 def _parse_level(text: str) -> int:
     level = int(text)
     if not 0 <= level < len(DEBUG_LEVELS):
+        raise ValueError(text)
+    return level
+
+
+def _parse_count(text: str) -> int:
+    count = int(text)
+    if count < 0:
+        raise ValueError(text)
+    return count
+
+
+def _parse_check(text: str) -> int:
+    level = int(text)
+    if not 0 <= level < len(CHECK_LEVELS):
         raise ValueError(text)
     return level
 
@@ -267,9 +289,10 @@ VARIABLE_ROWS: Final[tuple[VariableRow, ...]] = (
     VariableRow(
         "DSJIT_CHECK",
         "check",
-        "0 or 1",
-        _parse_switch,
-        "1: run the IR verifiers after every pass and raise VerificationError at the first broken rule.",
+        f"0 to {len(CHECK_LEVELS) - 1}",
+        _parse_check,
+        "What to check, raising VerificationError. "
+        f"{'; '.join(f'{i}: {text}' for i, text in enumerate(CHECK_LEVELS))}.",
     ),
     VariableRow(
         "DSJIT_DISABLE",
@@ -299,6 +322,14 @@ VARIABLE_ROWS: Final[tuple[VariableRow, ...]] = (
         _parse_at_limit,
         "The option at_recompile_limit of objects that do not set it.",
     ),
+    VariableRow(
+        "DSJIT_FUEL",
+        "fuel",
+        "an int of 0 or more",
+        _parse_count,
+        "Do only so many rewrites in the whole process (passes that change a Graph, ops put into kernels, fusions): "
+        "what `python -m dsjit bisect` searches with.",
+    ),
 )
 
 
@@ -311,11 +342,12 @@ class Environment:
 
     debug: int = 0
     dump: Path | None = None
-    check: bool = False
+    check: int = 0
     disable: bool = False
     stance: Stance = "default"
     recompile_limit: int = 8
     at_recompile_limit: AtLimit = "eager"
+    fuel: int | None = None
 
     @classmethod
     def from_environ(cls, environ: Mapping[str, str]) -> Environment:

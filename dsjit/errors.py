@@ -13,6 +13,8 @@ __all__ = [
     "DsjitError",
     "DsjitWarning",
     "GradientError",
+    "MissingPackageError",
+    "NotEquivalentError",
     "OptionError",
     "RecompileError",
     "UnsupportedCallableError",
@@ -50,6 +52,14 @@ class GradientError(DsjitError, RuntimeError):
 
 class VerificationError(DsjitError, AssertionError):
     """An IR breaks one of its own rules: a bug in dsjit, found by its checker rather than by a wrong answer."""
+
+
+class MissingPackageError(DsjitError, ModuleNotFoundError):
+    """A package is needed that dsjit does not depend on; the message names the extra that installs it."""
+
+
+class NotEquivalentError(DsjitError, AssertionError):
+    """A function does not do the same compiled as it does eagerly; the message is the report of `dsjit.verify`."""
 
 
 class DsjitWarning(UserWarning):

@@ -24,11 +24,12 @@ def test_the_documented_defaults() -> None:
     assert defaults(Environment) == {
         "debug": 0,
         "dump": None,
-        "check": False,
+        "check": 0,
         "disable": False,
         "stance": "default",
         "recompile_limit": 8,
         "at_recompile_limit": "eager",
+        "fuel": None,
     }
 
 
@@ -117,9 +118,10 @@ def test_every_variable_is_parsed_to_its_type() -> None:
         "DSJIT_STANCE": "fail_on_eager",
         "DSJIT_RECOMPILE_LIMIT": "3",
         "DSJIT_AT_RECOMPILE_LIMIT": "raise",
+        "DSJIT_FUEL": "17",
         "PATH": "/usr/bin",
     }
-    expected = Environment(3, Path("/tmp/somewhere-new"), True, False, "fail_on_eager", 3, "raise")
+    expected = Environment(3, Path("/tmp/somewhere-new"), 1, False, "fail_on_eager", 3, "raise", 17)
     assert Environment.from_environ(environ) == expected
 
 
@@ -136,6 +138,8 @@ def test_an_empty_value_counts_as_unset(row: object) -> None:
         ("DSJIT_DEBUG", "loud"),
         ("DSJIT_DUMP", __file__),
         ("DSJIT_CHECK", "yes"),
+        ("DSJIT_CHECK", "3"),
+        ("DSJIT_FUEL", "-1"),
         ("DSJIT_DISABLE", "2"),
         ("DSJIT_STANCE", "force_eager"),
         ("DSJIT_RECOMPILE_LIMIT", "0"),

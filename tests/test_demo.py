@@ -94,7 +94,7 @@ def test_env_says_what_is_wrong_with_a_variable(
 ) -> None:
     monkeypatch.setenv("DSJIT_CHECK", "maybe")
     assert main(["env"]) == 1
-    assert "DSJIT_CHECK='maybe' is not accepted; use 0 or 1" in capsys.readouterr().out
+    assert "DSJIT_CHECK='maybe' is not accepted; use 0 to 2" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("arguments", [[], ["dance"], ["demo", "--layers", "0"], ["demo", "--tokens", "many"]])

@@ -16,6 +16,7 @@ from dsjit.codegen.llvm.templates.emit import Template
 from dsjit.codegen.placement import Step
 from dsjit.codegen.program import Program
 from dsjit.codegen.sized_program import SizedProgram, SizeSource, kernels_for_sizes, make_sized_program
+from dsjit.codegen.watch import StepWatch
 from dsjit.config import Environment, Numerics
 from dsjit.dump import Dump
 from dsjit.fusion.drop_roundings import drop_roundings
@@ -30,9 +31,10 @@ from dsjit.ir.print_graph import print_graph
 from dsjit.ir.print_kernel import print_kernel
 from dsjit.ir.probes import probe_points
 from dsjit.ir.verify_kernel import verify_kernel
+from dsjit.passes.fuel import Fuel
 from dsjit.passes.pipeline import SIZED_PASSES, run_passes
 
-__all__ = ["Compilation", "StageTimer", "compile_graph", "compile_template"]
+__all__ = ["Compilation", "StageTimer", "compile_graph", "compile_part", "compile_template"]
 
 CPU = torch.device("cpu")
 
@@ -60,6 +62,7 @@ class Compilation:
     steps: in the order in which they run. native: library nodes that run as native steps.
     compiled: the machine code of fused kernels, and of nodes that have a template.
     generated, reused: kernels compiled now, and found in the cache.
+    stages: the captured Graph, and the Graph after each pass, by its name, under DSJIT_CHECK=2.
     """
 
     captured: Graph
@@ -72,6 +75,7 @@ class Compilation:
     generated: int
     reused: int
     timer: StageTimer
+    stages: tuple[tuple[str, Graph], ...] = ()
 
     @property
     def kernels(self) -> dict[FusedKernel, CompiledKernel]:
@@ -86,22 +90,31 @@ def compile_graph(
     cache: KernelCache,
     timer: StageTimer,
     dump: Dump | None,
+    fuel: Fuel | None = None,
 ) -> Compilation:
     """Optimise, fuse, lower, emit and assemble `graph`.
+
+    fuel: bounds the rewrites. Without it, all are done.
 
     Raises VerificationError (under DSJIT_CHECK=1) and BackendError.
     """
 
+    stages: list[tuple[str, Graph]] = []
+
     def on_stage(name: str, stage: Graph) -> None:
+        if environment.check > 1:
+            stages.append((name, stage))
         if dump is not None:
             dump.write_stage(name, stage)
 
     fast = numerics == "fast"
     on_stage("trace", graph)
+    burnt = len(fuel.done) if fuel is not None else 0
     with timer.stage("passes"):
-        optimized = run_passes(graph, check=environment.check, on_stage=on_stage)
+        optimized = run_passes(graph, check=environment.check > 0, on_stage=on_stage, fuel=fuel)
     with timer.stage("fusion"):
-        plan = plan_fusion(optimized, Limits(), CPU)
+        plan = plan_fusion(optimized, Limits(), CPU, fuel)
+    _dump_rewrites(dump, fuel, burnt)
     with timer.stage("lowering"):
         units = [_lower(u, plan, fast) if isinstance(u, Group) else u for u in plan.units]
         steps, native = choose_steps(units, plan.views)
@@ -119,12 +132,14 @@ def compile_graph(
     if dump is not None and result.ir_text:
         dump.write("module.ll", result.ir_text)
     with timer.stage("assembly"):
-        program = assemble(optimized, steps, native, plan.views, compiled)
+        watch = StepWatch() if environment.check > 0 else None
+        program = assemble(optimized, steps, native, plan.views, compiled, watch=watch, check=environment.check > 0)
     if dump is not None:
         dump.write("program.py", program.source)
     compilation = Compilation(
-        graph, optimized, plan, tuple(steps), compiled, native, program, result.generated, result.reused, timer
-    )
+        graph, optimized, plan, tuple(steps), compiled, native, program, result.generated, result.reused, timer,
+        tuple(stages),
+    )  # fmt: skip
     _print_stages(compilation, environment.debug, result.ir_text)
     return compilation
 
@@ -139,9 +154,28 @@ def _by_work(
     }
 
 
+def _dump_rewrites(dump: Dump | None, fuel: Fuel | None, burnt: int) -> None:
+    """Which rewrites were done after the first `burnt` of the process, each with its number."""
+    if dump is not None and fuel is not None:
+        lines = [f"{burnt + number}: {rewrite}\n" for number, rewrite in enumerate(fuel.done[burnt:], 1)]
+        dump.write("rewrites.txt", "".join(lines))
+
+
 def _lower(group: Group, plan: FusionPlan, fast: bool) -> FusedKernel:
     fused = lower_group(group, plan.info, plan.views)
     return replace(fused, kernel=drop_roundings(fused.kernel)) if fast else fused
+
+
+def compile_part(graph: Graph, numerics: Numerics, cache: KernelCache) -> Program:
+    """A Program for a part of a Graph that the passes have seen. Raises BackendError."""
+    fast = numerics == "fast"
+    plan = plan_fusion(graph, Limits(), CPU)
+    units = [_lower(u, plan, fast) if isinstance(u, Group) else u for u in plan.units]
+    steps, native = choose_steps(units, plan.views)
+    fused = [unit for unit in units if isinstance(unit, FusedKernel)]
+    templates = templates_of(native)
+    result = cache.compile_kernels([*[kernel.kernel for kernel in fused], *templates.values()], fast)
+    return assemble(graph, steps, native, plan.views, _by_work(fused, templates, result))
 
 
 def compile_template(
@@ -153,6 +187,7 @@ def compile_template(
     cache: KernelCache,
     timer: StageTimer,
     dump: Dump | None,
+    fuel: Fuel | None = None,
 ) -> Compilation:
     """As `compile_graph`, for all sizes: the pipeline runs at a few choices of sizes, and what differs between the
     results is a polynomial in the sizes. typical: what to optimise for; sources: where the sizes are read.
@@ -164,9 +199,17 @@ def compile_template(
     fit = PolynomialFit(points)
     with timer.stage("passes"):
         captured = [template.at(point) for point in points]
-        optimized = [run_passes(graph, check=environment.check, passes=SIZED_PASSES) for graph in captured]
+        fuels = [None if fuel is None else fuel.fork() for _ in points]
+        optimized = [
+            run_passes(graph, check=environment.check > 0, passes=SIZED_PASSES, fuel=own)
+            for graph, own in zip(captured, fuels, strict=True)
+        ]
     with timer.stage("fusion"):
-        plans = [plan_fusion(graph, Limits(), CPU) for graph in optimized]
+        plans = [plan_fusion(graph, Limits(), CPU, own) for graph, own in zip(optimized, fuels, strict=True)]
+    if fuel is not None and fuels[0] is not None:
+        burnt = len(fuel.done)
+        fuel.adopt(fuels[0])
+        _dump_rewrites(dump, fuel, burnt)
     with timer.stage("lowering"):
         units = [
             [_lower(u, plan, fast) if isinstance(u, Group) else u for u in plan.units]

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import functools
-import gc
 import threading
 import types
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
 from torch._C._dynamo.eval_frame import get_eval_frame_callback, set_eval_frame
 
-from dsjit.api.compile import Compilation, StageTimer, compile_graph, compile_template
+from dsjit.api.builder import Builder, no_collection
+from dsjit.api.compile import Compilation, StageTimer
 from dsjit.api.open_calls import OpenCalls
 from dsjit.api.parts import outermost_callables
 from dsjit.api.planting import Names, Trace
@@ -24,19 +23,10 @@ from dsjit.api.session import Session
 from dsjit.api.stats import Counters
 from dsjit.api.trace_nodes import Leaf, Step
 from dsjit.api.trace_tree import Miss, TraceTree, TreeFull
-from dsjit.api.training import make_training
-from dsjit.codegen.interpret import InterpretedProgram
-from dsjit.codegen.sized_program import SizeSource
 from dsjit.config import Options
-from dsjit.dump import open_dump
 from dsjit.errors import BackendError, CaptureError, DsjitWarning, RecompileError, VerificationError
-from dsjit.ir.graph import UNKNOWN_SOURCE, Graph, Source
-from dsjit.ir.joint_graph import JointGraph
-from dsjit.ir.structure_graph import graph_structure
+from dsjit.ir.graph import UNKNOWN_SOURCE, Source
 from dsjit.ir.template import Mismatch, fill
-from dsjit.passes.partition import partition
-from dsjit.passes.pipeline import JOINT_PASSES, run_passes
-from dsjit.passes.reference import run_reference
 from dsjit.trace.capture import Capture, capture
 from dsjit.trace.guards import Guard
 from dsjit.trace.recorder import Untraceable
@@ -85,6 +75,7 @@ class Jitted:
         self._parts: list[torch.nn.Module] = []
         self._open_calls = OpenCalls(options.dynamic, session.marks)
         self.counters: Counters = session.registry.register(name)
+        self._builder = Builder(options, session, name, self.counters)
 
     def __repr__(self) -> str:
         return f"<dsjit.jit of {self._name}: {len(self.compilations)} programs>"
@@ -116,6 +107,8 @@ class Jitted:
                         missed = missed or (tree, found)
                         continue
                     leaf, inputs, outputs = found
+            except VerificationError:
+                raise
             except Exception as error:
                 failure = error
                 break
@@ -316,9 +309,10 @@ class Jitted:
         trace = Trace(captured.guard, inputs, captured.segments, _finisher(captured), captured.effects)
 
         def build(segment: Segment) -> Step:
-            return self._build(segment, timer) if captured.joint is None else self._train(captured.joint, timer)
+            joint = captured.joint
+            return self._builder.segment(segment, timer) if joint is None else self._builder.training(joint, timer)
 
-        with _no_collection():
+        with no_collection():
             if missed is not None:
                 tree, miss = missed
                 if tree.grow(miss, trace, build):
@@ -334,13 +328,13 @@ class Jitted:
         """Compile the call for many sizes, if it is one."""
         if self._options.backend != "llvm":
             return False
-        with _no_collection():
+        with no_collection():
             with timer.stage("rehearsal"), self._session.tracing():
                 found = self._open_calls.open(captured, self._target, args, kwargs, self._name)
             if found is None:
                 return False
             try:
-                compilation = self._compile_template(found, timer)
+                compilation = self._builder.open_sizes(found, timer)
             except Mismatch as stop:
                 self._open_calls.reasons.append(str(stop))
                 return False
@@ -349,86 +343,6 @@ class Jitted:
         leaf = Leaf(found.guard, found.inputs, None, step, step.run, finish, captured.effects)
         self._trees = (TraceTree([leaf], Names()), *self._trees)
         return True
-
-    def _compile_template(self, found: Rehearsal, timer: StageTimer) -> Compilation:
-        session = self._session
-        canonical = [found.template.at([base + number for number in range(len(found.sources))]) for base in (911, 2011)]
-        structure = (self._options.numerics, found.sources, *map(graph_structure, canonical))
-        compilation = session.programs.get(structure)
-        if compilation is None:
-            dump = open_dump(session.environment.dump, self._name) if session.environment.dump else None
-            self.counters.compiles += 1
-            sources = tuple([SizeSource(*source) for source in found.sources])
-            compilation = compile_template(
-                found.template,
-                sources,
-                found.typical,
-                self._options.numerics,
-                session.environment,
-                session.kernels,
-                timer,
-                dump,
-            )
-            session.programs[structure] = compilation
-            self.counters.kernels_generated += compilation.generated
-            self.counters.kernels_reused += compilation.reused
-        else:
-            self.counters.programs_reused += 1
-            self.counters.kernels_reused += len(compilation.kernels)
-        self._count_ops(compilation)
-        return compilation
-
-    def _build(self, segment: Segment, timer: StageTimer) -> Step:
-        compilation = self._compile_graph(segment.graph, timer)
-        run: Callable[[Sequence[torch.Tensor]], list[torch.Tensor]] = compilation.program
-        if self._options.backend == "eager":
-            run = functools.partial(_run_eagerly, compilation.captured)
-        elif self._options.backend == "interpreter":
-            run = InterpretedProgram(compilation.optimized, compilation.steps, compilation.plan.views)
-        return Step(segment, compilation, run)
-
-    def _train(self, joint: JointGraph, timer: StageTimer) -> Step:
-        """Compile a forward now, and its backward when it is first wanted."""
-        session = self._session
-        structure = (self._options.numerics, graph_structure(joint.graph), joint.key)
-        training = session.trainings.get(structure)
-        if training is None:
-            with timer.stage("passes"):
-                simple = run_passes(joint.graph, check=session.environment.check, passes=JOINT_PASSES)
-            with timer.stage("partition"):
-                halves = partition(replace(joint, graph=simple))
-            forward = self._compile_graph(halves.forward, timer)
-            training = make_training(joint, halves, forward, self._compile_backward)
-            session.trainings[structure] = training
-        return Step(Segment(training.partition.forward, None), training.forward, training)
-
-    def _compile_backward(self, graph: Graph) -> Compilation:
-        with self._lock, _no_collection():
-            return self._compile_graph(graph, StageTimer())
-
-    def _compile_graph(self, graph: Graph, timer: StageTimer) -> Compilation:
-        """Compile a Graph, or find that an equal one was compiled before."""
-        session, counters = self._session, self.counters
-        structure = (self._options.numerics, graph_structure(graph))
-        compilation = session.programs.get(structure)
-        if compilation is None:
-            dump = open_dump(session.environment.dump, self._name) if session.environment.dump else None
-            counters.compiles += 1
-            compilation = compile_graph(
-                graph, self._options.numerics, session.environment, session.kernels, timer, dump
-            )
-            session.programs[structure] = compilation
-            counters.kernels_generated += compilation.generated
-            counters.kernels_reused += compilation.reused
-        else:
-            counters.programs_reused += 1
-            counters.kernels_reused += len(compilation.kernels)
-        self._count_ops(compilation)
-        return compilation
-
-    def _count_ops(self, compilation: Compilation) -> None:
-        self.counters.ops_in_kernels += sum(len(kernel.nodes) for kernel in compilation.kernels)
-        self.counters.ops_in_library += len(compilation.steps) - len(compilation.kernels)
 
     @property
     def name(self) -> str:
@@ -441,6 +355,11 @@ class Jitted:
     def target(self) -> Callable[..., Any]:
         """The original callable."""
         return self._target
+
+    @property
+    def options(self) -> Options:
+        """How it is compiled."""
+        return self._options
 
     @property
     def trees(self) -> tuple[TraceTree, ...]:
@@ -476,23 +395,6 @@ class Jitted:
 def _known(source: Source) -> Source:
     """`source`, or the user's line that is running when it is unknown."""
     return SourceFinder().current(2) if source is UNKNOWN_SOURCE else source
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Tracing and compiling make many small objects that all live on: looking for cycles among them costs a third of
-    the time, and would run finalizers and callbacks that are no part of the traced code."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _run_eagerly(graph: Graph, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    return list(run_reference(graph, inputs))
 
 
 def _rejit(target: Callable[..., Any], options: Options) -> Any:

@@ -38,8 +38,8 @@ _SOME_SHAPE: Final = TensorType((), torch.bool, (), torch.device("meta"))
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """A traced call. inputs: ids and places of the tensors that `guard` returns, in order. finish: makes the result, and
-    does to Python what `effects` tell in words."""
+    """A traced call. inputs: ids and places of the tensors that `guard` returns, in order. finish: makes the result,
+    and does to Python what `effects` tell in words."""
 
     guard: Guard
     inputs: tuple[tuple[int, Hashable], ...]

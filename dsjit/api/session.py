@@ -15,6 +15,7 @@ from dsjit.api.stats import Registry
 from dsjit.api.training import Training
 from dsjit.codegen.llvm.engine import KernelCache
 from dsjit.config import Environment
+from dsjit.passes.fuel import Fuel
 
 __all__ = ["Session"]
 
@@ -23,6 +24,7 @@ __all__ = ["Session"]
 class Session:
     """Shared state, handed to each jitted object when it is made.
 
+    fuel: of the whole process, when rewrites are counted (DSJIT_FUEL) or written down (DSJIT_DUMP).
     programs, trainings: by numerics and structure, as long as they are used.
     """
 
@@ -34,8 +36,11 @@ class Session:
     marks: SizeMarks = field(default_factory=SizeMarks)
     local: threading.local = field(default_factory=threading.local)
     stances: Stances = field(init=False)
+    fuel: Fuel | None = field(init=False)
 
     def __post_init__(self) -> None:
+        counted = self.environment.fuel is not None or self.environment.dump is not None
+        self.fuel = Fuel(self.environment.fuel) if counted else None
         self.stances = Stances(self.environment.stance)
 
     def is_tracing(self) -> bool:

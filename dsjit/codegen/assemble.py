@@ -21,9 +21,10 @@ from dsjit.codegen.clock import StepClock
 from dsjit.codegen.gemm import MatmulPlan, plan_matmul
 from dsjit.codegen.llvm.engine import CompiledKernel
 from dsjit.codegen.llvm.executor import Call, GemmCall, KernelCall, gemm_available
-from dsjit.codegen.placement import Home, Place, Placement, Step, place_values
+from dsjit.codegen.placement import Home, Place, Placement, Step, holders, last_reads, place_values
 from dsjit.codegen.program import ArenaTensor, Program, ProgramParts, link
 from dsjit.codegen.templates.convolution import ConvolutionPlan, ConvolutionTemplate, plan_convolution
+from dsjit.codegen.watch import StepWatch, watched_values
 from dsjit.fusion.affine import Affine, NotAffine, linearize
 from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.planner import LibraryUnit
@@ -91,13 +92,16 @@ def assemble(
     views: Views,
     kernels: Mapping[FusedKernel | Node, CompiledKernel],
     clock: StepClock | None = None,
+    watch: StepWatch | None = None,
+    check: bool = False,
 ) -> Program:
     """The Program that runs `steps` in order and returns the Graph's outputs.
 
     native: which library nodes run natively. kernels: of the fused kernels, and of the nodes that have a template.
-    clock: is told when each step ran; the Program is then not reentrant. Without it, timing costs nothing.
+    clock: is told when each step ran; watch: what each step left in memory. The Program is then not reentrant; without
+    them, they cost nothing. check: verify the memory plan; raises VerificationError.
     """
-    return link(_Assembler(graph, steps, native, views, kernels, clock).assemble())
+    return link(_Assembler(graph, steps, native, views, kernels, clock, watch=watch).assemble(), check=check)
 
 
 def assemble_parts(
@@ -124,6 +128,7 @@ class _Assembler:
     kernels: Mapping[FusedKernel | Node, CompiledKernel]
     clock: StepClock | None = None
     sizes: Mapping[FusedKernel, tuple[int, ...]] | None = None
+    watch: StepWatch | None = None
     aliases: dict[Value, Value] = field(default_factory=dict)
     placement: Placement = field(init=False)
     lines: list[str] = field(default_factory=list)
@@ -176,6 +181,9 @@ class _Assembler:
                 self._flush()
                 with self._timed(number):
                     self._library(step.work.node, step.planned)
+            if self.watch is not None:
+                self._flush()
+                self._watched(number, self.watch)
             self.dropped += dying.get(number, ())
             if not self.pending:
                 self._drop()
@@ -204,6 +212,10 @@ class _Assembler:
         lines.append("b = frame.tensors")
         for number, value in enumerate(self.placement.outputs):
             lines.append(f"o{number} = {self._allocation(value)}")
+        if self.watch is not None:
+            self.names["before_steps"] = self.watch.before_steps
+            results = "".join(f"o{number}, " for number in range(len(self.placement.outputs)))
+            lines.append(f"before_steps((frame.arena, {results}))")
         # One call writes all the addresses that change between runs.
         if self.changing:
             letters = {Home.INPUT: "a", Home.OUTPUT: "o"}
@@ -280,6 +292,15 @@ class _Assembler:
         self.lines.append(f"tick({number}, False)")
         yield
         self.lines.append(f"tick({number}, True)")
+
+    def _watched(self, number: int, watch: StepWatch) -> None:
+        """Hand over what is alive after a step, and what is dead."""
+        last_read = last_reads(self.graph, self.steps, self.views, self.aliases)
+        live, dead = watched_values(self.placement, last_read, self.steps, number)
+        watch.live[number] = live
+        self.names["after_step"] = watch.after_step
+        handed = [f"({''.join(f'{self._base_tensor(value)}, ' for value in values)})" for values in (live, dead)]
+        self.lines.append(f"after_step({number}, {', '.join(handed)})")
 
     def _drop(self) -> None:
         """Let go of library tensors that nobody wants any more, so that their memory is free for the next one."""
@@ -440,10 +461,7 @@ class _Assembler:
         self.lines.append(f"return [{', '.join(results)}]")
 
     def _owner(self, value: Value) -> Value:
-        value = self.views.base(value)
-        while value in self.aliases:
-            value = self.views.base(self.aliases[value])
-        return value
+        return holders(value, self.views, self.aliases)[-1]
 
     def _bind(self, prefix: str, value: Any) -> str:
         """A name for `value` in the printed function; equal sizes and dtypes share one."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -13,7 +13,7 @@ from dsjit.fusion.views import Views
 from dsjit.ir.graph import Graph, Value
 from dsjit.ir.kernel import Kernel, Load, Store
 
-__all__ = ["Home", "Place", "Placement", "Step", "place_values"]
+__all__ = ["Home", "Place", "Placement", "Step", "last_reads", "place_values"]
 
 
 class Home(Enum):
@@ -74,21 +74,14 @@ def place_values(graph: Graph, steps: Sequence[Step], views: Views, aliases: Map
     placement = Placement()
     places = placement.places
 
-    def holders(value: Value) -> list[Value]:
-        """The Value, and the tensors that it is a view of, one of the other; the last one owns the memory."""
-        found = [value, views.base(value)]
-        while found[-1] in aliases:
-            found += [aliases[found[-1]], views.base(aliases[found[-1]])]
-        return found
-
     def owner(value: Value) -> Value:
-        return holders(value)[-1]
+        return holders(value, views, aliases)[-1]
 
     for number, value in enumerate(graph.inputs):
         places[value] = Place(Home.INPUT, number)
     for number, value in enumerate(graph.constants):
         places[value] = Place(Home.CONSTANT, number)
-    last = _last_uses(graph, steps, holders)
+    last = last_reads(graph, steps, views, aliases)
     returned = {owner(value) for value in graph.outputs}
     lifetimes: list[Lifetime[Value]] = []
     end = len(steps)
@@ -132,23 +125,33 @@ def place_values(graph: Graph, steps: Sequence[Step], views: Views, aliases: Map
     return placement
 
 
-def _last_uses(graph: Graph, steps: Sequence[Step], holders: Callable[[Value], list[Value]]) -> dict[Value, int]:
+def holders(value: Value, views: Views, aliases: Mapping[Value, Value]) -> list[Value]:
+    """The Value, and the tensors that it is a view of, one of the other; the last one owns the memory."""
+    found = [value, views.base(value)]
+    while found[-1] in aliases:
+        found += [aliases[found[-1]], views.base(aliases[found[-1]])]
+    return found
+
+
+def last_reads(
+    graph: Graph, steps: Sequence[Step], views: Views, aliases: Mapping[Value, Value]
+) -> dict[Value, int]:
     """The last step that reads each Value or a view of it; results are read after the last step."""
     last: dict[Value, int] = {}
     for number, step in enumerate(steps):
         for value in step.reads:
-            last.update((holder, number) for holder in holders(value))
+            last.update((holder, number) for holder in holders(value, views, aliases))
     for value in graph.results():
-        last.update((holder, len(steps)) for holder in holders(value))
+        last.update((holder, len(steps)) for holder in holders(value, views, aliases))
     return last
 
 
 def _extend_library_uses(placement: Placement, last: Mapping[Value, int]) -> None:
     """A library tensor that a later Value took over lives as long as that Value."""
-    holders = {value.id: value for value in placement.last_use}
+    tensors = {value.id: value for value in placement.last_use}
     for value, place in placement.places.items():
         if place.home is Home.LIBRARY and place.number != value.id:
-            holder = holders[place.number]
+            holder = tensors[place.number]
             placement.last_use[holder] = max(placement.last_use[holder], last.get(value, 0))
 
 

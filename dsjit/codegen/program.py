@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from dsjit.codegen.llvm.executor import Call, build_sequence
-from dsjit.codegen.memory_plan import Lifetime, plan_memory
+from dsjit.codegen.memory_plan import Lifetime, check_plan, plan_memory
+from dsjit.errors import VerificationError
 
 __all__ = ["ArenaTensor", "Frame", "Program", "ProgramParts", "compile_source", "link"]
 
@@ -124,13 +125,18 @@ def compile_source(source: str) -> FunctionType:
     return function
 
 
-def link(parts: ProgramParts, function: FunctionType | None = None) -> Program:
-    """The Program. function: its compiled source, when there is one."""
+def link(parts: ProgramParts, function: FunctionType | None = None, check: bool = False) -> Program:
+    """The Program. function: its compiled source, when there is one.
+
+    check: raise VerificationError when buffers that are alive together overlap in the arena.
+    """
     names = dict(parts.names)
     for name, calls in parts.sequences.items():
         sequence = build_sequence(calls)
         names[name] = sequence.run_timed if parts.timed else sequence.run
     plan = plan_memory(parts.buffers)
+    for one, other in check_plan(parts.buffers, plan) if check else ():
+        raise VerificationError(f"buffers {one} and {other} of the arena are alive together, and overlap")
     function = function or compile_source(parts.source)
     return Program(
         run=FunctionType(function.__code__, {**function.__globals__, **names}, "run"),

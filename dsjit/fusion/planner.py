@@ -14,7 +14,7 @@ import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 import torch
 
@@ -26,8 +26,11 @@ from dsjit.fusion.operands import LIBRARY, NodeInfo, NodeKind, describe, operand
 from dsjit.fusion.siblings import absorb_sibling, axis_map
 from dsjit.fusion.views import Views, is_view
 from dsjit.ir.graph import Graph, Node, Value
+from dsjit.passes.fuel import Fuel, Rewrite, RewriteKind
 
 __all__ = ["FusionPlan", "LibraryUnit", "Reason", "Unit", "plan_fusion"]
+
+NO_FUEL: Final = "there is no optimisation fuel left"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +70,19 @@ class FusionPlan:
     reasons: tuple[Reason, ...]
 
 
-def plan_fusion(graph: Graph, limits: Limits, device: torch.device) -> FusionPlan:
-    """Partition the nodes of `graph` into groups fused for `device`, and library calls."""
+def plan_fusion(graph: Graph, limits: Limits, device: torch.device, fuel: Fuel | None = None) -> FusionPlan:
+    """Partition the nodes of `graph` into groups fused for `device`, and library calls.
+
+    fuel: each op that goes into a kernel burns some, and so does each fusion.
+    """
     opaque: dict[Node, None] = {}
     while True:
-        planner = _Planner(graph, limits, device, Views(graph.producers(), dict(opaque)))
+        attempt = None if fuel is None else fuel.fork()
+        planner = _Planner(graph, limits, device, Views(graph.producers(), dict(opaque)), attempt)
         plan = planner.run()
         if len(planner.views.opaque) == len(opaque):
+            if fuel is not None and attempt is not None:
+                fuel.adopt(attempt)
             return plan
         # A view turned out to need memory of its own after others had looked through it: plan again, knowing it.
         opaque = planner.views.opaque
@@ -85,6 +94,7 @@ class _Planner:
     limits: Limits
     device: torch.device
     views: Views
+    fuel: Fuel | None = None
     costs: Costs = field(default_factory=Costs)
     info: dict[Node, NodeInfo] = field(default_factory=dict)
     units: list[Unit] = field(default_factory=list)
@@ -129,6 +139,14 @@ class _Planner:
             group.want(base, replace(wanted, index=index))
             self.wanted_by.setdefault(base, {})[group] = None
 
+    def _may(self, kind: RewriteKind, node: Node, *groups: Group) -> bool:
+        """Whether there is fuel for one more rewrite: of `node`, into `groups`."""
+        if self.fuel is None:
+            return True
+        anchors = [next(iter(group.members)) for group in groups]
+        into = ", ".join(f"the kernel of {anchor.op} at {anchor.source}" for anchor in anchors)
+        return self.fuel.burn(Rewrite(kind, str(node.op), node.source, f"into {into}" if into else ""))
+
     # -- placing one node ----------------------------------------------------------------------------------------
 
     def _place(self, node: Node, position: int) -> None:
@@ -138,7 +156,7 @@ class _Planner:
         if not wanted and not node.effect:
             return
         info = LIBRARY if is_view(node) else describe(node, self.limits, self.device)
-        if info.kind is NodeKind.LIBRARY:
+        if info.kind is NodeKind.LIBRARY or not self._may("kernel", node):
             self._place_library(node, position)
             return
         self.info[node] = info
@@ -151,6 +169,8 @@ class _Planner:
         groups.sort(key=lambda group: self._gain(node, group), reverse=True)
         for group in groups:
             text = self.why_not(node, group, consumers)
+            if text is None and not self._may("fusion", node, group):
+                text = NO_FUEL
             if text is None:
                 self._join(node, group, position)
                 return
@@ -164,7 +184,9 @@ class _Planner:
             for second in groups[number + 1 :]:
                 for group, sibling in ((first, second), (second, first)):
                     mapping = axis_map(group, sibling, value)
-                    if mapping is not None and self._may_unite(group, sibling):
+                    if mapping is None or not self._may_unite(group, sibling):
+                        continue
+                    if self._may("fusion", next(iter(sibling.members)), group):
                         self._unite(group, sibling, mapping)
                         self._unite_readers(value)
                         return
@@ -213,6 +235,8 @@ class _Planner:
         for group in groups:
             if len(group.members) >= self.limits.members:
                 return False
+        if not self._may("fusion", node, *groups):
+            return False
         for group in groups:
             self._absorb(node, group, position)
         return True

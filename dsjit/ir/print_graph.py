@@ -183,7 +183,7 @@ def _literal(value: Any) -> str:
     if isinstance(value, list):
         return f"[{', '.join(map(_literal, value))}]"
     if isinstance(value, torch._ops.OpOverload | types.BuiltinFunctionType):
-        return _op_name(value)
+        return op_name(value)
     if isinstance(value, torch.device):
         return f"torch.device({str(value)!r})"
     return repr(value)

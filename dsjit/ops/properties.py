@@ -11,7 +11,7 @@ import torch
 from dsjit.ir.graph import Node
 from dsjit.ops.strided import strided_view
 
-__all__ = ["is_dynamic", "is_pure", "is_reproducible", "shares_memory"]
+__all__ = ["is_dynamic", "is_pure", "is_reproducible", "is_undefined", "shares_memory"]
 
 aten = torch.ops.aten
 
@@ -62,6 +62,11 @@ def is_reproducible(node: Node) -> bool:
     Ops from outside torch are not trusted: one may read a clock, whatever its schema says.
     """
     return is_pure(node) and getattr(node.op, "namespace", "") in ("aten", "prims") and node.op not in _UNDEFINED
+
+
+def is_undefined(op: Callable[..., Any]) -> bool:
+    """Whether the content of the result is whatever happens to be in memory."""
+    return op in _UNDEFINED
 
 
 def is_dynamic(node: Node) -> bool:

@@ -14,6 +14,7 @@ from dsjit.passes.dce import eliminate_dead_code
 from dsjit.passes.decompose import decompose
 from dsjit.passes.drop_copies import drop_copies
 from dsjit.passes.fold_constants import fold_constants
+from dsjit.passes.fuel import Fuel, Rewrite
 from dsjit.passes.hoist_matmul import hoist_matmul
 from dsjit.passes.simplify import simplify
 from dsjit.passes.split_reductions import split_reductions
@@ -77,17 +78,21 @@ def run_passes(
     check: bool = False,
     on_stage: Callable[[str, Graph], None] | None = None,
     passes: tuple[Pass, ...] = PASSES,
+    fuel: Fuel | None = None,
 ) -> Graph:
     """`graph` after every pass.
 
     check: verify the Graph before the first pass and after each (slow: runs every op on meta tensors).
     on_stage: called with the name of each pass and the Graph after it.
+    fuel: a pass that changes the Graph burns some; the Graph stays as it is when there is none left.
     Raises VerificationError, naming the pass, when `check` finds a Graph that breaks the rules of the IR.
     """
     if check:
         verify_graph(graph, run_ops=True)
     for step in passes:
         result = step.run(graph)
+        if fuel is not None and result is not graph and not fuel.burn(Rewrite("pass", step.name)):
+            result = graph
         if check and result is not graph:
             try:
                 verify_graph(result, run_ops=True)

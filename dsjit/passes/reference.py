@@ -16,6 +16,8 @@ from dsjit.ops.properties import shares_memory
 
 __all__ = ["evaluate_node", "run_reference", "same_bits"]
 
+_UNDEFINED: Final = torch.empty((), device="meta")
+
 
 def run_reference(graph: Graph, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     """The outputs of `graph` on `inputs` (one tensor an input, of its type), writes done to the inputs in place.
@@ -69,15 +71,12 @@ def _concrete(arg: Arg, env: Mapping[Value, torch.Tensor]) -> Any:
     return arg
 
 
-_UNDEFINED: Final = torch.empty((), device="meta")
-"""Stands for a result that the op was asked not to compute."""
-
-
 def _flatten(returned: Any) -> list[torch.Tensor]:
     if isinstance(returned, torch.Tensor):
         return [returned]
     if isinstance(returned, (tuple, list)):
-        return [tensor for item in returned for tensor in ([_UNDEFINED] if item is None else _flatten(item))]
+        # A result that the op leaves undefined has a Value, too, as the recorder types it.
+        return [t for item in returned for t in ([_UNDEFINED] if item is None else _flatten(item))]
     return []
 
 

@@ -54,6 +54,7 @@ class Capture:
     tensors: the inputs, with their paths, and what they were. observer: of the call, which knows its effects.
     joint: forward and backward, where gradients are wanted; the only segment is then the forward.
     effects: what `recipe` does to Python, told in words.
+    given: the input tensors, in the order of `inputs`.
     """
 
     result: Any
@@ -67,6 +68,7 @@ class Capture:
     observer: Observer | None = None
     joint: JointGraph | None = None
     effects: tuple[EffectLine, ...] = ()
+    given: tuple[torch.Tensor, ...] = ()
 
 
 def capture(
@@ -216,8 +218,9 @@ def _finish(result: Any, observer: Observer, recorder: Recorder, journal: Journa
     told = [EffectLine(str(event), None, event.source) for event, _ in journal.events]
     effects = (*told, *map(EffectLine.of, observer.effects))
     recipe = description.recipe(ended.returned)
+    given = (*(tensor for _, tensor in inputs), *(region.tensor for region in regions))
     return Capture(
-        result, (), guard, ids, places, ended.segments, recipe, tensors, observer, joint, effects
+        result, (), guard, ids, places, ended.segments, recipe, tensors, observer, joint, effects, given
     )
 
 

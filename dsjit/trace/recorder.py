@@ -11,7 +11,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,21 +30,20 @@ from dsjit.trace.numbers import Numbers
 from dsjit.trace.numbers_calls import call_with_numbers
 from dsjit.trace.outcome import Outcome, OutcomeKind, read_outcome
 from dsjit.trace.python_state import StateAtLook
-from dsjit.trace.schema import UNDECLARED_WRITES, functional_variant, traits
+from dsjit.trace.schema import (
+    HONEST_TWINS,
+    UNDECLARED_WRITES,
+    functional_dtype,
+    functional_variant,
+    traits,
+    updates_statistics,
+)
 from dsjit.trace.segments import Look, Recording
 from dsjit.trace.source import SourceFinder
 
 __all__ = ["Recorder", "Untraceable"]
 
 aten = torch.ops.aten
-
-HONEST_TWINS: Final[dict[Any, Any]] = {
-    aten.unsafe_split.Tensor: aten.split.Tensor,
-    aten.unsafe_split_with_sizes.default: aten.split_with_sizes.default,
-    aten._efficientzerotensor.default: aten.zeros.default,
-}
-"""Ops that keep from their schema that they return views, or a tensor without memory; and those that do the same
-openly."""
 
 _sequence_number = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]
 """The number that autograd's next node will get; that of the op that is running was made just before."""
@@ -309,7 +308,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._look(OutcomeKind.NUMBER, (args[0],), source)
             return
         undeclared = UNDECLARED_WRITES.get(func.name())
-        if facts.writes or facts.writes_kwargs or (undeclared and _is_training(func, args, kwargs)):
+        if facts.writes or facts.writes_kwargs or (undeclared and updates_statistics(func, args, kwargs)):
             self._record_write(func, args, kwargs, read_args, read_kwargs, result, source, undeclared or facts.writes)
             return
         tensors = [result] if isinstance(result, torch.Tensor) else result
@@ -394,6 +393,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kept = {k: v for k, v in read_kwargs.items() if k not in facts.writes_kwargs}
         pure = functional_variant(func) if func.name() not in UNDECLARED_WRITES else None
         outputs: tuple[Value, ...] | None = None
+        if facts.random and not all(t.is_contiguous() for t in targets):
+            # In which order numbers are drawn depends on the layout, which functional forms do not keep.
+            if not all(torch.ops.aten.is_non_overlapping_and_dense.default(t) for t in targets):
+                raise CannotTrace(f"{func} fills memory with gaps")
+            pure = None
         if pure is not None:
             full = bind_arguments(func, read_args, kept)
             positional = tuple(full[a.name] for a in pure._schema.arguments if not a.kwarg_only)
@@ -432,7 +436,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if len(types) == 1:
             # The functional form may promote to a wider dtype than the target has.
             with self.numbers.math.hidden():  # torch imports its meta functions when it first needs one
-                probe = _functional_dtype(pure, args, kwargs, types[0].dtype)
+                probe = functional_dtype(pure, args, kwargs, types[0].dtype)
             if probe is not types[0].dtype:
                 if torch.Tag.pointwise not in pure.tags:
                     return None
@@ -491,25 +495,3 @@ def _on_cpu(args: tuple[Any, ...]) -> bool:
     """Whether the lists of tensors among the arguments are on the CPU, whose kernels take them one by one."""
     lists = [arg for arg in args if isinstance(arg, list | tuple)]
     return all(item.device.type == "cpu" for items in lists for item in items if isinstance(item, torch.Tensor))
-
-
-def _is_training(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a batch norm call updates running statistics: the argument after the last tensor is `training`."""
-    names = [a.name for a in func._schema.arguments]
-    bound = dict(zip(names, args, strict=False)) | kwargs
-    return bool(bound.get("training", True)) and bound.get("running_mean") is not None
-
-
-def _functional_dtype(op: Any, args: tuple[Arg, ...], kwargs: dict[str, Arg], own: torch.dtype) -> torch.dtype:
-    """The result dtype of the functional form of an in-place op: its own dtype, unless another operand is wider."""
-    others = [arg.type.dtype for arg in args if isinstance(arg, Value)]
-    if all(dtype in (own, torch.bool) for dtype in others):  # a mask never widens
-        return own
-    meta_args = [
-        torch.empty(a.type.shape, dtype=a.type.dtype, device="meta") if isinstance(a, Value) else a for a in args
-    ]
-    try:
-        result = op(*meta_args, **kwargs)
-    except (RuntimeError, TypeError, NotImplementedError) as error:
-        raise CannotTrace(f"{op} has a functional form of unknown dtype") from error
-    return result.dtype if isinstance(result, torch.Tensor) else own

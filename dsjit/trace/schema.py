@@ -4,11 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Final
 
 import torch
 
-__all__ = ["OpTraits", "functional_variant", "traits"]
+from dsjit.ir.graph import Arg, Value
+from dsjit.trace.memory import CannotTrace
+
+__all__ = [
+    "HONEST_TWINS",
+    "UNDECLARED_WRITES",
+    "OpTraits",
+    "functional_dtype",
+    "functional_variant",
+    "traits",
+    "updates_statistics",
+]
+
+aten = torch.ops.aten
+
+HONEST_TWINS: Final[dict[Any, Any]] = {
+    aten.unsafe_split.Tensor: aten.split.Tensor,
+    aten.unsafe_split_with_sizes.default: aten.split_with_sizes.default,
+    aten._efficientzerotensor.default: aten.zeros.default,
+}
+"""Ops that keep from their schema that they return views, or a tensor without memory; and those that do the same
+openly."""
 
 UNDECLARED_WRITES: dict[str, tuple[int, ...]] = {
     # These update their running statistics although the schema does not say so
@@ -99,3 +120,25 @@ def functional_variant(op: Any) -> Any | None:
         if [(a.name, str(a.type)) for a in other.arguments] == wanted:
             return candidate
     return None
+
+
+def updates_statistics(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a batch norm call updates running statistics: the argument after the last tensor is `training`."""
+    names = [a.name for a in func._schema.arguments]
+    bound = dict(zip(names, args, strict=False)) | kwargs
+    return bool(bound.get("training", True)) and bound.get("running_mean") is not None
+
+
+def functional_dtype(op: Any, args: tuple[Arg, ...], kwargs: dict[str, Arg], own: torch.dtype) -> torch.dtype:
+    """The result dtype of the functional form of an in-place op: its own dtype, unless another operand is wider."""
+    others = [arg.type.dtype for arg in args if isinstance(arg, Value)]
+    if all(dtype in (own, torch.bool) for dtype in others):  # a mask never widens
+        return own
+    meta_args = [
+        torch.empty(a.type.shape, dtype=a.type.dtype, device="meta") if isinstance(a, Value) else a for a in args
+    ]
+    try:
+        result = op(*meta_args, **kwargs)
+    except (RuntimeError, TypeError, NotImplementedError) as error:
+        raise CannotTrace(f"{op} has a functional form of unknown dtype") from error
+    return result.dtype if isinstance(result, torch.Tensor) else own

@@ -83,7 +83,9 @@ STAGES: Final[tuple[Stage, ...]] = (
     *stages("trace.outputs", "TemplateMaker.make"),
     *stages("trace.guards", "Guard.__init__", "argument_check", "split_facts"),
     # The compiler.
-    *stages("api.jitted", "Jitted._compile", "Jitted._build", "plant", "graph_structure"),
+    *stages("api.jitted", "Jitted._compile"),
+    *stages("api.builder", "Builder.segment", "graph_structure"),
+    *stages("api.planting", "Planter.plant", "graph_structure"),
     *stages("api.open_calls", "OpenCalls.open"),
     *stages("api.trace_tree", "TraceTree.__init__"),
     *stages(

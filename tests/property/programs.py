@@ -9,9 +9,7 @@ from typing import Any, Final
 import torch
 from hypothesis import strategies as st
 
-F32, F64, BF16, F16 = torch.float32, torch.float64, torch.bfloat16, torch.float16
-DTYPES: Final = (F32, F32, F64, BF16, F16, torch.int64, torch.int32, torch.bool)
-SPECIAL: Final = (0.0, -0.0, 1.0, -1.0, 0.5, float("nan"), float("inf"), float("-inf"), 3e38, 1e-40, -7.25)
+from dsjit.testing.strategies import shapes, tensors
 
 EXACT: Final[dict[str, Callable[..., Any]]] = {
     "add": torch.add, "sub": lambda a, b: a * 1 - b * 1, "mul": torch.mul, "div": torch.div,
@@ -90,35 +88,6 @@ def broadcastable(a: torch.Size, b: torch.Size) -> bool:
     return all(m == n or 1 in (m, n) for m, n in zip(reversed(a), reversed(b), strict=False))
 
 
-@st.composite
-def tensors(draw: st.DrawFn, shape: tuple[int, ...]) -> torch.Tensor:
-    """A tensor that broadcasts with `shape`: contiguous, transposed, strided, offset or expanded."""
-    kept = tuple(1 if draw(st.integers(0, 3)) == 0 else size for size in shape)
-    dtype = draw(st.sampled_from(DTYPES))
-    torch.manual_seed(draw(st.integers(0, 1000)))
-    layout = draw(st.sampled_from(["contiguous", "transposed", "strided", "offset", "expanded"]))
-    if layout == "transposed":
-        return filled(draw, kept[::-1], dtype).permute(*reversed(range(len(kept))))
-    if layout == "strided":
-        return filled(draw, (*kept[:-1], 2 * kept[-1]), dtype)[..., ::2]
-    if layout == "offset":
-        return filled(draw, (kept[0] + 1, *kept[1:]), dtype)[1:]
-    whole = filled(draw, kept, dtype)
-    return whole.expand(shape) if layout == "expanded" else whole
-
-
-def filled(draw: st.DrawFn, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    if dtype is torch.bool:
-        return torch.rand(shape) > 0.5
-    if not dtype.is_floating_point:
-        return torch.randint(-5, 6, shape, dtype=dtype)
-    values = torch.randn(shape, dtype=F64) * 2
-    if draw(st.booleans()):
-        chosen = torch.tensor(SPECIAL, dtype=F64)[torch.randint(len(SPECIAL), shape)]
-        values = torch.where(torch.rand(shape) < 0.3, chosen, values)
-    return values.to(dtype)
-
-
 def programs(names: list[str]) -> st.SearchStrategy[Program]:
     position = st.integers(0, 30)
     steps = st.lists(st.tuples(st.sampled_from(names), position, position), min_size=1, max_size=9)
@@ -127,6 +96,6 @@ def programs(names: list[str]) -> st.SearchStrategy[Program]:
 
 @st.composite
 def inputs(draw: st.DrawFn) -> list[torch.Tensor]:
-    sizes = st.sampled_from([0, 1, 1, 2, 3, 5, 8, 17, 33])
-    shape = tuple(draw(st.lists(sizes, min_size=1, max_size=3)))
-    return [draw(tensors(shape)) for _ in range(draw(st.integers(1, 3)))]
+    """Tensors that broadcast with each other."""
+    shape = draw(shapes())
+    return [draw(tensors(shape, broadcast=True)) for _ in range(draw(st.integers(1, 3)))]

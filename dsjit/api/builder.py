@@ -1,0 +1,132 @@
+"""The programs of one jitted function: found among those of the session, or compiled."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import threading
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from dsjit.api.checking import checked_program
+from dsjit.api.compile import Compilation, StageTimer, compile_graph, compile_template
+from dsjit.api.session import Session
+from dsjit.api.stats import Counters
+from dsjit.api.trace_nodes import Runner, Step
+from dsjit.api.training import make_training
+from dsjit.codegen.interpret import InterpretedProgram
+from dsjit.codegen.sized_program import SizeSource
+from dsjit.config import Options
+from dsjit.dump import Dump, open_dump
+from dsjit.ir.graph import Graph
+from dsjit.ir.joint_graph import JointGraph
+from dsjit.ir.structure_graph import graph_structure
+from dsjit.passes.partition import partition
+from dsjit.passes.pipeline import JOINT_PASSES, run_passes
+from dsjit.passes.reference import run_reference
+from dsjit.trace.rehearsal import Rehearsal
+from dsjit.trace.segments import Segment
+
+__all__ = ["Builder", "no_collection"]
+
+
+@dataclass(slots=True, eq=False)
+class Builder:
+    """name: how dumps call the function. counters: are told what was compiled, and what was found."""
+
+    options: Options
+    session: Session
+    name: str
+    counters: Counters
+    lock: threading.RLock = field(default_factory=threading.RLock)
+
+    def segment(self, segment: Segment, timer: StageTimer) -> Step:
+        """The program of a segment, or what the option `backend` runs in its place."""
+        compilation = self._graph(segment.graph, timer)
+        run: Runner = compilation.program
+        if self.options.backend == "eager":
+            run = functools.partial(_run_eagerly, compilation.captured)
+        elif self.options.backend == "interpreter":
+            run = InterpretedProgram(compilation.optimized, compilation.steps, compilation.plan.views)
+        elif compilation.stages:
+            run = checked_program(compilation, self.options.numerics, self.session.kernels)
+        return Step(segment, compilation, run)
+
+    def training(self, joint: JointGraph, timer: StageTimer) -> Step:
+        """A forward, compiled now, and its backward, which is compiled when it is first wanted."""
+        session = self.session
+        structure = (self.options.numerics, graph_structure(joint.graph), joint.key)
+        training = session.trainings.get(structure)
+        if training is None:
+            with timer.stage("passes"):
+                simple = run_passes(joint.graph, check=session.environment.check > 0, passes=JOINT_PASSES)
+            with timer.stage("partition"):
+                halves = partition(replace(joint, graph=simple))
+            training = make_training(joint, halves, self._graph(halves.forward, timer), self._backward)
+            session.trainings[structure] = training
+        return Step(Segment(training.partition.forward, None), training.forward, training)
+
+    def open_sizes(self, found: Rehearsal, timer: StageTimer) -> Compilation:
+        """The program of a call of many sizes. Raises Mismatch."""
+        session, template = self.session, found.template
+        canonical = [template.at([base + number for number in range(len(found.sources))]) for base in (911, 2011)]
+        sources = tuple([SizeSource(*source) for source in found.sources])
+        return self._found_or_made(
+            (found.sources, *map(graph_structure, canonical)),
+            lambda dump: compile_template(
+                template, sources, found.typical, self.options.numerics, session.environment, session.kernels, timer,
+                dump, session.fuel,
+            ),
+        )  # fmt: skip
+
+    def _backward(self, graph: Graph) -> Compilation:
+        with self.lock, no_collection():
+            return self._graph(graph, StageTimer())
+
+    def _graph(self, graph: Graph, timer: StageTimer) -> Compilation:
+        session, numerics = self.session, self.options.numerics
+        return self._found_or_made(
+            (graph_structure(graph),),
+            lambda dump: compile_graph(
+                graph, numerics, session.environment, session.kernels, timer, dump, session.fuel
+            ),
+        )
+
+    def _found_or_made(
+        self, structure: tuple[Hashable, ...], make: Callable[[Dump | None], Compilation]
+    ) -> Compilation:
+        session, counters = self.session, self.counters
+        key = (self.options.numerics, *structure)
+        compilation = session.programs.get(key)
+        if compilation is None:
+            dump = open_dump(session.environment.dump, self.name) if session.environment.dump else None
+            counters.compiles += 1
+            compilation = session.programs[key] = make(dump)
+            counters.kernels_generated += compilation.generated
+            counters.kernels_reused += compilation.reused
+        else:
+            counters.programs_reused += 1
+            counters.kernels_reused += len(compilation.kernels)
+        counters.ops_in_kernels += sum(len(kernel.nodes) for kernel in compilation.kernels)
+        counters.ops_in_library += len(compilation.steps) - len(compilation.kernels)
+        return compilation
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """Tracing and compiling make many small objects that all live on: looking for cycles among them costs a third of
+    the time, and would run finalizers and callbacks that are no part of the traced code."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _run_eagerly(graph: Graph, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return list(run_reference(graph, inputs))

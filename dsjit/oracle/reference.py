@@ -1,0 +1,192 @@
+"""The values of a Graph as eager has them, in double precision, and how uncertain they are.
+
+Double precision: every op that computes floats computes float64. What is no float is eager's, so that the reference
+goes eager's way where a comparison is close; so are random numbers, and results of ops that have no float64 kernel.
+
+Uncertainty: the Graph is run in double precision once more with each operand of each op moved at random by up to one
+unit of roundoff of its own dtype. How far a result moves is how far a correct computation in that dtype may be off,
+whatever the order of its sums. (Monte Carlo arithmetic: Parker, UCLA CSD-970002, 1997; the idea is Vignes's, 1974.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+import torch
+
+from dsjit.ir.graph import Arg, Graph, Node, Value
+from dsjit.ops.properties import is_undefined, shares_memory
+from dsjit.oracle.exactness import exact_values
+from dsjit.oracle.measure import same_values, ulp_distance
+from dsjit.passes.reference import evaluate_node
+
+__all__ = ["Reference", "laid_out_as", "run_with_precision", "within_error"]
+
+Env = dict[Value, torch.Tensor]
+
+_WIDE: Final = {
+    torch.float16: torch.float64,
+    torch.bfloat16: torch.float64,
+    torch.float32: torch.float64,
+    torch.complex64: torch.complex128,
+}
+
+_OVERLAPS: Final = 1
+
+ERROR_FACTOR: Final = 4.0
+"""How many times the error that eager makes, and that is to be expected of anybody, is an accident."""
+
+EAGER_FACTOR: Final = 8.0
+"""How many times what roundings may do, sums of many terms in one chain may do."""
+
+ULPS: Final = 4.0
+"""Units in the last place that each element may be off, whatever its errors."""
+
+
+@dataclass(slots=True)
+class Reference:
+    """eager, precise, moved: each Value as eager has it, in double precision, and there with operands moved. exact: the
+    Values of which every bit counts. undefined: those that may be anything.
+    """
+
+    eager: Env = field(default_factory=dict)
+    precise: Env = field(default_factory=dict)
+    moved: Env = field(default_factory=dict)
+    exact: frozenset[Value] = frozenset()
+    undefined: frozenset[Value] = frozenset()
+
+    def accepts(self, value: Value, found: torch.Tensor) -> bool:
+        """Whether `found` is a right answer for `value`: eager's bits where they are certain, and elsewhere no further
+        from the reference than may happen."""
+        expected = self.eager[value]
+        if found.dtype is not expected.dtype or found.shape != expected.shape:
+            return False
+        if value in self.undefined:
+            return True
+        if value in self.exact or value not in self.precise or not found.is_floating_point():
+            return same_values(found, expected)
+        return within_error(found, expected, self.precise[value], self.moved[value])
+
+
+def within_error(found: torch.Tensor, expected: torch.Tensor, precise: torch.Tensor, moved: torch.Tensor) -> bool:
+    """Whether `found` is, element by element, within a few units in the last place of eager's `expected`, or within
+    the error that eager makes and that a computation in this dtype may make. precise, moved: in double precision, and
+    there with operands moved."""
+    # A step of the dtype means nothing to the reference: denormals of the narrower dtype, infinities, NaN.
+    close = ulp_distance(found, expected).reshape(found.shape) <= ULPS
+    if bool(close.all()):
+        return True
+    spread = _distance(moved, precise)
+    slack = ERROR_FACTOR * (spread + min(_distance(expected.double(), precise), EAGER_FACTOR * spread))
+    wide = found.double()
+    # From eager as well: where it is beyond all rounding, the reference did not go its way, and proves nothing.
+    within = ((wide - precise).abs() <= slack) & ((wide - expected.double()).abs() <= 2 * slack)
+    return bool((close | within).all())
+
+
+def run_with_precision(
+    graph: Graph,
+    inputs: Sequence[torch.Tensor],
+    *,
+    keep: Collection[Value] | None = None,
+    given: Reference | None = None,
+) -> Reference:
+    """Run `graph` in all three ways. The inputs stay as they are: what is written to them is a Value like any other.
+
+    keep: the Values wanted; all when None. given: what some inputs are in double precision, with operands moved; they
+        are exact if they are so there.
+    Draws from the random generators as one eager run does.
+    """
+    known = {**dict(zip(graph.inputs, inputs, strict=True)), **graph.constants}
+    eager: Env = dict(known)
+    given = given or Reference()
+    precise = {value: _widened(tensor) for value, tensor in known.items()}
+    noisy = precise | given.moved
+    precise |= given.precise
+    exact = exact_values(graph, [value for value in known if value not in given.precise or value in given.exact])
+    generator = torch.Generator().manual_seed(0)
+    last = _last_uses(graph) if keep is not None else {}
+    with torch.no_grad():
+        for position, node in enumerate(graph.nodes):
+            results = evaluate_node(node, eager)
+            eager.update(zip(node.outputs, results, strict=True))
+            precise.update(zip(node.outputs, _evaluate_widely(node, precise, results), strict=True))
+            moved = noisy if shares_memory(node.op) else _moved(node, noisy, generator)
+            noisy.update(zip(node.outputs, _evaluate_widely(node, moved, results), strict=True))
+            for value in last.get(position, ()):
+                if keep is not None and value not in keep:
+                    del eager[value], precise[value], noisy[value]
+    undefined = frozenset([value for node in graph.nodes if is_undefined(node.op) for value in node.outputs])
+    return Reference(eager, precise, noisy, exact, undefined)
+
+
+def _last_uses(graph: Graph) -> dict[int, list[Value]]:
+    last: dict[Value, int] = {}
+    for position, node in enumerate(graph.nodes):
+        for value in (*node.inputs(), *node.outputs):
+            last[value] = position
+    found: dict[int, list[Value]] = {}
+    for value, position in last.items():
+        found.setdefault(position, []).append(value)
+    return found
+
+
+def _widened(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in double precision with the same strides; what is no float stays."""
+    wide = _WIDE.get(tensor.dtype)
+    if wide is None:
+        return tensor
+    return laid_out_as(tensor, tensor.detach().to(wide))
+
+
+def _evaluate_widely(
+    node: Node, env: Mapping[Value, torch.Tensor], eager: Sequence[torch.Tensor]
+) -> list[torch.Tensor]:
+    """The results of a node in double precision, or eager's where there is no such thing."""
+    if node.effect or not any(tensor.dtype in _WIDE or tensor.dtype is torch.float64 for tensor in eager):
+        return [_widened(tensor) for tensor in eager]
+    wide = replace(node, args=_wide_arg(node.args), kwargs={name: _wide_arg(arg) for name, arg in node.kwargs.items()})
+    try:
+        results = evaluate_node(wide, env)
+    except Exception:  # no kernel for float64, or one that insists on the dtype that it was written for
+        return [_widened(tensor) for tensor in eager]
+    return [
+        found if found.shape == tensor.shape and found.dtype is _WIDE.get(tensor.dtype, tensor.dtype)
+        and found.dtype.is_floating_point else _widened(tensor)
+        for found, tensor in zip(results, eager, strict=True)
+    ]  # fmt: skip
+
+
+def _wide_arg(arg: Arg) -> Any:
+    if isinstance(arg, torch.dtype):
+        return _WIDE.get(arg, arg)
+    if isinstance(arg, tuple):
+        return tuple(_wide_arg(item) for item in arg)
+    return arg
+
+
+def _moved(node: Node, env: Env, generator: torch.Generator) -> Env:
+    """What a node reads, each element moved by up to a unit of roundoff."""
+    found: Env = {}
+    for value in node.inputs():
+        tensor = env[value]
+        if value.type.dtype.is_floating_point and tensor.dtype is torch.float64:
+            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) * 2 - 1
+            tensor = laid_out_as(tensor, tensor * (1 + torch.finfo(value.type.dtype).eps * noise))
+        found[value] = tensor
+    return found
+
+
+def laid_out_as(model: torch.Tensor, tensor: torch.Tensor) -> torch.Tensor:
+    """`tensor` with the strides of `model`, unless its elements share memory."""
+    if tensor.stride() == model.stride() or torch._debug_has_internal_overlap(model) == _OVERLAPS:
+        return tensor
+    return torch.empty_strided(model.shape, model.stride(), dtype=tensor.dtype).copy_(tensor)
+
+
+def _distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """The largest finite |a - b|."""
+    difference = (a - b).abs().nan_to_num_(nan=0.0, posinf=0.0)
+    return float(difference.max()) if difference.numel() else 0.0

@@ -1,0 +1,114 @@
+"""One call in double precision: what each tensor of its result, and each that it writes, is there.
+
+The call is captured as `dsjit.jit` captures it, and its Graphs run with `run_with_precision`; so what Python decides,
+it decides as eager does. Tensors are made from the Graphs' outputs by the same recipe that compiled calls use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from dsjit.ir.graph import Graph, Value
+from dsjit.ops.generator import generator_state, set_generator_state
+from dsjit.oracle.fault import copies
+from dsjit.oracle.reference import Reference, laid_out_as, run_with_precision
+from dsjit.trace.capture import Capture, capture
+from dsjit.trace.replay import Recipe
+from dsjit.verification.records import tensors_below
+
+__all__ = ["Precise", "PreciseCall", "capture_precisely"]
+
+
+@dataclass(frozen=True, slots=True)
+class Precise:
+    """A tensor in double precision, with operands moved (see `oracle.reference`), and whether every bit counts."""
+
+    precise: torch.Tensor
+    moved: torch.Tensor
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True)
+class PreciseCall:
+    """tensors: by path. captured: the call's own capture, and its input tensors as they were before. reason: why there
+    is nothing, if so."""
+
+    tensors: dict[str, Precise]
+    captured: Capture | None
+    reason: str = ""
+    inputs: tuple[torch.Tensor, ...] = ()
+
+
+def capture_precisely(
+    target: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], state: Mapping[str, Any], name: str
+) -> PreciseCall:
+    """Capture the call `target(*args, **kwargs)`, and run it in double precision.
+
+    state: roots of what the call can write, arguments included, as `records.read` takes them. Whatever the call raises
+    is raised.
+    """
+    drawn = generator_state()
+    reachable = tensors_below(state)
+    strided = [tensor for tensor in reachable.values() if tensor.layout is torch.strided]
+    before = {id(tensor): clone for tensor, clone in zip(strided, copies(strided), strict=True)}
+    captured = capture(target, args, kwargs, name)
+    after = generator_state()
+    try:
+        if not captured.segments or captured.recipe is None:
+            reason = captured.problems[0].reason if captured.problems else "the call was not captured"
+            return PreciseCall({}, captured, reason)
+        set_generator_state(drawn)
+        inputs = [before.get(id(tensor), tensor) for tensor in captured.given]
+        tensors = _run(captured, captured.recipe, inputs, (args, kwargs), reachable)
+        return PreciseCall(tensors, captured, "", tuple(inputs))
+    finally:
+        set_generator_state(after)
+        if captured.observer is not None:
+            captured.observer.let_go()
+
+
+def _run(
+    captured: Capture, recipe: Recipe, inputs: list[torch.Tensor], call: Any, reachable: Mapping[str, torch.Tensor]
+) -> dict[str, Precise]:
+    eager: dict[int, torch.Tensor] = dict(zip(captured.inputs, inputs, strict=True))
+    wide: dict[int, Precise] = {}
+    reference = Reference()
+    graph = captured.segments[-1].graph
+    for segment in captured.segments:
+        graph = segment.graph
+        given = Reference(
+            precise={value: wide[value.id].precise for value in graph.inputs if value.id in wide},
+            moved={value: wide[value.id].moved for value in graph.inputs if value.id in wide},
+            exact=frozenset([value for value in graph.inputs if value.id in wide and wide[value.id].exact]),
+        )
+        own = [eager[value.id] for value in graph.inputs]
+        reference = run_with_precision(graph, own, keep={*graph.inputs, *graph.results()}, given=given)
+        for value in graph.outputs:
+            eager[value.id] = reference.eager[value]
+            wide[value.id] = Precise(reference.precise[value], reference.moved[value], value in reference.exact)
+    flags = {
+        value: laid_out_as(tensor, torch.full(tensor.shape, value in reference.exact))
+        for value, tensor in reference.precise.items()
+    }
+    precise, moved, exact = (
+        tensors_below({"result": recipe.make(*_ends(graph, values), call)})
+        for values in (reference.precise, reference.moved, flags)
+    )
+    found = {path: Precise(precise[path], moved[path], bool(exact[path].all())) for path in precise}
+    given_as = {id(tensor): number for tensor, number in zip(captured.given, captured.inputs, strict=True)}
+    written = {write.target.id: write.value for write in graph.writes}
+    for path, tensor in reachable.items():
+        left = written.get(given_as.get(id(tensor), -1))
+        if left is not None:
+            found[path] = Precise(reference.precise[left], reference.moved[left], left in reference.exact)
+    return found
+
+
+def _ends(graph: Graph, values: Mapping[Value, torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The inputs of a Graph after it has run, and its outputs."""
+    written = {write.target: write.value for write in graph.writes}
+    return [values[written.get(value, value)] for value in graph.inputs], [values[value] for value in graph.outputs]

@@ -1,0 +1,84 @@
+"""The reference in double precision, and which answers it accepts."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dsjit.ir.graph import Graph
+from dsjit.oracle.exactness import exact_values
+from dsjit.oracle.reference import run_with_precision
+from tests.graphs import trace
+
+
+def accepts(function, found, *tensors) -> bool:
+    graph = trace(function, *tensors)
+    return run_with_precision(graph, tensors).accepts(graph.outputs[0], found)
+
+
+def test_values_are_in_double_precision_and_eagers_own() -> None:
+    x = torch.tensor([1.0, 2.0])
+    graph = trace(lambda x: (x / 3).exp(), x)
+    found = run_with_precision(graph, [x])
+    (value,) = graph.outputs
+    assert torch.equal(found.eager[value], (x / 3).exp())
+    assert torch.equal(found.precise[value], (x.double() / 3).exp())
+
+
+def test_casts_to_narrow_dtypes_do_not_narrow_the_reference() -> None:
+    x = torch.tensor([1 / 3])
+    graph = trace(lambda x: x.bfloat16() * 1.0, x)
+    assert torch.equal(run_with_precision(graph, [x]).precise[graph.outputs[0]], x.double())
+
+
+def test_decisions_are_eagers() -> None:
+    x = torch.tensor([0.1, 0.3])
+    graph = trace(lambda x: x * 3 > 0.3, x)
+    assert torch.equal(run_with_precision(graph, [x]).precise[graph.outputs[0]], x * 3 > 0.3)
+
+
+def test_exact_ops_must_have_eagers_bits() -> None:
+    x = torch.randn(100)
+    right = x * 3 + 1
+    assert accepts(lambda x: x * 3 + 1, right, x)
+    assert not accepts(lambda x: x * 3 + 1, torch.nextafter(right, torch.tensor(torch.inf)), x)
+
+
+def test_sums_may_be_added_up_in_another_order_but_not_be_wrong() -> None:
+    x = torch.randn(50, 1000) * 100
+    assert accepts(lambda x: x.sum(-1), torch.stack([row.flip(0).cumsum(0)[-1] for row in x]), x)
+    assert not accepts(lambda x: x.sum(-1), x[:, :-1].sum(-1), x)
+    assert not accepts(lambda x: x.sum(-1), x.sum(-1) * (1 + 1e-3), x)
+
+
+def test_an_eager_answer_that_the_graph_does_not_explain_is_no_excuse() -> None:
+    x = torch.randn(100)
+    graph = trace(lambda x: x.exp(), x)
+    reference = run_with_precision(graph, [x])
+    (value,) = graph.outputs
+    found = reference.eager[value]
+    reference.eager[value] = found + 1
+    assert not reference.accepts(value, found)
+
+
+def test_only_the_values_asked_for_are_kept() -> None:
+    x = torch.randn(4)
+    graph = trace(lambda x: (x + 1).exp().neg(), x)
+    assert set(run_with_precision(graph, [x], keep=graph.outputs).eager) == set(graph.outputs)
+
+
+@pytest.mark.parametrize(
+    ("function", "exact"),
+    [
+        (lambda x: x * 2 + 1, True),
+        (lambda x: torch.where(x > 0, x, 0.0).bfloat16(), True),
+        (lambda x: torch.cat((x[1:], x[:1])).amax(), True),
+        (lambda x: x.sum(), False),
+        (lambda x: x.sum() * 2, False),
+        (lambda x: torch.add(x, x, alpha=3), False),
+        (lambda x: x.tanh(), False),
+    ],
+)
+def test_what_is_exact(function, exact: bool) -> None:
+    graph: Graph = trace(function, torch.randn(8))
+    assert (graph.outputs[0] in exact_values(graph, [*graph.inputs, *graph.constants])) is exact
