@@ -84,7 +84,7 @@ def _env(console: Console) -> int:
 def _table(title: str, *columns: str) -> Table:
     table = Table(title=title, title_justify="left", show_lines=True)
     for column in columns:
-        table.add_column(column)
+        table.add_column(column, no_wrap=column == columns[0])  # a name that is cut short cannot be typed
     return table
 
 

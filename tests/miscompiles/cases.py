@@ -166,8 +166,8 @@ def shifted_slice(original: Any) -> Any:
 def early_death(original: Any) -> Any:
     """The first result that is read again late counts as dead after two steps."""
 
-    def broken(graph: Graph, steps: Any, owner: Any) -> Any:
-        last = original(graph, steps, owner)
+    def broken(graph: Graph, steps: Any, *how: Any) -> Any:
+        last = original(graph, steps, *how)
         late = [value for step in steps for value in step.writes if 2 < last.get(value, 0) < len(steps)]
         return {**last, late[0]: 2} if late else last
 

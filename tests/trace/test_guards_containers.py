@@ -93,9 +93,9 @@ def _simple_namespace() -> Change:
 
 
 def _environment() -> Change:
-    os.environ.pop("DSJIT_TEST_VALUE", None)
-    change = lambda: os.environ.update(DSJIT_TEST_VALUE="1")  # noqa: E731
-    return Change(lambda x: os.environ.get("DSJIT_TEST_VALUE"), change, "os.environ[b'DSJIT_TEST_VALUE']: was absent")
+    os.environ.pop("GUARDED_VALUE", None)
+    change = lambda: os.environ.update(GUARDED_VALUE="1")  # noqa: E731
+    return Change(lambda x: os.environ.get("GUARDED_VALUE"), change, "os.environ[b'GUARDED_VALUE']: was absent")
 
 
 CHANGES = changes_in(globals())
