@@ -226,6 +226,7 @@ class Jitted:
             where = _known(source)
             warnings.warn_explicit(text, DsjitWarning, where.file, where.line)
 
+    @no_collection()
     def _trace(self, args: tuple[Any, ...], kwargs: dict[str, Any], missed: tuple[TraceTree, Miss] | None) -> Any:
         timer = StageTimer()
         cause = find_cause(self._trees, missed, args, kwargs)  # before the call changes what it was made with
@@ -312,15 +313,14 @@ class Jitted:
             joint = captured.joint
             return self._builder.segment(segment, timer) if joint is None else self._builder.training(joint, timer)
 
-        with no_collection():
-            if missed is not None:
-                tree, miss = missed
-                if tree.grow(miss, trace, build):
-                    return
-                if len(self._trees) + len(self._verdicts) >= self._limit:
-                    tree.full = True
-                    return
-            self._trees = (TraceTree.planted(trace, build), *self._trees)
+        if missed is not None:
+            tree, miss = missed
+            if tree.grow(miss, trace, build):
+                return
+            if len(self._trees) + len(self._verdicts) >= self._limit:
+                tree.full = True
+                return
+        self._trees = (TraceTree.planted(trace, build), *self._trees)
 
     def _compile_open(
         self, captured: Capture, timer: StageTimer, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -328,16 +328,15 @@ class Jitted:
         """Compile the call for many sizes, if it is one."""
         if self._options.backend != "llvm":
             return False
-        with no_collection():
-            with timer.stage("rehearsal"), self._session.tracing():
-                found = self._open_calls.open(captured, self._target, args, kwargs, self._name)
-            if found is None:
-                return False
-            try:
-                compilation = self._builder.open_sizes(found, timer)
-            except Mismatch as stop:
-                self._open_calls.reasons.append(str(stop))
-                return False
+        with timer.stage("rehearsal"), self._session.tracing():
+            found = self._open_calls.open(captured, self._target, args, kwargs, self._name)
+        if found is None:
+            return False
+        try:
+            compilation = self._builder.open_sizes(found, timer)
+        except Mismatch as stop:
+            self._open_calls.reasons.append(str(stop))
+            return False
         step = Step(Segment(found.template.example, None), compilation, compilation.program)
         finish = _open_finisher(found)
         leaf = Leaf(found.guard, found.inputs, None, step, step.run, finish, captured.effects)
