@@ -271,3 +271,19 @@ def test_an_empty_function_and_a_function_without_tensors_work() -> None:
     check(lambda: None)
     check(lambda a, b: a + b, 2, 3)
     check(lambda: torch.ones(3) + 1)
+
+
+def test_equal_layers_that_are_jitted_one_by_one_compile_once() -> None:
+    layers = [nn.TransformerEncoderLayer(16, 2, 32, batch_first=True).eval() for _ in range(12)]
+    eager = [copy.deepcopy(layer) for layer in layers]
+    jitted = [dsjit.jit(layer) for layer in layers]
+    x = torch.randn(2, 5, 16)
+    dsjit.reset_stats()
+    with torch.no_grad():
+        for _ in range(2):
+            found = expected = x
+            for mine, theirs in zip(jitted, eager, strict=True):
+                found, expected = mine(found), theirs(expected)
+            assert_same(found, expected)
+    totals = dsjit.stats().total
+    assert (totals.compiles, totals.calls_traced, totals.calls_compiled) == (1, 12, 12)
