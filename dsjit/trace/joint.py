@@ -44,6 +44,8 @@ def record_joint(
     """
     _require_straight(recorder, name)
     memory = recorder.memory
+    if recorder.hooked:  # they may do anything, and would run once more than in eager
+        raise CannotTrace("gradients are wanted through saved_tensors_hooks (torch.utils.checkpoint has them, too)")
     if memory.regions:
         raise CannotTrace("gradients are wanted, and inputs that share memory are written to")
     inputs = [tensor for _, tensor in memory.inputs]

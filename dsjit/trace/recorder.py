@@ -45,6 +45,7 @@ __all__ = ["Recorder", "Untraceable"]
 
 aten = torch.ops.aten
 
+_saved_tensor_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 _sequence_number = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]
 """The number that autograd's next node will get; that of the op that is running was made just before."""
 
@@ -65,7 +66,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     may_hand_out: whether traced numbers may be given to Python now (see `trace.numbers`).
     pauses: to be called before and after the recorder's own work, for those who watch the user's code.
     at: the line to which ops belong, when it is not the one that is running. forward_sources: the lines of autograd's
-        nodes, by their numbers.
+        nodes, by their numbers. hooked: what autograd keeps goes through hooks (`saved_tensors_hooks`).
     state_at: tells Python's state at a look (see `trace.python_state`).
     state_of: tells the states of the caller's generators.
     escapes, generator: to be active around the recorder; they notice content that leaves the tensor world, and what
@@ -90,6 +91,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.replacing = False
         self.at: Source | None = None
         self.forward_sources: dict[int, Source] = {}
+        self.hooked = False
         self.numbers = Numbers(self, may_hand_out)
         self.escapes = EscapeWatch(self._on_escape, self._listener(self._on_look), self._on_item)
         self.generator = GeneratorWatch(self._listener(self._on_generator))
@@ -123,6 +125,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             source = self.at or self.sources.current(2)
             if torch.is_grad_enabled():
                 self.forward_sources.setdefault(_sequence_number() - 1, source)
+                self.hooked = self.hooked or _saved_tensor_hooks(True) is not None
             return self._run(func, args, kwargs, source, facts.foreign)
         finally:
             self.resume()

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import nn
 from torch.nn import functional as F
 
@@ -274,9 +275,29 @@ def with_a_written_argument(x, w):
     return x.sum()
 
 
+def checkpointed(x, w):
+    COUNTED.append(1)
+    return torch.utils.checkpoint.checkpoint(lambda t: COUNTED.append(2) or (t * w).exp(), x, use_reentrant=False).sum()
+
+
+COUNTED = []
+
+
+def test_code_under_checkpoint_runs_as_often_as_in_eager():
+    counts = []
+    jitted = dsjit.jit(checkpointed)
+    for each in (checkpointed, jitted, jitted):
+        COUNTED.clear()
+        w = torch.randn(4, requires_grad=True)
+        each(torch.ones(4), w).backward()
+        counts.append(list(COUNTED))
+    assert counts == [counts[0]] * 3
+
+
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
+        (checkpointed, "saved_tensors_hooks"),
         (with_own_function, "custom autograd.Function"),
         (with_a_look, "Python looks at what tensors hold"),
         (with_a_written_argument, "changes the metadata of args"),
