@@ -226,8 +226,11 @@ class Jitted:
             where = _known(source)
             warnings.warn_explicit(text, DsjitWarning, where.file, where.line)
 
-    @no_collection()
     def _trace(self, args: tuple[Any, ...], kwargs: dict[str, Any], missed: tuple[TraceTree, Miss] | None) -> Any:
+        with no_collection():
+            return self._trace_now(args, kwargs, missed)
+
+    def _trace_now(self, args: tuple[Any, ...], kwargs: dict[str, Any], missed: tuple[TraceTree, Miss] | None) -> Any:
         timer = StageTimer()
         cause = find_cause(self._trees, missed, args, kwargs)  # before the call changes what it was made with
         self.counters.traces += 1
