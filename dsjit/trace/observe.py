@@ -35,6 +35,7 @@ from dsjit.trace.drawn import met_state
 from dsjit.trace.effects import Effect, EffectFinder, EffectKind, Problem, changing_facts, stored_attribute
 from dsjit.trace.facts import ARGS_SLOT, FUNCTION_SLOT, KWARGS_SLOT, TensorOf
 from dsjit.trace.forbidden import FORBIDDEN_NAMES, PASSING, RandomStates, blame, forbidden_builtin, forbidden_code
+from dsjit.trace.library import accumulates_gradients
 from dsjit.trace.guards import Guard
 from dsjit.trace.library import is_library_code, is_library_file, is_stdlib_file
 from dsjit.trace.lookup import Where, where_stored
@@ -299,6 +300,8 @@ class Observer:
                 self._scopes.on_code(code, scope)
             except Exception as error:
                 self._unobservable(error)
+        elif accumulates_gradients(code):
+            self._problem("adds to the .grad of tensors")
         elif is_stdlib_file(code.co_filename):
             if code.co_name == "_find_and_load_unlocked":
                 self._on_import()

@@ -294,6 +294,43 @@ def test_code_under_checkpoint_runs_as_often_as_in_eager():
     assert counts == [counts[0]] * 3
 
 
+def backward_by_the_tensor(x, w):
+    loss = (x * w).sum()
+    loss.backward()
+    return loss.detach()
+
+
+def backward_by_torch(x, w):
+    loss = (x * w).sum()
+    torch.autograd.backward([loss])
+    return loss.detach()
+
+
+@pytest.mark.parametrize("function", [backward_by_the_tensor, backward_by_torch])
+def test_gradients_that_the_function_accumulates_itself_are_accumulated_each_time(function):
+    grads = []
+    jitted = dsjit.jit(function)
+    for each in (function, jitted):
+        w = torch.randn(4, requires_grad=True)
+        for _ in range(3):
+            each(torch.ones(4), w)
+            grads.append(w.grad.clone())
+    assert [torch.equal(*pair) for pair in zip(grads[:3], grads[3:], strict=True)] == [True] * 3
+
+
+def test_gradients_that_the_function_asks_for_are_compiled():
+    def force(positions):
+        energy = (positions.square().sum(-1) + 1).rsqrt().sum()
+        return -torch.autograd.grad(energy, positions)[0]
+
+    jitted = dsjit.jit(force)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        positions = torch.randn(5, 3, requires_grad=True)
+        torch.testing.assert_close(jitted(positions), force(positions))
+    assert jitted.counters.calls_compiled == 2
+
+
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
