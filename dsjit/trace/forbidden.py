@@ -7,12 +7,11 @@ import types
 from typing import Any, Final
 
 import numpy.random
-import torch
 
 from dsjit.ir.graph import Source
 from dsjit.trace.library import is_library_file, is_stdlib_file
 
-__all__ = ["RandomStates", "accumulates_gradients", "blame", "forbidden_builtin", "forbidden_code"]
+__all__ = ["RandomStates", "blame", "forbidden_builtin", "forbidden_code"]
 
 _CLOCKS: Final = (
     "time", "time_ns", "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "process_time",
@@ -86,12 +85,6 @@ def forbidden_builtin(function: Any) -> str | None:
 def forbidden_code(module: str, qualname: str) -> str | None:
     """The same for a Python function of the standard library."""
     return _MODULES.get(module.partition(".")[0]) or _FUNCTIONS.get((module, qualname))
-
-
-def accumulates_gradients(code: types.CodeType) -> bool:
-    """Whether `code` adds to the `.grad` of tensors, which is no ATen call and no Python write: `Tensor.backward` and
-    `torch.autograd.backward` (`torch.autograd.grad` only returns gradients)."""
-    return code is torch.autograd.backward.__code__
 
 
 def blame(frame: types.FrameType | None) -> Source | None:

@@ -35,9 +35,8 @@ from dsjit.trace.drawn import met_state
 from dsjit.trace.effects import Effect, EffectFinder, EffectKind, Problem, changing_facts, stored_attribute
 from dsjit.trace.facts import ARGS_SLOT, FUNCTION_SLOT, KWARGS_SLOT, TensorOf
 from dsjit.trace.forbidden import FORBIDDEN_NAMES, PASSING, RandomStates, blame, forbidden_builtin, forbidden_code
-from dsjit.trace.library import accumulates_gradients
 from dsjit.trace.guards import Guard
-from dsjit.trace.library import is_library_code, is_library_file, is_stdlib_file
+from dsjit.trace.library import accumulates_gradients, is_library_code, is_library_file, is_stdlib_file
 from dsjit.trace.lookup import Where, where_stored
 from dsjit.trace.notes import Node, Notes, TracedNumbers
 from dsjit.trace.numbers_leaks import LeakWatch
@@ -103,7 +102,6 @@ class Observer:
         self._on_import: Callable[[], None] = lambda: None
 
     # ---------------------------------------------------------------- the trace's begin and end
-
     def __enter__(self) -> Observer:
         """Raises CaptureError when this thread is being traced already, or under a mode or profiler of others."""
         mode = foreign_modes()
@@ -152,7 +150,6 @@ class Observer:
             self._problem(f"changes torch's global state ({changed})")
 
     # ---------------------------------------------------------------- what the recorder asks
-
     def tell_again(self) -> None:
         """Ask `leaks` about all code and every built-in function that runs from now on."""
         self._hook.tell_again()
