@@ -21,6 +21,7 @@ __all__ = ["CALL_LIMIT", "Overhead", "call_overheads"]
 CALL_LIMIT: Final = 10e-6
 """Seconds that a warm call of a function of four tensors may take beyond eager's."""
 
+
 @dataclass(frozen=True, slots=True)
 class Guarded:
     """A model whose guards are timed. limit: the seconds that they may take."""

@@ -1,13 +1,13 @@
 """dsjit: a just-in-time compiler for eager PyTorch.
 
-    import dsjit
+import dsjit
 
-    @dsjit.jit
-    def f(x, y):
-        return (x.sigmoid() * y).softmax(-1)
+@dsjit.jit
+def f(x, y):
+    return (x.sigmoid() * y).softmax(-1)
 
-    dsjit.explain(f)(x, y)      # what was fused, and why the rest was not
-    dsjit.stats()               # what ran compiled
+dsjit.explain(f)(x, y)      # what was fused, and why the rest was not
+dsjit.stats()               # what ran compiled
 """
 
 from dsjit.api.entry import disable, jit, mark_dynamic, mark_static, reset_stats, set_stance, stats

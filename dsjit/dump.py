@@ -1,10 +1,10 @@
 """Numbered files, one for each stage of a compilation: what `DSJIT_DUMP` asks for.
 
-    <directory>/graph-000/000-trace.py
-                          010-dce.py
-                          ...
-                          kernel-003.txt
-                          module.ll
+<directory>/graph-000/000-trace.py
+                      010-dce.py
+                      ...
+                      kernel-003.txt
+                      module.ll
 """
 
 from __future__ import annotations

@@ -78,6 +78,7 @@ class GraphRecorder:
 
     def call(self, op: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Append a node; the types of its results are what the op computes on meta tensors."""
+
         def meta(arg: Any) -> Any:
             if isinstance(arg, Value):
                 return torch.empty_strided(arg.type.shape, arg.type.strides, dtype=arg.type.dtype, device="meta")

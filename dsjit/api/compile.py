@@ -211,10 +211,7 @@ def compile_template(
         fuel.adopt(fuels[0])
         _dump_rewrites(dump, fuel, burnt)
     with timer.stage("lowering"):
-        units = [
-            [_lower(u, plan, fast) if isinstance(u, Group) else u for u in plan.units]
-            for plan in plans
-        ]
+        units = [[_lower(u, plan, fast) if isinstance(u, Group) else u for u in plan.units] for plan in plans]
         chosen = [choose_steps(each, plan.views) for each, plan in zip(units, plans, strict=True)]
         fused = [[unit for unit in each if isinstance(unit, FusedKernel)] for each in units]
         kernels = kernels_for_sizes([[unit.kernel for unit in each] for each in fused], fit, typical)

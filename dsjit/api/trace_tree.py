@@ -39,6 +39,7 @@ HITS_FOR_GROWTH: Final = 4
 free; more must have been paid for, each by so many calls that the tree answered: to trace and compile a way takes as
 long as several eager calls."""
 
+
 class TreeFull(Exception):
     """No further branch is worth growing; the message says where and why. by_shape: sizes that depend on data do."""
 
@@ -183,4 +184,3 @@ class TraceTree:
                 self.leaves.append(node)
             else:
                 self.branches.append(node)
-

@@ -496,4 +496,3 @@ def _returns_many(node: Node) -> bool:
 def _fresh_copy(tensor: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
     result = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device)
     return result.copy_(tensor)
-

@@ -201,8 +201,10 @@ def _reduce(statement: Reduce, elements: Sequence[tuple[Scalar, int]]) -> Scalar
         case "sum":
             return _exact_sum(values, dtype) if is_floating(dtype) else _wrapped_sum(values)
         case "prod":
-            return _NUMPY[dtype](math.prod(np.longdouble(v) for v in values)) if is_floating(dtype) else _wrapped(
-                math.prod(int(v) for v in values)
+            return (
+                _NUMPY[dtype](math.prod(np.longdouble(v) for v in values))
+                if is_floating(dtype)
+                else _wrapped(math.prod(int(v) for v in values))
             )
         case "max" | "min":
             return _extreme(statement, values)

@@ -133,9 +133,7 @@ def holders(value: Value, views: Views, aliases: Mapping[Value, Value]) -> list[
     return found
 
 
-def last_reads(
-    graph: Graph, steps: Sequence[Step], views: Views, aliases: Mapping[Value, Value]
-) -> dict[Value, int]:
+def last_reads(graph: Graph, steps: Sequence[Step], views: Views, aliases: Mapping[Value, Value]) -> dict[Value, int]:
     """The last step that reads each Value or a view of it; results are read after the last step."""
     last: dict[Value, int] = {}
     for number, step in enumerate(steps):
@@ -211,4 +209,3 @@ def can_overwrite(kernel: Kernel, read: str, written: str) -> bool:
             elif isinstance(stmt, Store) and stmt.param == written:
                 stored = stmt
     return stored is not None
-

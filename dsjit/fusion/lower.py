@@ -290,9 +290,7 @@ class _Lowering:
             names = []
             for guard in guards:
                 name = self._fresh("m", torch.bool)
-                self._body(level, looped).append(
-                    InRange(name, self.schedule.index(guard.form), guard.low, guard.high)
-                )
+                self._body(level, looped).append(InRange(name, self.schedule.index(guard.form), guard.low, guard.high))
                 names.append(name)
             combined = names[0]
             for name in names[1:]:

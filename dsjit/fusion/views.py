@@ -138,9 +138,7 @@ def _expand(node: Node, output: int, index: IndexMap, sizes: Sizes) -> IndexMap:
     source = _source_type(node).shape
     lead = len(index) - len(source)
     target = node.outputs[output].type.shape
-    return tuple(
-        Affine() if size == 1 and target[lead + d] != 1 else index[lead + d] for d, size in enumerate(source)
-    )
+    return tuple(Affine() if size == 1 and target[lead + d] != 1 else index[lead + d] for d, size in enumerate(source))
 
 
 def _unsqueeze(node: Node, output: int, index: IndexMap, sizes: Sizes) -> IndexMap:
@@ -181,9 +179,7 @@ def _slice(node: Node, output: int, index: IndexMap, sizes: Sizes) -> IndexMap:
 def _flip(node: Node, output: int, index: IndexMap, sizes: Sizes) -> IndexMap:
     source = _source_type(node).shape
     flipped = {_wrap(d, len(source)) for d in node.args[1]}
-    return tuple(
-        form.times(-1).shifted(source[d] - 1) if d in flipped else form for d, form in enumerate(index)
-    )
+    return tuple(form.times(-1).shifted(source[d] - 1) if d in flipped else form for d, form in enumerate(index))
 
 
 def _split_dim(node: Node, dim: int, output: int, index: IndexMap) -> IndexMap:

@@ -35,9 +35,7 @@ KERNEL_DTYPES: Final[frozenset[torch.dtype]] = frozenset(SHORT_NAMES)
 
 FLOATING: Final[frozenset[torch.dtype]] = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 
-INTEGRAL: Final[frozenset[torch.dtype]] = frozenset(
-    {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8}
-)
+INTEGRAL: Final[frozenset[torch.dtype]] = frozenset({torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8})
 
 
 def is_floating(dtype: torch.dtype) -> bool:

@@ -46,9 +46,7 @@ def make_graph_template(graphs: Sequence[Graph], maker: TemplateMaker) -> GraphT
     """
     references: dict[int, _Reference] = {}
     structure = maker.make([_Flat(graph, references).structure(graphs[0]) for graph in graphs])
-    inputs = [
-        maker.make([graph.inputs[number].type for graph in graphs]) for number in range(len(graphs[0].inputs))
-    ]
+    inputs = [maker.make([graph.inputs[number].type for graph in graphs]) for number in range(len(graphs[0].inputs))]
     return GraphTemplate(graphs[0], structure, tuple(inputs), tuple(maker.sizes))
 
 

@@ -30,7 +30,6 @@ from dsjit.ir.graph import Arg, Graph, Node, Source, TensorType, Value
 __all__ = ["function_name", "op_name", "print_graph", "print_short", "print_type"]
 
 
-
 def print_type(type_: TensorType) -> str:
     """`f32[2, 128]`; with `strides=(1, 2)` when not contiguous, and `@cuda:0` when not on the CPU."""
     text = f"{short_name(type_.dtype)}[{', '.join(map(str, type_.shape))}]"

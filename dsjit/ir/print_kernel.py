@@ -15,11 +15,11 @@ _INDENT = "    "
 def print_kernel(kernel: Kernel) -> str:
     """The text of `kernel`, with param dtypes, loops, and the user's source line at the end of each op that has one.
 
-        kernel add(x: f32*, out: f32* write):  # lanes along i0
-            for i0 in range(1024):
-                v0 = x[i0]
-                v1 = mul(v0, v0)  # model.py:12
-                out[i0] = v1
+    kernel add(x: f32*, out: f32* write):  # lanes along i0
+        for i0 in range(1024):
+            v0 = x[i0]
+            v1 = mul(v0, v0)  # model.py:12
+            out[i0] = v1
     """
     params = ", ".join(
         f"{param.name}: {short_name(param.dtype)}*" + ("" if param.access == "read" else f" {param.access}")

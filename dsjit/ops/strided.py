@@ -11,9 +11,7 @@ import torch
 __all__ = ["strided_scatter", "strided_view"]
 
 
-def strided_view(
-    tensor: torch.Tensor, size: tuple[int, ...], stride: tuple[int, ...], offset: int = 0
-) -> torch.Tensor:
+def strided_view(tensor: torch.Tensor, size: tuple[int, ...], stride: tuple[int, ...], offset: int = 0) -> torch.Tensor:
     """A view of `tensor`'s memory with these sizes and strides (elements), `offset` elements after its first one."""
     return tensor.as_strided(size, stride, tensor.storage_offset() + offset)
 

@@ -56,6 +56,7 @@ _UNIFORM: Final[dict[Any, Callable[[tuple[Arg, ...]], Arg]]] = {
 }
 """Factories whose elements are all one number (they read no element of a tensor argument): which number."""
 
+
 def fold_constants(graph: Graph, *, limit: int = FOLD_LIMIT) -> Graph:
     """The Graph with the results (of at most `limit` bytes) that depend on no input computed now.
 

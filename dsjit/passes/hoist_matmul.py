@@ -91,7 +91,6 @@ class _Family:
         type_ = self.root().type
         return len(self.members) > 1 and self.row_count * type_.shape[-1] >= type_.numel
 
-
     def parts(self, member: Node) -> int:
         """Into how many parts the products of all rows are cut: those that BLAS makes of few rows."""
         type_ = self.root().type
@@ -149,9 +148,7 @@ def _choose(graph: Graph) -> dict[Node, _Family]:
     }
 
 
-def _product_family(
-    node: Node, roots: Mapping[Value, Value], families: dict[Hashable, _Family]
-) -> _Family | None:
+def _product_family(node: Node, roots: Mapping[Value, Value], families: dict[Hashable, _Family]) -> _Family | None:
     """mm(x, w), linear(x, w, b?), addmm(b, x, w): rows of x, everything else is shared."""
     position = _PRODUCTS[node.op]
     base = roots.get(node.args[position], node.args[position])

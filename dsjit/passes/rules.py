@@ -260,9 +260,7 @@ RULES: Final[tuple[Rule, ...]] = (
         _operand_when(_is_one),
     ),
     Rule("raise to one", (aten.pow.Tensor_Scalar,), "aten.pow.Tensor_Scalar(x, 1)", "x", _operand_when(_is_one)),
-    Rule(
-        "add zero", (aten.add.Tensor, aten.add.Scalar), "aten.add.Tensor(i, 0)", "i", _operand_when(_is_zero_for_add)
-    ),
+    Rule("add zero", (aten.add.Tensor, aten.add.Scalar), "aten.add.Tensor(i, 0)", "i", _operand_when(_is_zero_for_add)),
     Rule(
         "subtract zero",
         (aten.sub.Tensor, aten.sub.Scalar),
@@ -278,9 +276,7 @@ RULES: Final[tuple[Rule, ...]] = (
         "aten.abs.default(x)",
         _abs_of_neg,
     ),
-    Rule(
-        "idempotent", _IDEMPOTENT, "aten.relu.default(aten.relu.default(x))", "aten.relu.default(x)", _idempotent
-    ),
+    Rule("idempotent", _IDEMPOTENT, "aten.relu.default(aten.relu.default(x))", "aten.relu.default(x)", _idempotent),
     Rule("equal branches", (aten.where.self,), "aten.where.self(c, x, x)", "x", _same_branches),
     Rule(
         "copy",

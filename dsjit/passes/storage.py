@@ -13,6 +13,7 @@ from dsjit.passes.rewrite import ops_where
 
 __all__ = ["Storages"]
 
+
 class Storages:
     """The memory behind each Value of a Graph, kept up to date while a pass replaces Values.
 

@@ -228,7 +228,6 @@ class Accumulators:
         self.grown[id(live)] = tuple(changed)
         return True
 
-
     def _amounts(self, old: Any, new: Any) -> tuple[int | float, ...] | None:
         """What was added to `old`, in order, by `+=` alone, so that it became `new`; None when that is not known."""
         if type(old) is type(new) and type(new) in (int, Absent):

@@ -71,9 +71,7 @@ class Capture:
     given: tuple[torch.Tensor, ...] = ()
 
 
-def capture(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str
-) -> Capture:
+def capture(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str) -> Capture:
     """Call `function(*args, **kwargs)` once, for real, and record it. Whatever it raises is raised."""
     try:
         observer = Observer(function, args, kwargs)
@@ -219,9 +217,7 @@ def _finish(result: Any, observer: Observer, recorder: Recorder, journal: Journa
     effects = (*told, *map(EffectLine.of, observer.effects))
     recipe = description.recipe(ended.returned)
     given = (*(tensor for _, tensor in inputs), *(region.tensor for region in regions))
-    return Capture(
-        result, (), guard, ids, places, ended.segments, recipe, tensors, observer, joint, effects, given
-    )
+    return Capture(result, (), guard, ids, places, ended.segments, recipe, tensors, observer, joint, effects, given)
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,9 +292,7 @@ def conclude(recorder: Recorder, items: Sequence[torch.Tensor | float], name: st
     writes = recorder.memory.writes()
     segments = cut(recorder.recording(name), fresh, handed, writes)
     last = segments[-1].graph
-    returned = [
-        _returned(value, root, tensor, last) for value, root, tensor in zip(wanted, roots, items, strict=True)
-    ]
+    returned = [_returned(value, root, tensor, last) for value, root, tensor in zip(wanted, roots, items, strict=True)]
     written = {write.target for write in writes}
     positions = frozenset(number for number, (value, _) in enumerate(inputs) if value in written)
     positions |= {number for region in recorder.memory.regions for number in region.members if region.value in written}
@@ -318,4 +312,3 @@ def _returned(value: Value, root: RootView, tensor: Any, graph: Graph) -> Return
     from_input = value in graph.inputs and value not in graph.outputs
     detached = root.input is not None and root.input.requires_grad and not tensor.requires_grad
     return Returned(from_input, (graph.inputs if from_input else graph.outputs).index(value), root.view, detached)
-

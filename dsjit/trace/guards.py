@@ -189,8 +189,9 @@ class Guard:
                 *tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides
             ).check
             return check
-        return lambda *found: len(set(map(id, found))) == len(found) and all(
-            one.matches(tensor) for one, tensor in zip(expected, found, strict=True)
+        return lambda *found: (
+            len(set(map(id, found))) == len(found)
+            and all(one.matches(tensor) for one, tensor in zip(expected, found, strict=True))
         )
 
     def _new_slots(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:

@@ -69,9 +69,7 @@ _TORCH_PLUMBING: Final = frozenset({"backends", "cuda", "fx", "jit", "library", 
 @functools.lru_cache(maxsize=4096)
 def is_stdlib_file(filename: str) -> bool:
     """Whether `filename` (of a code object) is Python's own: the standard library or a frozen module."""
-    return filename.startswith("<frozen") or (
-        filename.startswith(_STDLIB) and not filename.startswith(_SITE_PACKAGES)
-    )
+    return filename.startswith("<frozen") or (filename.startswith(_STDLIB) and not filename.startswith(_SITE_PACKAGES))
 
 
 @functools.lru_cache(maxsize=4096)

@@ -440,6 +440,8 @@ def may_change_unseen(held: object) -> bool:
     if isinstance(held, types.BuiltinFunctionType):
         return not isinstance(held.__self__, type | types.ModuleType | None)
     return not isinstance(held, _STATELESS) and "__wrapped__" not in (instance_dict(held) or ())
+
+
 def _local_names(local: threading.local) -> tuple[str, ...]:
     """The attributes that a thread-local object has on this thread."""
     return tuple(vars(local))

@@ -237,4 +237,3 @@ def _build_born(template: Born, tensors: Sequence[torch.Tensor], existing: Seque
     for name, item in template.state:
         object.__setattr__(value, name, build_template(item, tensors, existing, made))
     return value
-

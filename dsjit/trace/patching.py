@@ -130,7 +130,6 @@ class _Register:
                 type.__setattr__(cls, name, wrapper)
             self._counts[patch] = count + 1
 
-
     def _take_namespaces(self) -> None:
         """Raises TypeError where the slots of the class cannot be taken."""
         if self._namespaces is None:

@@ -48,9 +48,7 @@ def _word(address: int) -> int:
 @functools.cache
 def find_tensor_layout() -> TensorLayout | None:
     """The layout in this build of torch, or None when it is not what it is thought to be."""
-    probe = torch.empty(8192).as_strided(
-        (2, 3, 5, 7, 11), (1, 13, 1001, 17, 31), 4
-    )
+    probe = torch.empty(8192).as_strided((2, 3, 5, 7, 11), (1, 13, 1001, 17, 31), 4)
     words = [_word(probe._cdata + 8 * number) for number in range(_SCANNED_WORDS)]
     pattern = [5, *probe.shape, *probe.stride(), probe.storage_offset(), probe.numel()]
     starts = [at for at in range(_SCANNED_WORDS - len(pattern) + 1) if words[at : at + len(pattern)] == pattern]

@@ -361,9 +361,7 @@ def test_any_sizes_in_any_order(sizes: list[tuple[int, int]], which: int) -> Non
 
 
 def test_an_encoder_over_any_batch_and_length() -> None:
-    config = BertConfig(
-        hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=50
-    )
+    config = BertConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, vocab_size=50)
     model = BertModel(config).eval()
 
     def encode(ids: torch.Tensor) -> torch.Tensor:

@@ -89,9 +89,7 @@ def test_rejects_an_op_that_writes_to_its_argument(xy):
     verify_graph(Graph((x,), (replace(node, mutates=(0,)),), (y,)), run_ops=True)
 
 
-@pytest.mark.parametrize(
-    "type_", [tensor_type([5]), tensor_type([4], torch.int64)], ids=["wrong shape", "wrong dtype"]
-)
+@pytest.mark.parametrize("type_", [tensor_type([5]), tensor_type([4], torch.int64)], ids=["wrong shape", "wrong dtype"])
 def test_running_the_ops_finds_wrong_types(xy, type_):
     x, _ = xy
     node = neg(x, Value(1, type_))

@@ -49,8 +49,10 @@ def report(verdicts: list[Verdict]) -> int:
     touched = {v.op for v in verdicts if v.in_kernels}
     print(f"{len(names)} ops, {len(verdicts)} samples: {dict(outcomes)}")
     print(f"compiled: {len(names) - len(eager)} of {len(names)} ops ({100 * (1 - len(eager) / len(names)):.2f} %)")
-    print(f"in generated kernels alone: {len(generated)} ops ({100 * len(generated) / len(names):.1f} %); "
-          f"with at least one generated kernel: {len(touched)} ({100 * len(touched) / len(names):.1f} %)")
+    print(
+        f"in generated kernels alone: {len(generated)} ops ({100 * len(generated) / len(names):.1f} %); "
+        f"with at least one generated kernel: {len(touched)} ({100 * len(touched) / len(names):.1f} %)"
+    )
     return 1 if bad else 0
 
 

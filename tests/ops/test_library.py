@@ -91,9 +91,7 @@ def test_an_out_variant_fills_the_given_buffer(op: Any) -> None:
     if function is None:
         assert op not in HAS_DIRECT_OUT
         return
-    buffer = torch.empty_strided(
-        expected.shape, expected.stride(), dtype=expected.dtype
-    )
+    buffer = torch.empty_strided(expected.shape, expected.stride(), dtype=expected.dtype)
     address = buffer.data_ptr()
     function(*args, **kwargs, out=buffer)
     assert buffer.data_ptr() == address

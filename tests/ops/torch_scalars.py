@@ -114,9 +114,7 @@ def as_arg(value: Any, tensors: dict[Value, Tensor]) -> Any:
     return value
 
 
-def node_of(
-    op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
-) -> tuple[Node, dict[Value, Tensor]]:
+def node_of(op: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> tuple[Node, dict[Value, Tensor]]:
     """The Node of a call that gave `result`, and the tensors of its Values."""
     tensors: dict[Value, Tensor] = {}
     node_args = as_arg(args, tensors)

@@ -77,8 +77,16 @@ def test_the_result_and_its_strides_stay(channels, window, stride, groups, bias,
 
 @pytest.mark.parametrize(
     ("channels", "window", "stride", "longest"),
-    [(64, WINDOW, 1, 144), (96, WINDOW, 1, 144), (37, WINDOW, 1, 144), (15, WINDOW, 1, 135), (300, (1, 3), 1, 144),
-     (512, PIXEL, 1, 128), (512, PIXEL, 2, 128), (144, PIXEL, 1, 144)],
+    [
+        (64, WINDOW, 1, 144),
+        (96, WINDOW, 1, 144),
+        (37, WINDOW, 1, 144),
+        (15, WINDOW, 1, 135),
+        (300, (1, 3), 1, 144),
+        (512, PIXEL, 1, 128),
+        (512, PIXEL, 2, 128),
+        (144, PIXEL, 1, 144),
+    ],
 )
 def test_sums_over_many_channels_are_cut(channels, window, stride, longest):
     assert max(chains(channels_last(two_convolutions(channels, window, stride)))) == longest <= LONGEST_CHAIN

@@ -13,7 +13,6 @@ def names(graph):
     return [str(node.op) for node in graph.nodes]
 
 
-
 def test_keeps_what_a_write_reads():
     r = GraphRecorder()
     x = r.input([4])

@@ -37,6 +37,7 @@ VIEWS: Final[dict[str, Callable[..., Any]]] = {
     "pad": lambda a: torch.nn.functional.pad(a, (1, 2)), "roll": lambda a: torch.cat((a[..., 1:], a[..., :1]), -1),
 }  # fmt: skip
 
+
 def real(a: torch.Tensor) -> torch.Tensor:
     return a if a.is_floating_point() else a.float()
 

@@ -52,9 +52,7 @@ def bert() -> nn.Module:
 
 
 def gpt2() -> nn.Module:
-    return GPT2LMHeadModel(
-        GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=16, bos_token_id=0, eos_token_id=0)
-    )
+    return GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=16, bos_token_id=0, eos_token_id=0))
 
 
 def llama() -> nn.Module:

@@ -46,6 +46,11 @@ class Record(ctypes.Structure):
     _fields_ = (("x", ctypes.c_double),)
 
 
+def _name(value: Any) -> str:
+    """An id that is the same in every process, which the address in a `repr` is not."""
+    return f"{type(value).__name__}-{getattr(value, '__name__', '')}"
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -53,7 +58,7 @@ class Record(ctypes.Structure):
         torch.nn.Linear(2, 2), Plain, Plain(1.0), Level.LOW, ValueError, list, dict, collections.namedtuple, math,
         collections.Counter(), functools.lru_cache(lambda: 1), functools.partial(Plain), torch.Size([1]), lambda: 1,
     ],
-    ids=repr,
+    ids=_name,
 )  # fmt: skip
 def test_ordinary_values_are_harmless(value: Any) -> None:
     assert harmful_value(value) is None
@@ -68,7 +73,7 @@ def test_ordinary_values_are_harmless(value: Any) -> None:
         functools.partial(math.sqrt), functools.partial(complex), float.__add__, memoryview, bytearray,
         vars(json.encoder)["c_make_encoder"],
     ],
-    ids=repr,
+    ids=_name,
 )  # fmt: skip
 def test_what_reads_floats_is_harmful(value: Any) -> None:
     assert harmful_value(value) is not None

@@ -81,9 +81,7 @@ _VIA: Final[dict[torch.dtype, str]] = {
 """The integer through which C++ compilers on x86-64, and ATen for uint8, convert a float to a narrower one."""
 
 
-def _float_to_integer(
-    b: FunctionBuilder, target: Target, a: Operand, source: torch.dtype, to: torch.dtype
-) -> Operand:
+def _float_to_integer(b: FunctionBuilder, target: Target, a: Operand, source: torch.dtype, to: torch.dtype) -> Operand:
     """Truncation. Out of range: on x86 the "integer indefinite" value, the most negative number, of the intermediate
     integer; elsewhere saturation, and 0 for a NaN. The narrower dtypes keep its lowest bits."""
     via = _VIA[to]

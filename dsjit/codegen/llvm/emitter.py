@@ -85,9 +85,7 @@ class _FunctionEmitter:
             self.b.branch(self.b.compare("icmp slt", begin, end), start, after)
             self.b.label(start)
             initial = self.split(begin, sizes)
-            counted_loop(
-                self.b, begin, end, 1, initial, lambda item, at: self.item(at, sizes), may_be_empty=False
-            )
+            counted_loop(self.b, begin, end, 1, initial, lambda item, at: self.item(at, sizes), may_be_empty=False)
             self.b.jump(after)
             self.b.label(after)
         self.b.emit("ret void")

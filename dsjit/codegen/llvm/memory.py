@@ -160,9 +160,7 @@ def _addresses(b: FunctionBuilder, element: str, pointer: Operand, step: int | O
     """A vector of addresses; with 32-bit offsets, which x86 can scale and extend by itself, where they suffice."""
     if isinstance(step, Operand):
         first = b.assign(vector(count, "i64"), f"insertelement {vector(count, 'i64')} poison, {step}, i32 0")
-        steps = b.assign(
-            first.type, f"shufflevector {first}, {first.type} poison, <{count} x i32> zeroinitializer"
-        )
+        steps = b.assign(first.type, f"shufflevector {first}, {first.type} poison, <{count} x i32> zeroinitializer")
         distances = b.binary("mul", lane_numbers(count, 1, "i64"), steps)
         return b.assign(vector(count, "ptr"), f"getelementptr {element}, {pointer}, {distances}", "a")
     index = "i32" if abs(step) * count < 2**31 else "i64"

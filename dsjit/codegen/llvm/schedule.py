@@ -207,8 +207,7 @@ def _is_map(blocks: Sequence[Block], updated: frozenset[str]) -> bool:
     if not blocks or not blocks[-1].axes or _has_reductions(blocks):
         return False
     return not any(
-        block.axes
-        or any(isinstance(s, Store) or (isinstance(s, Load) and s.param in updated) for s in block.body)
+        block.axes or any(isinstance(s, Store) or (isinstance(s, Load) and s.param in updated) for s in block.body)
         for block in blocks[:-1]
     )
 
@@ -285,9 +284,7 @@ def _merge_axes_of_map(
     return axes[:-1], (*blocks[:-1], Block(axes[-1:], blocks[-1].body))
 
 
-def _merge_within(
-    axes: tuple[Axis, ...], blocks: tuple[Block, ...]
-) -> tuple[tuple[Axis, ...], tuple[Block, ...]]:
+def _merge_within(axes: tuple[Axis, ...], blocks: tuple[Block, ...]) -> tuple[tuple[Axis, ...], tuple[Block, ...]]:
     position = len(axes) - 1
     while position > 0:
         upper, lower = axes[position - 1], axes[position]

@@ -363,4 +363,3 @@ def fits_in_i32(index: Index, extents: dict[str, Size]) -> bool:
         reach = coefficient * max(extent - 1, 0)
         low, high = low + min(reach, 0), high + max(reach, 0)
     return low > -(2**31) and high < 2**31 - 1
-

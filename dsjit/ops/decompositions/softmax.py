@@ -42,9 +42,7 @@ def log_softmax(b: GraphBuilder, outputs: Outputs, *, self: Value, dim: int, hal
     return (cast(b, _log_softmax_of(b, widen(b, self), dim), outputs[0].dtype),)
 
 
-def softmax_int(
-    b: GraphBuilder, outputs: Outputs, *, self: Value, dim: int, dtype: torch.dtype | None
-) -> Rewritten:
+def softmax_int(b: GraphBuilder, outputs: Outputs, *, self: Value, dim: int, dtype: torch.dtype | None) -> Rewritten:
     return softmax(b, outputs, self=cast(b, self, outputs[0].dtype), dim=dim, half_to_float=False)
 
 
@@ -54,9 +52,7 @@ def log_softmax_int(
     return log_softmax(b, outputs, self=cast(b, self, outputs[0].dtype), dim=dim, half_to_float=False)
 
 
-def safe_softmax(
-    b: GraphBuilder, outputs: Outputs, *, self: Value, dim: int, dtype: torch.dtype | None
-) -> Rewritten:
+def safe_softmax(b: GraphBuilder, outputs: Outputs, *, self: Value, dim: int, dtype: torch.dtype | None) -> Rewritten:
     """Softmax whose rows of nothing but -inf are 0 instead of NaN."""
     result = softmax_int(b, outputs, self=self, dim=dim, dtype=dtype)
     if result is None:

@@ -38,6 +38,4 @@ def dropout(b: GraphBuilder, outputs: Outputs, *, input: Value, p: float, train:
     return None if train and p != 0 else (input,)
 
 
-ROWS: Final[Mapping[str, OpRow]] = rewrites(
-    {"stack.default": stack, "glu.default": glu, "dropout.default": dropout}
-)
+ROWS: Final[Mapping[str, OpRow]] = rewrites({"stack.default": stack, "glu.default": glu, "dropout.default": dropout})

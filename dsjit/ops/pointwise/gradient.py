@@ -108,9 +108,7 @@ def softplus_backward(grad: Expr, x: Expr, beta: float, threshold: float) -> Exp
     return select(scaled > threshold, grad, grad * z / (z + 1))
 
 
-def elu_backward(
-    grad: Expr, y: Expr, alpha: float, scale: float, input_scale: float, is_result: bool
-) -> Expr:
+def elu_backward(grad: Expr, y: Expr, alpha: float, scale: float, input_scale: float, is_result: bool) -> Expr:
     coefficient = y.const(alpha) * scale
     if is_result:
         negative = grad * input_scale * (y + coefficient)

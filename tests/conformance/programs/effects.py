@@ -376,9 +376,7 @@ def a_key_value_cache_grows_over_a_decode(play: Play) -> None:
 
 @program(traces=3, exact=False)
 def a_language_model_decodes_with_its_cache(play: Play) -> None:
-    config = GPT2Config(
-        n_layer=2, n_embd=16, n_head=2, vocab_size=32, n_positions=32, bos_token_id=0, eos_token_id=0
-    )
+    config = GPT2Config(n_layer=2, n_embd=16, n_head=2, vocab_size=32, n_positions=32, bos_token_id=0, eos_token_id=0)
     model = play.jit(GPT2LMHeadModel(config).eval())
     cache = DynamicCache(config=config)
     tokens = torch.tensor([[1, 2, 3]])
