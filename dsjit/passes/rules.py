@@ -231,6 +231,22 @@ def _expand_of_expand(node: Node, producers: Mapping[Value, Node]) -> Node | Non
     return Node(aten.expand.default, (inner.args[0], node.outputs[0].type.shape), {}, node.outputs, node.source)
 
 
+_PER_DIMENSION: Final = (3, 4, 5, 7)
+"""Where a convolution has its stride, padding, dilation and output padding."""
+
+
+def _spelled_out(node: Node, producers: Mapping[Value, Node]) -> Node | None:
+    """One number that stands for every dimension is written for each, as later passes read them by dimension."""
+    weight = node.args[1]
+    assert type(weight) is Value
+    dims, args = len(weight.type.shape) - 2, list(node.args)
+    for place in _PER_DIMENSION:
+        numbers = args[place]
+        if isinstance(numbers, tuple | list) and len(numbers) == 1:
+            args[place] = tuple(numbers) * dims
+    return None if dims == 1 or args == list(node.args) else node.with_args(tuple(args), node.kwargs)
+
+
 _SELF_INVERSE = (aten.neg.default, aten.bitwise_not.default, aten.logical_not.default)
 _IDEMPOTENT = (
     aten.abs.default,
@@ -328,5 +344,14 @@ RULES: Final[tuple[Rule, ...]] = (
         "aten.expand.default(aten.expand.default(x, [4, 2, 3]), [5, 4, 2, 3])",
         "aten.expand.default(x, [5, 4, 2, 3])",
         _expand_of_expand,
+    ),
+    Rule(
+        "convolve with one number for all dimensions",
+        (aten.convolution.default,),
+        "aten.convolution.default(aten.view.default(x, [1, 2, 3, 1]), aten.view.default(x, [3, 2, 1, 1]), None, "
+        "[1], [0], [1], False, [0], 1)",
+        "aten.convolution.default(aten.view.default(x, [1, 2, 3, 1]), aten.view.default(x, [3, 2, 1, 1]), None, "
+        "[1, 1], [0, 0], [1, 1], False, [0, 0], 1)",
+        _spelled_out,
     ),
 )
