@@ -170,7 +170,10 @@ class _Job:
         elif isinstance(step, Contents) and all(type(item) is str or isinstance(item, type) for item in obj):
             # Elements of other types may equal elements of yet other types (1, 1.0 and True).
             self.elements(obj)
-        elif isinstance(step, Contents | Length | Index | Referent):
+        elif isinstance(step, Referent):
+            # The call says None once the referent is gone, so that no later row reads from where it was.
+            self.table.row(RowKind.CALL, id(obj), self.address(fact) or id(None))
+        elif isinstance(step, Contents | Length | Index):
             self.leave([fact])
 
     def dictionary(self, entries: dict[Any, Any], items: list[tuple[Any, Fact]], whole: bool) -> None:

@@ -31,7 +31,6 @@ from dsjit.trace.facts import (
 from dsjit.trace.native_guard import native_loop
 from dsjit.trace.open_shapes import OpenShapes
 from dsjit.trace.overlap import Overlap, SharedMemory
-from dsjit.trace.paths import Referent
 from dsjit.trace.state import TorchState
 
 __all__ = ["Change", "ChangeKind", "Guard", "GuardLine"]
@@ -153,9 +152,7 @@ class Guard:
             "residual": self._residual,
             "residual_holds": self._residual_holds,
         }
-        # What a weak reference leads to may be gone, with all the addresses that a table would hold of it.
-        dangling = any(isinstance(fact.step, Referent) for fact in self._facts)
-        loop = native_loop() if native and not dangling else None
+        loop = native_loop() if native else None
         if loop is not None:
             self._binder = Binder(self._facts_by_slot(), loop.layout, self._state.probes(), self._residual)
             namespace["verify"] = loop.verify

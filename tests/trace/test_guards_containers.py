@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import enum
+import gc
 import os
 import types
 import weakref
@@ -85,6 +86,17 @@ def _weak_reference() -> Change:
     inner = Box(factor=2.0)
     box = Box(ref=weakref.ref(inner), keep=inner)
     return Change(lambda x: x * box.ref().factor, lambda: setattr(inner, "factor", 3.0), ".factor: was 2.0, now 3.0")
+
+
+def _dying_referent() -> Change:
+    owner = [Box(factor=2.0)]
+    box = Box(ref=weakref.ref(owner[0]))
+
+    def die() -> None:
+        owner.clear()
+        gc.collect()
+
+    return Change(lambda x: x if box.ref() is None else x * box.ref().factor, die, ".ref(): was a Box, now absent")
 
 
 def _simple_namespace() -> Change:
