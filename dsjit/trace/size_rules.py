@@ -52,7 +52,9 @@ def _slice(node: Node) -> bool:
     size, start = shape[dim], full.get("start") or 0
     positions = range(size)[slice(start, full.get("end"), full.get("step") or 1)]
     length: int = node.output.type.shape[dim]
-    return bool(0 <= _wrap(start, size) <= size) and len(positions) == length
+    # A start that is clamped begins elsewhere than where it says, unless all is taken: then it begins at zero.
+    starts_there = 0 <= _wrap(start, size) <= size or positions == range(size)
+    return starts_there and len(positions) == length
 
 
 def _select(node: Node) -> bool:

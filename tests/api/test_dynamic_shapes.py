@@ -253,6 +253,16 @@ def test_a_clamped_slice_serves_the_sizes_for_which_it_is_the_same() -> None:
         jitted(randn(20, 3))
 
 
+def test_a_window_that_is_longer_than_what_there_is_takes_all() -> None:
+    def function(x: torch.Tensor) -> torch.Tensor:
+        return x[:, -40:].cumsum(1) + x[:, -1:]
+
+    few = follow(function, *[(randn(size, 9),) for size in (3, 4, 5, 9)])
+    assert few.counters.compiles == 2
+    lengths = follow(function, *[(randn(2, size),) for size in (9, 12, 40, 30, 41, 39, 60, 50, 2, 70)])
+    assert lengths.counters.compiles <= 4
+
+
 def test_a_resampled_image_is_not_taken_for_a_simple_rule() -> None:
     def function(x: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.interpolate(x, scale_factor=0.99)
