@@ -60,6 +60,7 @@ IMAGE = normal(2, 6, 5, 4)
 CHANNELS = normal(6)
 VARIANCES = positive(6)
 WIDE = (torch.float32, torch.float64)
+MOVED = (torch.float32, torch.bfloat16, torch.int64, torch.bool)
 
 
 def stack_of(dtype: torch.dtype) -> list[torch.Tensor]:
@@ -129,6 +130,29 @@ CASES = [
     Case("glu.default", (normal(4, 8), -1)),
     Case("glu.default", (normal(4, 8), 0)),
     Case("dropout.default", (MATRIX, 0.5, False)),
+    *(Case("constant_pad_nd.default", (IMAGE, pad, value), {}, MOVED) for value in (0, 3)
+      for pad in ([1, 2], [1, 2, 3, 0], [0, 0, 1, 1], [-1, 2, 1, -2], [-1, -1], [0, 0], [-2, 0, 0, 0, 0, 0, 1, 0])),
+    Case("constant_pad_nd.default", (IMAGE, [1, 1], -math.inf)),
+    *(Case("slice_backward.default", (normal(2, 3, 4), [2, 8, 4], 1, start, end, 1), {}, MOVED)
+      for start, end in ((0, 3), (5, 8), (-3, 2**63 - 1), (2, -3))),
+    Case("slice_backward.default", (normal(2, 8, 4), [2, 8, 4], 1, -20, 20, 1), {}, MOVED),
+    *(Case("select_backward.default", (normal(2, 4), [2, 5, 4], dim, index), {}, MOVED)
+      for dim, index in ((1, 0), (1, 2), (-2, -1))),
+    *(Case("slice_scatter.default", (VOLUME, normal(4, 2, 6, seed=3), 1, start, end, 1), {}, MOVED)
+      for start, end in ((0, 2), (None, -3), (-2, None), (1, 3))),
+    *(Case("select_scatter.default", (VOLUME, normal(4, 6, seed=3), 1, index), {}, MOVED) for index in (0, 2, -1)),
+    *(Case("roll.default", (VOLUME, shifts, dims), {}, MOVED)
+      for shifts, dims in (([1], [0]), ([-2, 3], [1, 2]), ([7], [-1]), ([5], []), ([0], [1]), ([1, 1], [2, 2]))),
+    *(Case("repeat.default", (x, repeats), {}, MOVED)
+      for x, repeats in ((MATRIX, [2, 3]), (CHANNELS, [2, 1, 3]), (VOLUME, [1, 1, 1]), (CHANNELS, [2, 0]))),
+    Case("pixel_shuffle.default", (normal(2, 8, 3, 5), 2), {}, MOVED),
+    Case("pixel_shuffle.default", (normal(9, 3, 5), 3), {}, MOVED),
+    Case("pixel_unshuffle.default", (normal(2, 3, 4, 6), 2), {}, MOVED),
+    Case("channel_shuffle.default", (IMAGE, 3), {}, MOVED),
+    *(Case(f"{op}.default", (x, diagonal), {}, MOVED)
+      for op in ("tril", "triu") for x in (MATRIX, VOLUME) for diagonal in (0, 2, -3)),
+    *(Case("upsample_nearest2d.default", (IMAGE, [10, 12], *scales), {}, FLOATS)
+      for scales in ((None, None), (2.0, 3.0))),
 ]  # fmt: skip
 
 
@@ -189,6 +213,11 @@ def refused(name: str, *args: Any, **kwargs: Any) -> bool:
         ("native_batch_norm.default", (torch.ones(4, 3), None, None, torch.ones(3), torch.ones(3), True, 0.1, 1e-5)),
         ("dropout.default", (torch.ones(3), 0.5, True)),
         ("max.dim", (torch.tensor([True, False]), 0)),
+        ("slice_backward.default", (torch.ones(2), [4], 0, 0, 4, 2)),
+        ("slice_scatter.default", (torch.ones(4), torch.ones(2), 0, 0, 4, 2)),
+        ("select_scatter.default", (torch.ones(4), torch.ones((), dtype=torch.int64), 0, 1)),
+        ("upsample_nearest2d.default", (torch.ones(1, 1, 4, 4), [6, 8])),
+        ("upsample_nearest2d.default", (torch.ones(1, 1, 4, 4), [8, 8], 2.1, 2.0)),
     ],
 )
 def test_leaves_to_the_library_what_it_does_not_cover(name: str, args: tuple[Any, ...]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from dsjit.ops.decompositions import linear, losses, norms, softmax, statistics, structure
+from dsjit.ops.decompositions import linear, losses, movement, norms, softmax, statistics, structure
 from dsjit.ops.row import OpRow
 
 __all__ = ["DECOMPOSITION_ROWS"]
@@ -13,6 +13,7 @@ __all__ = ["DECOMPOSITION_ROWS"]
 DECOMPOSITION_ROWS: Final[Mapping[str, OpRow]] = {
     **linear.ROWS,
     **losses.ROWS,
+    **movement.ROWS,
     **norms.ROWS,
     **softmax.ROWS,
     **statistics.ROWS,
