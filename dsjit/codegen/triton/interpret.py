@@ -1,0 +1,221 @@
+"""Runs Triton source in the interpreter that comes with Triton, on CPU tensors: slow, and no GPU is needed.
+
+The interpreter is a patched `triton.language` on NumPy, for one thread at a time. Three things are put right while a
+kernel runs: float32 is rounded to bfloat16 as hardware does, not truncated; reductions by any function take whole
+slices, not elements; and libdevice, which the interpreter lacks, is NumPy in the next wider float.
+"""
+
+from __future__ import annotations
+
+import linecache
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache, partial
+from types import SimpleNamespace
+from typing import Any, Final
+
+import numpy as np
+import torch
+import triton.language as tl
+from triton.runtime import interpreter
+
+from dsjit.codegen.triton.emitter import KernelSource, emit_kernel
+from dsjit.ir.kernel import Kernel
+
+__all__ = ["INTERPRETED_LIBDEVICE", "interpret_kernel", "interpret_source", "load_function"]
+
+_PROCESSORS: Final = 1
+"""Few programs of large tiles: each operation of the interpreter is one of NumPy, whatever its size."""
+
+_ONE_AT_A_TIME: Final = threading.RLock()
+
+
+def interpret_kernel(
+    kernel: Kernel,
+    buffers: Mapping[str, torch.Tensor],
+    offsets: Mapping[str, int] | None = None,
+    sizes: Mapping[str, int] | None = None,
+) -> None:
+    """As `codegen.interpreter.run_kernel`: runs `kernel` over 1-D CPU tensors, writing its stores into them."""
+    starts = {name: buffer[(offsets or {}).get(name, 0) :] for name, buffer in buffers.items()}
+    source = _source(kernel)
+    interpret_source(source, [starts[param.name] for param in kernel.params], sizes or {})
+
+
+@cache
+def _source(kernel: Kernel) -> KernelSource:
+    return emit_kernel(kernel, _PROCESSORS)
+
+
+def interpret_source(
+    source: KernelSource, buffers: list[torch.Tensor], sizes: Mapping[str, int] | None = None
+) -> None:
+    """Runs the function of `source` for every program.
+
+    buffers: in the order of the params; each starts at the element that the kernel calls index 0.
+    """
+    values = dict(sizes or {})
+    count = source.schedule.program_count(values)
+    args = [*buffers, *[_Wide(values[size.name]) for size in source.kernel.sizes]]
+    with _ONE_AT_A_TIME, np.errstate(all="ignore"), _corrected():
+        function = interpreter.InterpretedFunction(load_function(source, _plain_function, INTERPRETED_LIBDEVICE))
+        function[(count,)](*args, **dict(source.constants))
+
+
+class _Wide(int):
+    """An int64 argument."""
+
+
+def load_function(source: KernelSource, jit: Callable[[Any], Any], libdevice: Any) -> Any:
+    """What the module of `source` defines under its name. jit: what `@triton.jit` means there.
+
+    Triton reads the text of a function: it is found under a file name of its own, as that of a notebook is.
+    """
+    filename = f"<dsjit triton {source.name} {hash(source.text) & 0xFFFFFFFF:08x}>"
+    linecache.cache[filename] = (len(source.text), None, source.text.splitlines(keepends=True), filename)
+    namespace: dict[str, Any] = {
+        "__name__": f"dsjit.generated.{source.name}",
+        "triton": SimpleNamespace(jit=jit),
+        "tl": tl,
+        "libdevice": libdevice,
+    }
+    exec(compile(source.text, filename, "exec"), namespace)
+    return namespace[source.name]
+
+
+def _plain_function(function: Any) -> Any:
+    return function
+
+
+# Corrections of the interpreter
+
+
+@contextmanager
+def _corrected() -> Iterator[None]:
+    builder = interpreter.interpreter_builder
+    reduce_ops = interpreter.ReduceOps
+    generic = reduce_ops.generic_reduce
+    builder.cast_impl = partial(_cast, builder)
+    reduce_ops.generic_reduce = _reduce_by_halves
+    try:
+        yield
+    finally:
+        del builder.cast_impl
+        reduce_ops.generic_reduce = generic
+
+
+def _cast(builder: Any, source: Any, type_: Any) -> Any:
+    """`InterpreterBuilder.cast_impl`, with bfloat16 rounded to nearest even."""
+    have, want = source.dtype.scalar, type_.scalar
+    if have == tl.float32 and want == tl.bfloat16:
+        data = np.ascontiguousarray(source.data)
+        rounded = torch.from_numpy(data).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
+        return interpreter.TensorHandle(rounded.reshape(np.shape(source.data)), want)
+    return type(builder).cast_impl(builder, source, type_)
+
+
+def _reduce_by_halves(self: Any, operands: tuple[Any, ...]) -> list[Any]:
+    """`ReduceOps.generic_reduce` along one axis whose length is a power of 2."""
+    axis, held = self.axis, list(operands)
+    combine = getattr(self.combine_fn, "fn", self.combine_fn)
+    length = held[0].handle.data.shape[axis]
+    while length > 1:
+        length //= 2
+        low, high = (
+            [_tensor(np.take(each.handle.data, where, axis), each.dtype) for each in held]
+            for where in (range(length), range(length, 2 * length))
+        )
+        combined = combine(*low, *high)
+        held = list(combined) if isinstance(combined, tuple) else [combined]
+    if self.keep_dims:
+        return held
+    return [_tensor(each.handle.data.squeeze(axis), each.dtype) for each in held]
+
+
+def _tensor(data: np.ndarray[Any, Any], dtype: Any) -> Any:
+    scalar = dtype.scalar
+    type_ = tl.block_type(scalar, list(data.shape)) if data.shape else scalar
+    return tl.tensor(interpreter.TensorHandle(data, scalar), type_)
+
+
+# libdevice
+
+
+def _wider(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A NumPy ufunc evaluated in the next wider float and rounded to the operands' dtype."""
+
+    def evaluate(*args: np.ndarray[Any, Any]) -> Any:
+        dtype = args[0].dtype
+        wide = np.float64 if dtype == np.float32 else np.longdouble
+        return function(*[arg.astype(wide) for arg in args]).astype(dtype)
+
+    return evaluate
+
+
+def _of_torch(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
+    """A function of torch evaluated in float64."""
+
+    def evaluate(arg: np.ndarray[Any, Any]) -> Any:
+        return function(torch.from_numpy(arg.astype(np.float64))).numpy().astype(arg.dtype)
+
+    return evaluate
+
+
+def _fma(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], c: np.ndarray[Any, Any]) -> Any:
+    """float32: the product is exact in float64, so that only halfway cases of the sum can be rounded twice."""
+    if a.dtype == np.float32:
+        return (a.astype(np.float64) * b + c).astype(np.float32)
+    return (a.astype(np.longdouble) * b + c).astype(np.float64)
+
+
+_FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
+    "exp": _wider(np.exp),
+    "exp2": _wider(np.exp2),
+    "expm1": _wider(np.expm1),
+    "log": _wider(np.log),
+    "log2": _wider(np.log2),
+    "log10": _wider(np.log10),
+    "log1p": _wider(np.log1p),
+    "sin": _wider(np.sin),
+    "cos": _wider(np.cos),
+    "tan": _wider(np.tan),
+    "asin": _wider(np.arcsin),
+    "acos": _wider(np.arccos),
+    "atan": _wider(np.arctan),
+    "atan2": _wider(np.arctan2),
+    "sinh": _wider(np.sinh),
+    "cosh": _wider(np.cosh),
+    "tanh": _wider(np.tanh),
+    "asinh": _wider(np.arcsinh),
+    "acosh": _wider(np.arccosh),
+    "atanh": _wider(np.arctanh),
+    "pow": _wider(np.power),
+    "hypot": _wider(np.hypot),
+    "erf": _of_torch(torch.erf),
+    "erfc": _of_torch(torch.erfc),
+    "lgamma": _of_torch(torch.lgamma),
+    "nextafter": np.nextafter,
+    "copysign": np.copysign,
+    "trunc": np.trunc,
+    "rint": np.rint,
+    "fmod": np.fmod,
+    "fma": _fma,
+}
+
+
+def _on_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        data = np.broadcast_arrays(*[arg.handle.data for arg in args])
+        shaped = next((arg for arg in args if arg.type.is_block()), args[0])
+        result = function(*data)
+        return _tensor(result, args[0].dtype) if shaped.type.is_block() else tl.tensor(
+            interpreter.TensorHandle(result, args[0].dtype.scalar), args[0].type
+        )
+
+    return call
+
+
+INTERPRETED_LIBDEVICE: Final = SimpleNamespace(**{name: _on_tensors(each) for name, each in _FUNCTIONS.items()})
+"""Stands for `triton.language.extra.libdevice`; has what `LIBDEVICE` names, and `fmod`."""
+
