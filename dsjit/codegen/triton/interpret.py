@@ -1,8 +1,9 @@
 """Runs Triton source in the interpreter that comes with Triton, on CPU tensors: slow, and no GPU is needed.
 
-The interpreter is a patched `triton.language` on NumPy, for one thread at a time. Three things are put right while a
-kernel runs: float32 is rounded to bfloat16 as hardware does, not truncated; reductions by any function take whole
-slices, not elements; and libdevice, which the interpreter lacks, is NumPy in the next wider float.
+The interpreter is a patched `triton.language` on NumPy, for one thread at a time. Four things are put right while a
+kernel runs: float32 is rounded to bfloat16 as hardware does, not truncated; a scalar that was compared is broadcast as
+a bool; reductions by any function take whole slices, not elements; and libdevice, which the interpreter lacks, is NumPy
+in the next wider float.
 """
 
 from __future__ import annotations
@@ -57,14 +58,10 @@ def interpret_source(
     """
     values = dict(sizes or {})
     count = source.schedule.program_count(values)
-    args = [*buffers, *[_Wide(values[size.name]) for size in source.kernel.sizes]]
+    args = [*buffers, *[values[size.name] for size in source.kernel.sizes]]
     with _ONE_AT_A_TIME, np.errstate(all="ignore"), _corrected():
         function = interpreter.InterpretedFunction(load_function(source, _plain_function, INTERPRETED_LIBDEVICE))
         function[(count,)](*args, **dict(source.constants))
-
-
-class _Wide(int):
-    """An int64 argument."""
 
 
 def load_function(source: KernelSource, jit: Callable[[Any], Any], libdevice: Any) -> Any:
@@ -97,11 +94,12 @@ def _corrected() -> Iterator[None]:
     reduce_ops = interpreter.ReduceOps
     generic = reduce_ops.generic_reduce
     builder.cast_impl = partial(_cast, builder)
+    builder.create_splat = _splat
     reduce_ops.generic_reduce = _reduce_by_halves
     try:
         yield
     finally:
-        del builder.cast_impl
+        del builder.cast_impl, builder.create_splat
         reduce_ops.generic_reduce = generic
 
 
@@ -113,6 +111,11 @@ def _cast(builder: Any, source: Any, type_: Any) -> Any:
         rounded = torch.from_numpy(data).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
         return interpreter.TensorHandle(rounded.reshape(np.shape(source.data)), want)
     return type(builder).cast_impl(builder, source, type_)
+
+
+def _splat(type_: Any, scalar: Any) -> Any:
+    """`InterpreterBuilder.create_splat`, by the dtype of the data: the handle of a comparison states its operands'."""
+    return interpreter.TensorHandle(np.full(type_.shape, scalar.data), type_.scalar)
 
 
 def _reduce_by_halves(self: Any, operands: tuple[Any, ...]) -> list[Any]:
@@ -153,6 +156,11 @@ def _wider(function: Callable[..., Any]) -> Callable[..., Any]:
     return evaluate
 
 
+def _pow(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> Any:
+    """In long double, which is C's: NumPy's vectors have pow(-inf, 0.5) as NaN."""
+    return np.power(a.astype(np.longdouble), b.astype(np.longdouble)).astype(a.dtype)
+
+
 def _of_torch(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
     """A function of torch evaluated in float64."""
 
@@ -190,7 +198,7 @@ _FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
     "asinh": _wider(np.arcsinh),
     "acosh": _wider(np.arccosh),
     "atanh": _wider(np.arctanh),
-    "pow": _wider(np.power),
+    "pow": _pow,
     "hypot": _wider(np.hypot),
     "erf": _of_torch(torch.erf),
     "erfc": _of_torch(torch.erfc),
