@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 import torch
 
@@ -17,8 +18,10 @@ from dsjit.api.session import Session
 from dsjit.api.stats import Counters
 from dsjit.api.trace_nodes import Runner, Step
 from dsjit.api.training import make_training
-from dsjit.codegen.interpret import InterpretedProgram
+from dsjit.codegen.interpret import InterpretedProgram, KernelRunner
+from dsjit.codegen.interpreter import run_kernel
 from dsjit.codegen.sized_program import SizeSource
+from dsjit.codegen.triton.load import triton_interpreter
 from dsjit.config import Options
 from dsjit.dump import Dump, open_dump
 from dsjit.ir.graph import Graph
@@ -31,6 +34,12 @@ from dsjit.trace.rehearsal import Rehearsal
 from dsjit.trace.segments import Segment
 
 __all__ = ["Builder", "no_collection"]
+
+_INTERPRETERS: Final[dict[str, Callable[[], KernelRunner]]] = {
+    "interpreter": lambda: run_kernel,
+    "triton-interpret": triton_interpreter,
+}
+"""By the option `backend`: makes what runs Kernels in place of machine code."""
 
 
 @dataclass(slots=True, eq=False)
@@ -49,8 +58,9 @@ class Builder:
         run: Runner = compilation.program
         if self.options.backend == "eager":
             run = functools.partial(_run_eagerly, compilation.captured)
-        elif self.options.backend == "interpreter":
-            run = InterpretedProgram(compilation.optimized, compilation.steps, compilation.plan.views)
+        elif self.options.backend in _INTERPRETERS:
+            runner = _INTERPRETERS[self.options.backend]()
+            run = InterpretedProgram(compilation.optimized, compilation.steps, compilation.plan.views, runner)
         elif compilation.stages:
             run = checked_program(compilation, self.options.numerics, self.session.kernels)
         return Step(segment, compilation, run)

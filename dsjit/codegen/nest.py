@@ -86,9 +86,7 @@ def merge_axes(outer: tuple[Axis, ...], blocks: tuple[Block, ...]) -> tuple[tupl
     return outer, tuple(merged)
 
 
-def merge_axes_of_map(
-    outer: tuple[Axis, ...], blocks: tuple[Block, ...]
-) -> tuple[tuple[Axis, ...], tuple[Block, ...]]:
+def merge_axes_of_map(outer: tuple[Axis, ...], blocks: tuple[Block, ...]) -> tuple[tuple[Axis, ...], tuple[Block, ...]]:
     """As `merge_axes`, and the innermost outer axes into the loop, as a map runs in any order."""
     axes, blocks = _merge_within(outer + blocks[-1].axes, blocks)
     return axes[:-1], (*blocks[:-1], Block(axes[-1:], blocks[-1].body))

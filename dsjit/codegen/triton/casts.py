@@ -29,9 +29,7 @@ def cast_text(arg: str, source: torch.dtype, to: torch.dtype) -> str:
     if source is to:
         return arg
     steps: list[torch.dtype] = []
-    if source in _HALVES and to is not torch.float32:
-        steps.append(torch.float32)
-    elif to in _HALVES and source is not torch.float32:
+    if (source in _HALVES and to is not torch.float32) or (to in _HALVES and source is not torch.float32):
         steps.append(torch.float32)
     if is_floating(source) and to in _VIA:
         steps.append(_VIA[to])

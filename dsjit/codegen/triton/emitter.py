@@ -453,7 +453,9 @@ class _Emitter:
         reduction = reduction_of(statement.kind, self._reduced_dtype(statement), self.wide)
         shape = self._shape(frozenset(self._order(rows)), rows)
         accumulators = [
-            Accumulator(self._fresh(f"{statement.result}_{part.suffix}"), f"tl.full({shape}, {part.start}, {part.type})")
+            Accumulator(
+                self._fresh(f"{statement.result}_{part.suffix}"), f"tl.full({shape}, {part.start}, {part.type})"
+            )
             for part in reduction.parts
         ]
         return replace(reduction, accumulators=tuple(accumulators))
@@ -513,7 +515,9 @@ class _Emitter:
             if not rows.is_exact and len(elements) == 1:
                 operands.append(text)
             else:
-                operands.append(f"tl.broadcast_to({text}, {shape})" if part.suffix == "at" or arg.tiles != tiles else text)
+                operands.append(
+                    f"tl.broadcast_to({text}, {shape})" if part.suffix == "at" or arg.tiles != tiles else text
+                )
         self._finish(statement, reduction, operands, tiles - {rows.name})
 
     def _finish(self, statement: Reduce, reduction: Reduction, operands: Sequence[str], tiles: frozenset[str]) -> None:

@@ -49,9 +49,7 @@ def _source(kernel: Kernel) -> KernelSource:
     return emit_kernel(kernel, _PROCESSORS)
 
 
-def interpret_source(
-    source: KernelSource, buffers: list[torch.Tensor], sizes: Mapping[str, int] | None = None
-) -> None:
+def interpret_source(source: KernelSource, buffers: list[torch.Tensor], sizes: Mapping[str, int] | None = None) -> None:
     """Runs the function of `source` for every program.
 
     buffers: in the order of the params; each starts at the element that the kernel calls index 0.
@@ -217,8 +215,10 @@ def _on_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
         data = np.broadcast_arrays(*[arg.handle.data for arg in args])
         shaped = next((arg for arg in args if arg.type.is_block()), args[0])
         result = function(*data)
-        return _tensor(result, args[0].dtype) if shaped.type.is_block() else tl.tensor(
-            interpreter.TensorHandle(result, args[0].dtype.scalar), args[0].type
+        return (
+            _tensor(result, args[0].dtype)
+            if shaped.type.is_block()
+            else tl.tensor(interpreter.TensorHandle(result, args[0].dtype.scalar), args[0].type)
         )
 
     return call
@@ -226,4 +226,3 @@ def _on_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
 
 INTERPRETED_LIBDEVICE: Final = SimpleNamespace(**{name: _on_tensors(each) for name, each in _FUNCTIONS.items()})
 """Stands for `triton.language.extra.libdevice`; has what `LIBDEVICE` names, and `fmod`."""
-

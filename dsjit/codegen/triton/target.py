@@ -36,7 +36,9 @@ class TritonTarget:
             return TritonTarget("cuda", int(match[1]), 32)
         if match := _HIP.fullmatch(text):
             return TritonTarget("hip", match[1], 64)
-        raise OptionError(f"there is no target {text!r}; use cuda:sm_<number> or hip:gfx9<number>, as in {KNOWN_TARGETS}")
+        raise OptionError(
+            f"there is no target {text!r}; use cuda:sm_<number> or hip:gfx9<number>, as in {KNOWN_TARGETS}"
+        )
 
     def __str__(self) -> str:
         return f"cuda:sm_{self.arch}" if self.backend == "cuda" else f"{self.backend}:{self.arch}"
