@@ -16,6 +16,7 @@ import torch
 from dsjit.codegen.nest import statement_index
 from dsjit.codegen.triton.casts import cast_text
 from dsjit.codegen.triton.indices import AxisVariable, implied_bounds, index_text, size_text
+from dsjit.codegen.triton.layout import Layout
 from dsjit.codegen.triton.reductions import Accumulator, Reduction, reduction_of
 from dsjit.codegen.triton.schedule import Schedule, Tile, needs_wide_index
 from dsjit.codegen.triton.spellings import HELPERS, SPELLINGS, helpers_of
@@ -117,10 +118,12 @@ class _Emitter:
     held: dict[str, dict[str, AxisVariable]] = field(default_factory=dict)
     stored: set[str] = field(default_factory=set)
     tiles: dict[str, Tile] = field(init=False)
+    layout: Layout = field(init=False)
     wide: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.tiles = {tile.name: tile for tile in self.schedule.tiles}
+        self.layout = Layout(self.schedule, self.names)
         self.wide = needs_wide_index(self.schedule)
         constants = [tile.constant for tile in self.tiles.values()]
         own = [self.name, "tl", "triton", "libdevice", "program", "range", "float", *HELPERS, *constants]
@@ -210,49 +213,17 @@ class _Emitter:
                 if position == 0:
                     self._line(f"program = {left}")
                     left = "program"
-                count = self._count(tile)
+                count = self.layout.count(tile)
                 number, left = f"{left} % {count}", f"{left} // {count}"
                 number, left = f"({number})", f"({left})"
-            lanes = self._lanes(tile)
+            lanes = self.layout.lanes(tile)
             self._line(f"{tile.name} = {number} * {tile.constant} + {lanes}")
             self._bound(tile)
             self.axes |= self._decompose(tile, tile.axes)
 
-    def _lanes(self, tile: Tile) -> str:
-        """0 to the size of a block, in the dimension that belongs to the tile."""
-        text = f"tl.arange(0, {tile.constant})"
-        order = self._order(tile)
-        if len(order) > 1:
-            text += f"[{', '.join(':' if name == tile.name else 'None' for name in order)}]"
-        return text
-
-    def _order(self, rows: Tile | None) -> tuple[str, ...]:
-        """The names of the tiles that are the dimensions of values, given the tile over rows of the block."""
-        programs = tuple([tile.name for tile in self.schedule.programs])
-        if rows is not None and rows.name not in programs:
-            return (*programs, rows.name)
-        looping = [tile for tile in self.schedule.rows if tile is not None]
-        return (*programs, looping[0].name) if looping else programs
-
-    def _shape(self, tiles: frozenset[str], rows: Tile | None) -> str:
-        """Of values that vary along these tiles."""
-        order = self._order(rows)
-        return f"[{', '.join(self.tiles[name].constant if name in tiles else '1' for name in order)}]"
-
-    def _size(self, tile: Tile) -> str:
-        if tile.known_size is not None:
-            return str(tile.known_size)
-        return " * ".join(size_text(axis.size, self.names) for axis in tile.axes)
-
-    def _count(self, tile: Tile) -> str:
-        """How many blocks the tile has."""
-        if tile.known_size is not None:
-            return str(-(-tile.known_size // tile.block))
-        return f"(({self._size(tile)} + {tile.constant} - 1) // {tile.constant})"
-
     def _bound(self, tile: Tile) -> None:
         if not tile.is_exact:
-            self._line(f"{tile.name}_in = {tile.name} < {self._size(tile)}")
+            self._line(f"{tile.name}_in = {tile.name} < {self.layout.size(tile)}")
 
     def _decompose(self, tile: Tile, axes: Sequence[Axis]) -> dict[str, AxisVariable]:
         """The variables of the axes; those that no index uses are left out of the source."""
@@ -286,7 +257,7 @@ class _Emitter:
         """The variables of a tile that covers whole rows; blocks that share it share them."""
         held = self.held.get(rows.name)
         if held is None:
-            lanes = self._lanes(rows)
+            lanes = self.layout.lanes(rows)
             self._line(f"{rows.name} = {lanes}{'.to(tl.int64)' if self.wide else ''}")
             self._bound(rows)
             held = self.held[rows.name] = self._decompose(rows, block.axes)
@@ -301,11 +272,11 @@ class _Emitter:
             for accumulator in reduction.accumulators:
                 self._line(f"{accumulator.name} = {accumulator.start}")
         start = f"{rows.name}_start"
-        with self._inside(f"for {start} in range(0, {self._size(rows)}, {rows.constant}):"):
-            self._line(f"{rows.name} = {start} + {self._lanes(rows)}")
+        with self._inside(f"for {start} in range(0, {self.layout.size(rows)}, {rows.constant}):"):
+            self._line(f"{rows.name} = {start} + {self.layout.lanes(rows)}")
             self._bound(rows)
             self.axes |= self._decompose(rows, block.axes)
-            self._body(block.body, rows, dict((statement.result, reduction) for statement, reduction in reductions))
+            self._body(block.body, rows, {statement.result: reduction for statement, reduction in reductions})
         for statement, reduction in reductions:
             self._finish(statement, reduction, [a.name for a in reduction.accumulators], frozenset({"x"}))
 
@@ -405,7 +376,7 @@ class _Emitter:
         name = self.names[param]
         if tiles == own:
             return name if text == "0" else f"{name} + ({text})" if " " in text else f"{name} + {text}"
-        shape = self._shape(tiles, rows)
+        shape = self.layout.shape(tiles, rows)
         if own:
             return f"{name} + tl.broadcast_to({text}, {shape})"
         return f"{name} + tl.full({shape}, {text}, {'tl.int64' if self.wide else 'tl.int32'})"
@@ -451,7 +422,7 @@ class _Emitter:
     def _reduction(self, statement: Reduce, rows: Tile) -> Reduction:
         """How the statement is computed; its accumulators get names."""
         reduction = reduction_of(statement.kind, self._reduced_dtype(statement), self.wide)
-        shape = self._shape(frozenset(self._order(rows)), rows)
+        shape = self.layout.shape(frozenset(self.layout.order(rows)), rows)
         accumulators = [
             Accumulator(
                 self._fresh(f"{statement.result}_{part.suffix}"), f"tl.full({shape}, {part.start}, {part.type})"
@@ -507,17 +478,12 @@ class _Emitter:
         reduction = reduction_of(statement.kind, arg.dtype, self.wide)
         elements = self._elements(statement, reduction)
         tiles = arg.tiles | {rows.name}
+        shape = self.layout.shape(tiles, rows)
         operands: list[str] = []
         for part, text in zip(reduction.parts, elements, strict=True):
-            shape = self._shape(tiles, rows)
-            if not rows.is_exact:
-                text = f"tl.where({rows.name}_in, {text}, {part.start})"
-            if not rows.is_exact and len(elements) == 1:
-                operands.append(text)
-            else:
-                operands.append(
-                    f"tl.broadcast_to({text}, {shape})" if part.suffix == "at" or arg.tiles != tiles else text
-                )
+            operand = text if rows.is_exact else f"tl.where({rows.name}_in, {text}, {part.start})"
+            covers = part.suffix != "at" and (arg.tiles == tiles or (not rows.is_exact and len(elements) == 1))
+            operands.append(operand if covers else f"tl.broadcast_to({operand}, {shape})")
         self._finish(statement, reduction, operands, tiles - {rows.name})
 
     def _finish(self, statement: Reduce, reduction: Reduction, operands: Sequence[str], tiles: frozenset[str]) -> None:

@@ -8,11 +8,10 @@ in the next wider float.
 
 from __future__ import annotations
 
-import linecache
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache, partial
+from functools import lru_cache, partial
 from types import SimpleNamespace
 from typing import Any, Final
 
@@ -22,9 +21,10 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 from dsjit.codegen.triton.emitter import KernelSource, emit_kernel
+from dsjit.codegen.triton.function import load_function
 from dsjit.ir.kernel import Kernel
 
-__all__ = ["INTERPRETED_LIBDEVICE", "interpret_kernel", "interpret_source", "load_function"]
+__all__ = ["INTERPRETED_LIBDEVICE", "interpret_kernel"]
 
 _PROCESSORS: Final = 1
 """Few programs of large tiles: each operation of the interpreter is one of NumPy, whatever its size."""
@@ -38,45 +38,23 @@ def interpret_kernel(
     offsets: Mapping[str, int] | None = None,
     sizes: Mapping[str, int] | None = None,
 ) -> None:
-    """As `codegen.interpreter.run_kernel`: runs `kernel` over 1-D CPU tensors, writing its stores into them."""
+    """As `codegen.interpreter.run_kernel`: runs `kernel` over 1-D CPU tensors, writing its stores into them.
+
+    Nothing checks that indices stay within the buffers.
+    """
+    source, function = _interpreted(kernel)
     starts = {name: buffer[(offsets or {}).get(name, 0) :] for name, buffer in buffers.items()}
-    source = _source(kernel)
-    interpret_source(source, [starts[param.name] for param in kernel.params], sizes or {})
-
-
-@cache
-def _source(kernel: Kernel) -> KernelSource:
-    return emit_kernel(kernel, _PROCESSORS)
-
-
-def interpret_source(source: KernelSource, buffers: list[torch.Tensor], sizes: Mapping[str, int] | None = None) -> None:
-    """Runs the function of `source` for every program.
-
-    buffers: in the order of the params; each starts at the element that the kernel calls index 0.
-    """
-    values = dict(sizes or {})
-    count = source.schedule.program_count(values)
-    args = [*buffers, *[values[size.name] for size in source.kernel.sizes]]
+    values = sizes or {}
+    args = [*[starts[param.name] for param in kernel.params], *[values[size.name] for size in kernel.sizes]]
     with _ONE_AT_A_TIME, np.errstate(all="ignore"), _corrected():
-        function = interpreter.InterpretedFunction(load_function(source, _plain_function, INTERPRETED_LIBDEVICE))
-        function[(count,)](*args, **dict(source.constants))
+        function[(source.schedule.program_count(values),)](*args, **dict(source.constants))
 
 
-def load_function(source: KernelSource, jit: Callable[[Any], Any], libdevice: Any) -> Any:
-    """What the module of `source` defines under its name. jit: what `@triton.jit` means there.
-
-    Triton reads the text of a function: it is found under a file name of its own, as that of a notebook is.
-    """
-    filename = f"<dsjit triton {source.name} {hash(source.text) & 0xFFFFFFFF:08x}>"
-    linecache.cache[filename] = (len(source.text), None, source.text.splitlines(keepends=True), filename)
-    namespace: dict[str, Any] = {
-        "__name__": f"dsjit.generated.{source.name}",
-        "triton": SimpleNamespace(jit=jit),
-        "tl": tl,
-        "libdevice": libdevice,
-    }
-    exec(compile(source.text, filename, "exec"), namespace)
-    return namespace[source.name]
+@lru_cache(maxsize=512)
+def _interpreted(kernel: Kernel) -> tuple[KernelSource, Any]:
+    source = emit_kernel(kernel, _PROCESSORS)
+    function = load_function(source, _plain_function, INTERPRETED_LIBDEVICE)
+    return source, interpreter.InterpretedFunction(function)
 
 
 def _plain_function(function: Any) -> Any:
