@@ -6,7 +6,6 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,46 +16,20 @@ from triton.compiler import ASTSource
 from triton.language.extra import libdevice
 from triton.runtime.jit import JITFunction
 
-from dsjit.codegen.triton.emitter import KernelSource
+from dsjit.codegen.triton.code import GpuCode, Resources
 from dsjit.codegen.triton.function import load_function
+from dsjit.codegen.triton.source import KernelSource
 from dsjit.codegen.triton.target import TritonTarget
 from dsjit.codegen.triton.types import POINTER_TYPES
 from dsjit.errors import BackendError
 
-__all__ = ["GpuCode", "Resources", "compile_source", "resources"]
+__all__ = ["compile_source", "resources"]
 
 _ALIGNMENT: Final = 16
 """Bytes: the widest access of one thread."""
 
 _ASSEMBLY: Final = {"cuda": "ptx", "hip": "amdgcn"}
 _BINARY: Final = {"cuda": "cubin", "hip": "hsaco"}
-
-
-@dataclass(frozen=True, slots=True)
-class GpuCode:
-    """A Kernel compiled for a GPU.
-
-    assembly: PTX, or AMD's. binary: a cubin, or an hsaco. shared: bytes of shared memory of one program.
-    threads: of one program. parameters: how many the function has; those after buffers and sizes are Triton's own,
-        which a launch leaves 0.
-    """
-
-    source: KernelSource
-    target: TritonTarget
-    name: str
-    assembly: str
-    binary: bytes
-    shared: int
-    threads: int
-    parameters: int
-
-
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """Of one thread: 32-bit registers, and bytes that are spilled from registers to memory (both ways)."""
-
-    registers: int
-    spills: int
 
 
 def compile_source(
@@ -104,9 +77,10 @@ def compile_source(
 
 
 def _parameter_count(assembly: str, target: TritonTarget) -> int:
-    pattern = r"\.param .*_param_\d+" if target.backend == "cuda" else r"\.value_kind: +(?:global_buffer|by_value)"
-    entry = assembly[assembly.index(".entry") : assembly.index("{")] if target.backend == "cuda" else assembly
-    return len(re.findall(pattern, entry))
+    if target.backend == "hip":
+        return len(re.findall(r"\.value_kind: +(?:global_buffer|by_value)", assembly))
+    start = assembly.index(".entry")
+    return len(re.findall(r"\.param .*_param_\d+", assembly[start : assembly.index(")", start)]))
 
 
 def resources(code: GpuCode) -> Resources:

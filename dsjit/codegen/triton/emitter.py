@@ -19,6 +19,7 @@ from dsjit.codegen.triton.indices import AxisVariable, implied_bounds, index_tex
 from dsjit.codegen.triton.layout import Layout
 from dsjit.codegen.triton.reductions import Accumulator, Reduction, reduction_of
 from dsjit.codegen.triton.schedule import Schedule, Tile, needs_wide_index
+from dsjit.codegen.triton.source import KernelSource
 from dsjit.codegen.triton.spellings import HELPERS, SPELLINGS, helpers_of
 from dsjit.codegen.triton.types import TRITON_TYPES, literal, typed_number
 from dsjit.ir.dtypes import is_floating
@@ -34,50 +35,15 @@ from dsjit.ir.kernel import (
     InRange,
     Kernel,
     Load,
-    Param,
     Reduce,
     SizeParam,
     Stmt,
     Store,
 )
 
-__all__ = ["HEADER", "KernelSource", "emit_kernel"]
-
-HEADER: Final = """\
-import triton
-import triton.language as tl
-from triton.language.extra import libdevice
-"""
-"""What the text of a KernelSource needs above it, to be a module."""
+__all__ = ["emit_kernel"]
 
 _INDENT: Final = "    "
-
-
-@dataclass(frozen=True, slots=True)
-class KernelSource:
-    """A Kernel in Triton.
-
-    name: of the function. text: helper functions, and the function: (buffers, sizes, tile constants).
-    params, sizes: names of the buffers and of the integers, in the Kernel's order. constants: the tile constants.
-    warps: in each program.
-    """
-
-    name: str
-    text: str
-    kernel: Kernel
-    params: tuple[Param, ...]
-    sizes: tuple[str, ...]
-    constants: tuple[tuple[str, int], ...]
-    schedule: Schedule
-
-    @property
-    def warps(self) -> int:
-        return self.schedule.warps
-
-    @property
-    def module(self) -> str:
-        """Text that can be imported."""
-        return f"{HEADER}\n\n{self.text}"
 
 
 def emit_kernel(kernel: Kernel, processors: int, name: str | None = None) -> KernelSource:
@@ -102,6 +68,15 @@ class _Variable:
     tiles: frozenset[str]
 
 
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """The last store to a param: where to, and which line does it."""
+
+    pointer: str
+    line: int
+    depth: int
+
+
 @dataclass(slots=True)
 class _Emitter:
     kernel: Kernel
@@ -116,7 +91,7 @@ class _Emitter:
     known: dict[object, _Variable] = field(default_factory=dict)
     helpers: dict[str, None] = field(default_factory=dict)
     held: dict[str, dict[str, AxisVariable]] = field(default_factory=dict)
-    stored: set[str] = field(default_factory=set)
+    stores: dict[str, _Stored] = field(default_factory=dict)
     tiles: dict[str, Tile] = field(init=False)
     layout: Layout = field(init=False)
     wide: bool = field(init=False)
@@ -156,7 +131,11 @@ class _Emitter:
         if len(signature[0]) > 120:
             signature = [f"def {self.name}(", *[f"{_INDENT}{argument}," for argument in arguments], "):"]
         helpers = [HELPERS[helper].text + "\n\n" for helper in helpers_of(self.helpers)]
-        text = "".join(helpers) + "\n".join(["@triton.jit", *signature, *self._origins(), *self.lines]) + "\n"
+        text = (
+            "".join(helpers)
+            + "\n".join(["@triton.jit", *signature, *self._origins(), *filter(None, self.lines)])
+            + "\n"
+        )
         return KernelSource(self.name, text, kernel, params, tuple(sizes.values()), constants, self.schedule)
 
     def _origins(self) -> list[str]:
@@ -294,18 +273,12 @@ class _Emitter:
 
     def _body(self, body: Sequence[Stmt], rows: Tile | None, running: dict[str, Reduction] | None = None) -> None:
         """running: by result, the reductions whose accumulators the body of a loop updates."""
-        if any(isinstance(s, Load) and s.param in self.stored for s in body):
-            # What this program stored in an earlier block may have been stored by another of its threads.
-            self._line("tl.debug_barrier()")
-            self.stored.clear()
-        stores: set[str] = set()
         for statement in body:
             match statement:
                 case Load():
                     self._load(statement, rows)
                 case Store():
                     self._store(statement, rows)
-                    stores.add(statement.param)
                 case Reduce():
                     if running is not None:
                         self._accumulate(statement, running[statement.result], rows)
@@ -313,7 +286,6 @@ class _Emitter:
                         self._reduce(statement, rows)
                 case _:
                     self._scalar(statement)
-        self.stored |= stores
 
     def _scalar(self, statement: Constant | IndexValue | InRange | Apply | Cast) -> None:
         dtype = torch.int64 if isinstance(statement, IndexValue) else torch.bool
@@ -397,6 +369,10 @@ class _Emitter:
             other = literal(statement.other, statement.dtype)
             text += f", other={other}"
         key = ("load", statement.param, pointer, mask.name if mask else None, other)
+        if key not in self.known and statement.param in self.stores:
+            # What this program stored may have been stored by another of its threads.
+            self._line("tl.debug_barrier()")
+            del self.stores[statement.param]
         self._define(statement.result, f"{text})", statement.dtype, tiles, key)
         lost = mask is not None and is_floating(statement.dtype) and literal(statement.other, statement.dtype) == "-0.0"
         if lost and mask is not None:
@@ -410,6 +386,11 @@ class _Emitter:
         pointer = self._pointer(statement.param, statement.index, tiles, rows)
         masks = self._bounds(tiles)
         value = self.values[statement.arg]
+        earlier = self.stores.get(statement.param)
+        if earlier is not None and earlier.pointer == pointer and earlier.depth == self.depth == 1:
+            # Nothing but this program has read what it overwrites.
+            self.lines[earlier.line] = ""
+        self.stores[statement.param] = _Stored(pointer, len(self.lines), self.depth)
         mask = f", mask={' & '.join(masks)}" if masks else ""
         self._line(f"tl.store({pointer}, {value.name}{mask})")
         for key in [key for key in self.known if isinstance(key, tuple) and key[:2] == ("load", statement.param)]:

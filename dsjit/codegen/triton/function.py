@@ -10,7 +10,7 @@ from typing import Any
 
 import triton.language as tl
 
-from dsjit.codegen.triton.emitter import KernelSource
+from dsjit.codegen.triton.source import KernelSource
 
 __all__ = ["load_function"]
 

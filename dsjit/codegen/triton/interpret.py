@@ -20,8 +20,9 @@ import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
-from dsjit.codegen.triton.emitter import KernelSource, emit_kernel
+from dsjit.codegen.triton.emitter import emit_kernel
 from dsjit.codegen.triton.function import load_function
+from dsjit.codegen.triton.source import KernelSource
 from dsjit.ir.kernel import Kernel
 
 __all__ = ["INTERPRETED_LIBDEVICE", "interpret_kernel"]

@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 from dsjit.codegen.interpret import KernelRunner
+from dsjit.codegen.triton.code import GpuCode, Resources
+from dsjit.codegen.triton.source import KernelSource
+from dsjit.codegen.triton.target import TritonTarget
 from dsjit.errors import MissingPackageError
 
-__all__ = ["triton_interpreter"]
+__all__ = ["gpu_compiler", "triton_interpreter"]
 
 
 def triton_interpreter() -> KernelRunner:
     """Runs Kernels as Triton source in Triton's interpreter. Raises MissingPackageError."""
     runner: KernelRunner = _load("interpret").interpret_kernel
     return runner
+
+
+def gpu_compiler() -> Callable[[KernelSource, TritonTarget, bool], tuple[GpuCode, Resources]]:
+    """Compiles Triton source for a GPU, which need not be at hand. Raises MissingPackageError."""
+    compiler = _load("compiler")
+
+    def run(source: KernelSource, target: TritonTarget, fast: bool) -> tuple[GpuCode, Resources]:
+        code: GpuCode = compiler.compile_source(source, target, fast)
+        return code, compiler.resources(code)
+
+    return run
 
 
 def _load(name: str) -> Any:
