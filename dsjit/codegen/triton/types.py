@@ -40,7 +40,7 @@ POINTER_TYPES: Final[dict[torch.dtype, str]] = {
 
 
 def literal(value: float | int | bool, dtype: torch.dtype) -> str:
-    """`value` in Python, as a number of the kind of `dtype`. The sign of a zero is lost: `typed_number` keeps it."""
+    """`value` in Python, as a number of the kind of `dtype`. Triton may lose the sign of a zero, which `typed_number` keeps."""
     if dtype is torch.bool:
         return str(bool(value))
     if not is_floating(dtype):
@@ -51,7 +51,7 @@ def literal(value: float | int | bool, dtype: torch.dtype) -> str:
 
 def typed_number(value: float | int | bool, dtype: torch.dtype) -> str:
     """A scalar of exactly this dtype."""
-    scalar = f"tl.full([], {literal(value, dtype)}, {TRITON_TYPES[dtype]})"
-    negative_zero = is_floating(dtype) and value == 0 and math.copysign(1.0, value) < 0
-    # Triton makes any zero from the type's null value.
-    return f"{scalar} * -1.0" if negative_zero else scalar
+    if is_floating(dtype) and value == 0 and math.copysign(1.0, value) < 0:
+        # Older versions of Triton make any zero from the type's null value.
+        return f"{typed_number(0.0, dtype)} * -1.0"
+    return f"tl.full([], {literal(value, dtype)}, {TRITON_TYPES[dtype]})"
