@@ -14,6 +14,7 @@ import torch
 
 from dsjit.api.checking import checked_program
 from dsjit.api.compile import Compilation, StageTimer, compile_graph, compile_template
+from dsjit.api.compile_gpu import compile_gpu_graph, gpu_of
 from dsjit.api.session import Session
 from dsjit.api.stats import Counters
 from dsjit.api.trace_nodes import Runner, Step
@@ -68,7 +69,7 @@ class Builder:
     def training(self, joint: JointGraph, timer: StageTimer) -> Step:
         """A forward, compiled now, and its backward, which is compiled when it is first wanted."""
         session = self.session
-        structure = (self.options.numerics, graph_structure(joint.graph), joint.key)
+        structure = (self.options.numerics, self.options.backend == "triton", graph_structure(joint.graph), joint.key)
         training = session.trainings.get(structure)
         if training is None:
             with timer.stage("passes"):
@@ -98,6 +99,14 @@ class Builder:
 
     def _graph(self, graph: Graph, timer: StageTimer) -> Compilation:
         session, numerics = self.session, self.options.numerics
+        gpu = gpu_of(graph) if self.options.backend == "triton" else None
+        if gpu is not None:
+            return self._found_or_made(
+                ("triton", graph_structure(graph)),
+                lambda dump: compile_gpu_graph(
+                    graph, numerics, session.environment, session.gpu(gpu), timer, dump, session.fuel
+                ),
+            )
         return self._found_or_made(
             (graph_structure(graph),),
             lambda dump: compile_graph(

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field, replace
 
 from dsjit.codegen.assemble import NativePlan, assemble, assemble_parts, choose_steps, templates_of
 from dsjit.codegen.llvm.engine import CompiledKernel, KernelCache, Lookup
+from dsjit.codegen.llvm.executor import DeviceKernel
 from dsjit.codegen.llvm.templates.emit import Template
 from dsjit.codegen.placement import Step
 from dsjit.codegen.program import Program
 from dsjit.codegen.sized_program import SizedProgram, SizeSource, kernels_for_sizes, make_sized_program
 from dsjit.codegen.target import CPU_TARGET
+from dsjit.codegen.triton.program import GpuProgram
 from dsjit.codegen.watch import StepWatch
 from dsjit.config import Environment, Numerics
 from dsjit.dump import Dump
@@ -32,7 +34,15 @@ from dsjit.ir.verify_kernel import verify_kernel
 from dsjit.passes.fuel import Fuel
 from dsjit.passes.pipeline import SIZED_PASSES, run_passes
 
-__all__ = ["Compilation", "StageTimer", "compile_graph", "compile_part", "compile_template", "lower_units"]
+__all__ = [
+    "Compilation",
+    "StageTimer",
+    "compile_graph",
+    "compile_part",
+    "compile_template",
+    "lower_units",
+    "print_stages",
+]
 
 
 @dataclass(slots=True)
@@ -65,16 +75,16 @@ class Compilation:
     optimized: Graph
     plan: FusionPlan
     steps: tuple[Step, ...]
-    compiled: Mapping[FusedKernel | Node, CompiledKernel]
+    compiled: Mapping[FusedKernel | Node, CompiledKernel | DeviceKernel]
     native: Mapping[Node, NativePlan]
-    program: Program | SizedProgram
+    program: Program | SizedProgram | GpuProgram
     generated: int
     reused: int
     timer: StageTimer
     stages: tuple[tuple[str, Graph], ...] = ()
 
     @property
-    def kernels(self) -> dict[FusedKernel, CompiledKernel]:
+    def kernels(self) -> dict[FusedKernel, CompiledKernel | DeviceKernel]:
         """The machine code of the fused kernels."""
         return {work: code for work, code in self.compiled.items() if isinstance(work, FusedKernel)}
 
@@ -136,7 +146,7 @@ def compile_graph(
         graph, optimized, plan, tuple(steps), compiled, native, program, result.generated, result.reused, timer,
         tuple(stages),
     )  # fmt: skip
-    _print_stages(compilation, environment.debug, result.ir_text)
+    print_stages(compilation, environment.debug, result.ir_text)
     return compilation
 
 
@@ -246,12 +256,12 @@ def compile_template(
         captured[0], optimized[0], plans[0], tuple(steps), compiled[0], native, program, result.generated,
         result.reused, timer,
     )  # fmt: skip
-    _print_stages(compilation, environment.debug, result.ir_text)
+    print_stages(compilation, environment.debug, result.ir_text)
     return compilation
 
 
-def _print_stages(compilation: Compilation, level: int, ir_text: str) -> None:
-    """What DSJIT_DEBUG asks for, on standard error."""
+def print_stages(compilation: Compilation, level: int, text: str) -> None:
+    """What DSJIT_DEBUG asks for, on standard error. text: of the kernels, as they were emitted."""
     if level < 1:
         return
     seconds = ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in compilation.timer.seconds.items())
@@ -266,5 +276,5 @@ def _print_stages(compilation: Compilation, level: int, ir_text: str) -> None:
         lines += [print_kernel(kernel.kernel) for kernel in compilation.kernels]
         lines += [f"not fused: {reason}" for reason in compilation.plan.reasons]
     if level >= 4:
-        lines.append(ir_text)
+        lines.append(text)
     print("\n".join(lines), file=sys.stderr)

@@ -6,13 +6,16 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from dsjit.codegen.interpret import KernelRunner
 from dsjit.codegen.triton.code import GpuCode, Resources
+from dsjit.codegen.triton.machine import GpuMachine
 from dsjit.codegen.triton.source import KernelSource
 from dsjit.codegen.triton.target import TritonTarget
 from dsjit.errors import MissingPackageError
 
-__all__ = ["gpu_compiler", "triton_interpreter"]
+__all__ = ["gpu_compiler", "gpu_machine", "triton_interpreter"]
 
 
 def triton_interpreter() -> KernelRunner:
@@ -30,6 +33,12 @@ def gpu_compiler() -> Callable[[KernelSource, TritonTarget, bool], tuple[GpuCode
         return code, compiler.resources(code)
 
     return run
+
+
+def gpu_machine(device: torch.device) -> GpuMachine:
+    """The GPU `device`, which has an index. Raises BackendError without a driver, MissingPackageError without Triton."""
+    machine: GpuMachine = _load("cuda_machine").cuda_machine(device)
+    return machine
 
 
 def _load(name: str) -> Any:

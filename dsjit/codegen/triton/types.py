@@ -40,7 +40,7 @@ POINTER_TYPES: Final[dict[torch.dtype, str]] = {
 
 
 def literal(value: float | int | bool, dtype: torch.dtype) -> str:
-    """`value` in Python, as a number of the kind of `dtype`. Triton may lose the sign of a zero, which `typed_number` keeps."""
+    """`value` as Python writes a number of this kind. Triton may lose the sign of a zero; `typed_number` keeps it."""
     if dtype is torch.bool:
         return str(bool(value))
     if not is_floating(dtype):
