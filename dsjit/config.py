@@ -101,9 +101,9 @@ OPTION_ROWS: Final[tuple[OptionRow, ...]] = (
         '"llvm", "triton", "interpreter", "triton-interpret" or "eager"',
         _one_of("llvm", "triton", "interpreter", "triton-interpret", "eager"),
         '"llvm": kernels on CPU tensors are compiled to machine code, and ops on a GPU stay library calls. "triton": '
-        'kernels on CUDA tensors are compiled by Triton, others as with "llvm". "interpreter": kernels run in the Python interpreter that '
-        'defines them, "triton-interpret": they are emitted as for a GPU and run in Triton\'s interpreter (both slow, '
-        'for checking). "eager": the captured graph runs op by op, without kernels.',
+        'kernels on CUDA tensors are compiled by Triton, others as with "llvm". "interpreter": kernels run in the '
+        'Python interpreter that defines them, "triton-interpret": they are emitted as for a GPU and run in Triton\'s '
+        'interpreter (both slow, for checking). "eager": the captured graph runs op by op, without kernels.',
     ),
     OptionRow(
         "disable",

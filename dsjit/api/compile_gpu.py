@@ -6,6 +6,8 @@ import torch
 
 from dsjit.api.compile import Compilation, StageTimer, lower_units, print_stages
 from dsjit.codegen.assemble import assemble, choose_steps
+from dsjit.codegen.llvm.engine import CompiledKernel
+from dsjit.codegen.llvm.executor import DeviceKernel
 from dsjit.codegen.program import Executor
 from dsjit.codegen.target import gpu_target
 from dsjit.codegen.triton.launch import build_launches
@@ -16,7 +18,7 @@ from dsjit.dump import Dump
 from dsjit.errors import BackendError
 from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.planner import plan_fusion
-from dsjit.ir.graph import Graph
+from dsjit.ir.graph import Graph, Node
 from dsjit.ir.print_kernel import print_kernel
 from dsjit.ir.verify_kernel import verify_kernel
 from dsjit.passes.fuel import Fuel
@@ -50,10 +52,13 @@ def compile_gpu_graph(
     """
     target, fast = gpu_target(machine.device), numerics == "fast"
     checks = environment.check > 0
-    if dump is not None:
-        dump.write_stage("trace", graph)
+
+    def on_stage(name: str, stage: Graph) -> None:
+        if dump is not None:
+            dump.write_stage(name, stage)
+
+    on_stage("trace", graph)
     with timer.stage("passes"):
-        on_stage = dump.write_stage if dump is not None else None
         optimized = run_passes(graph, check=checks, passes=target.passes, fuel=fuel, on_stage=on_stage)
     with timer.stage("fusion"):
         plan = plan_fusion(optimized, target.limits, target.device, fuel)
@@ -67,7 +72,7 @@ def compile_gpu_graph(
             dump.write_kernel(print_kernel(unit.kernel))
     with timer.stage("codegen"):
         found = machine.kernels.compile_kernels([unit.kernel for unit in fused], fast)
-        compiled = dict(zip(fused, found.kernels, strict=True))
+        compiled: dict[FusedKernel | Node, CompiledKernel | DeviceKernel] = dict(zip(fused, found.kernels, strict=True))
     with timer.stage("assembly"):
         executor = Executor(machine.device, build_launches)
         program = assemble(optimized, steps, native, plan.views, compiled, check=checks, executor=executor)

@@ -36,7 +36,7 @@ def gpu_compiler() -> Callable[[KernelSource, TritonTarget, bool], tuple[GpuCode
 
 
 def gpu_machine(device: torch.device) -> GpuMachine:
-    """The GPU `device`, which has an index. Raises BackendError without a driver, MissingPackageError without Triton."""
+    """The GPU `device`, which has an index. Raises BackendError without a driver, and MissingPackageError."""
     machine: GpuMachine = _load("cuda_machine").cuda_machine(device)
     return machine
 
