@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -37,10 +38,11 @@ def cuda_target(device: torch.device) -> TritonTarget:
 class CudaDriver:
     """Of one device, which must be the current one whenever a method is called.
 
+    current_stream: the handle of torch's current stream on it. library: the driver's functions.
     modules: what is loaded, by its binary: handles of module and function.
     """
 
-    device: int
+    current_stream: Callable[[], int]
     library: Any = field(default_factory=lambda: _library())
     modules: dict[bytes, tuple[Any, int]] = field(default_factory=dict)
 
@@ -69,10 +71,9 @@ class CudaDriver:
             ctypes.addressof(size),
             _LAUNCH_PARAM_END,
         )
-        stream = torch._C._cuda_getCurrentRawStream(self.device)
         self._check(
             self.library.cuLaunchKernel(
-                function, programs, 1, 1, code.threads, 1, 1, code.shared, stream, None, extra,
+                function, programs, 1, 1, code.threads, 1, 1, code.shared, self.current_stream(), None, extra,
             ),
             code,
         )  # fmt: skip

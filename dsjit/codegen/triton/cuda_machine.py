@@ -16,7 +16,6 @@ __all__ = ["cuda_machine"]
 
 def cuda_machine(device: torch.device) -> GpuMachine:
     """device: with an index. Raises BackendError when there is no driver."""
-    driver = CudaDriver(device.index)
-    kernels = GpuKernelCache(cuda_target(device), driver, compile_source)
     stream = partial(torch._C._cuda_getCurrentRawStream, device.index)
+    kernels = GpuKernelCache(cuda_target(device), CudaDriver(stream), compile_source)
     return GpuMachine(device, kernels, partial(torch.cuda.device, device), stream)
