@@ -1,9 +1,9 @@
 """Runs Triton source in the interpreter that comes with Triton, on CPU tensors: slow, and no GPU is needed.
 
-The interpreter is a patched `triton.language` on NumPy, for one thread at a time. Four things are put right while a
+The interpreter is a patched `triton.language` on NumPy, for one thread at a time. Some things are put right while a
 kernel runs: float32 is rounded to bfloat16 as hardware does, not truncated; a scalar that was compared is broadcast as
-a bool; reductions by any function take whole slices, not elements; and libdevice, which the interpreter lacks, is NumPy
-in the next wider float.
+a bool; the larger of a NaN and a number is the number (in versions before 3.9); reductions by any function take whole
+slices, not elements; and libdevice, which the interpreter lacks, is NumPy in the next wider float.
 """
 
 from __future__ import annotations
@@ -70,13 +70,19 @@ def _corrected() -> Iterator[None]:
     builder = interpreter.interpreter_builder
     reduce_ops = interpreter.ReduceOps
     generic = reduce_ops.generic_reduce
-    builder.cast_impl = partial(_cast, builder)
-    builder.create_splat = _splat
+    corrections = {
+        "cast_impl": partial(_cast, builder),
+        "create_splat": _splat,
+        "create_maxnumf": lambda a, b: builder.binary_op(a, b, np.fmax),
+        "create_minnumf": lambda a, b: builder.binary_op(a, b, np.fmin),
+    }
+    vars(builder).update(corrections)
     reduce_ops.generic_reduce = _reduce_by_halves
     try:
         yield
     finally:
-        del builder.cast_impl, builder.create_splat
+        for name in corrections:
+            delattr(builder, name)
         reduce_ops.generic_reduce = generic
 
 

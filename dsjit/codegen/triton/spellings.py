@@ -206,6 +206,12 @@ def _neg(dtype: torch.dtype, args: Sequence[str], use: Use) -> str:
     return f"{args[0]} * -1.0" if is_floating(dtype) else f"0 - {args[0]}"
 
 
+def _not(dtype: torch.dtype, args: Sequence[str], use: Use) -> str:
+    if dtype is torch.bool:
+        return f"{args[0]} == 0"
+    return f"{args[0]} ^ 255" if dtype is torch.uint8 else f"~{args[0]}"
+
+
 def _abs(dtype: torch.dtype, args: Sequence[str], use: Use) -> str:
     return args[0] if dtype is torch.uint8 else f"tl.abs({args[0]})"
 
@@ -257,7 +263,7 @@ SPELLINGS: Final[dict[str, Spelling]] = {
     "and": _infix("&"),
     "or": _infix("|"),
     "xor": _infix("^"),
-    "not": lambda dtype, args, use: f"{args[0]} == 0" if dtype is torch.bool else f"~{args[0]}",
+    "not": _not,
     "shl": _shift("shift_left", "shift_left"),
     "shr": _shift("shift_right", "unsigned_shift_right"),
     "sigmoid": _sigmoid,
