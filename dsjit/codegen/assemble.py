@@ -154,7 +154,7 @@ class _Assembler:
                     for value in node.outputs:
                         self.aliases[value] = node.args[0]
         self.constants = list(self.graph.constants.values())
-        self.placement = place_values(self.graph, self.steps, self.views, self.aliases)
+        self.placement = place_values(self.graph, self.steps, self.views, self.aliases, self.executor.in_place)
         for step in self.steps:
             for value in self._native_values(step):
                 place = self.placement.places[value]

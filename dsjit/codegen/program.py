@@ -32,13 +32,18 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Executor:
-    """What runs the kernels of a Program. device: where their memory is. build: encodes the calls of a sequence."""
+    """What runs the kernels of a Program.
+
+    device: where their memory is. build: encodes the calls of a sequence.
+    in_place: whether a kernel may write over an operand. It may when each element is read and written by one thread.
+    """
 
     device: torch.device
     build: Callable[[Sequence[Call]], StepSequence]
+    in_place: bool
 
 
-CPU_EXECUTOR: Final = Executor(torch.device("cpu"), build_sequence)
+CPU_EXECUTOR: Final = Executor(torch.device("cpu"), build_sequence, in_place=True)
 
 
 @dataclass(frozen=True, slots=True)

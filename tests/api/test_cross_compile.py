@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import nn
 
 import dsjit
 from dsjit.codegen.triton.target import KNOWN_TARGETS
 from dsjit.errors import CaptureError, OptionError
 from tests.codegen.triton.canonical import CANONICAL
+from tests.models.test_models import ResidualNet, bert, built, gpt2, llama
 
 
 @pytest.mark.parametrize("name", CANONICAL)
@@ -19,6 +23,15 @@ def test_no_kernel_of_the_canonical_list_spills_on_an_h100(name: str) -> None:
     for kernel in compiled.kernels:
         assert kernel.resources.spills == 0, f"{kernel.resources}\n{kernel.source.text}"
         assert 0 < kernel.resources.registers <= 255
+
+
+@pytest.mark.parametrize("make", [bert, gpt2, llama, ResidualNet])
+def test_no_kernel_of_a_model_spills_on_an_h100(make: Callable[[], nn.Module]) -> None:
+    given = torch.randn(2, 3, 16, 16) if make is ResidualNet else torch.arange(10).reshape(2, 5)
+    with torch.no_grad():
+        compiled = dsjit.compile_for(built(make, torch.float32), (given,), target="cuda:sm_90")
+    assert compiled.kernels
+    assert [kernel.name for kernel in compiled.kernels if kernel.resources.spills] == []
 
 
 @pytest.mark.parametrize("target", KNOWN_TARGETS)

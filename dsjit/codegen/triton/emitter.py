@@ -92,6 +92,7 @@ class _Emitter:
     helpers: dict[str, None] = field(default_factory=dict)
     held: dict[str, dict[str, AxisVariable]] = field(default_factory=dict)
     stores: dict[str, _Stored] = field(default_factory=dict)
+    loaded: set[str] = field(default_factory=set)
     tiles: dict[str, Tile] = field(init=False)
     layout: Layout = field(init=False)
     wide: bool = field(init=False)
@@ -373,6 +374,8 @@ class _Emitter:
             # What this program stored may have been stored by another of its threads.
             self._line("tl.debug_barrier()")
             del self.stores[statement.param]
+        if key not in self.known:
+            self.loaded.add(statement.param)
         self._define(statement.result, f"{text})", statement.dtype, tiles, key)
         lost = mask is not None and is_floating(statement.dtype) and literal(statement.other, statement.dtype) == "-0.0"
         if lost and mask is not None:
@@ -386,6 +389,10 @@ class _Emitter:
         pointer = self._pointer(statement.param, statement.index, tiles, rows)
         masks = self._bounds(tiles)
         value = self.values[statement.arg]
+        if statement.param in self.loaded:
+            # Another thread may be about to read what this one overwrites.
+            self._line("tl.debug_barrier()")
+            self.loaded.clear()
         earlier = self.stores.get(statement.param)
         if earlier is not None and earlier.pointer == pointer and earlier.depth == self.depth == 1:
             # Nothing but this program has read what it overwrites.
