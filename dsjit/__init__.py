@@ -10,6 +10,7 @@ dsjit.explain(f)(x, y)      # what was fused, and why the rest was not
 dsjit.stats()               # what ran compiled
 """
 
+from dsjit.api.cross_compile import CrossCompilation, compile_for
 from dsjit.api.entry import disable, jit, mark_dynamic, mark_static, reset_stats, set_stance, stats
 from dsjit.api.explain import Explanation, explain
 from dsjit.errors import (
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BackendError",
     "CaptureError",
+    "CrossCompilation",
     "DsjitError",
     "DsjitWarning",
     "Explanation",
@@ -42,6 +44,7 @@ __all__ = [
     "UnsupportedCallableError",
     "Verification",
     "VerificationError",
+    "compile_for",
     "disable",
     "explain",
     "jit",

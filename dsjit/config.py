@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 Numerics: TypeAlias = Literal["eager", "fast"]
-Backend: TypeAlias = Literal["llvm", "interpreter", "eager"]
+Backend: TypeAlias = Literal["llvm", "triton", "interpreter", "triton-interpret", "eager"]
 AtLimit: TypeAlias = Literal["eager", "raise"]
 Stance: TypeAlias = Literal["default", "eager", "eager_on_recompile", "fail_on_recompile", "fail_on_eager"]
 
@@ -98,10 +98,12 @@ OPTION_ROWS: Final[tuple[OptionRow, ...]] = (
     ),
     OptionRow(
         "backend",
-        '"llvm", "interpreter" or "eager"',
-        _one_of("llvm", "interpreter", "eager"),
-        '"llvm": kernels are compiled to machine code. "interpreter": kernels run in the Python interpreter that '
-        'defines them (slow, for checking). "eager": the captured graph runs op by op, without kernels.',
+        '"llvm", "triton", "interpreter", "triton-interpret" or "eager"',
+        _one_of("llvm", "triton", "interpreter", "triton-interpret", "eager"),
+        '"llvm": kernels on CPU tensors are compiled to machine code, and ops on a GPU stay library calls. "triton": '
+        'kernels on CUDA tensors are compiled by Triton, others as with "llvm". "interpreter": kernels run in the '
+        'Python interpreter that defines them, "triton-interpret": they are emitted as for a GPU and run in Triton\'s '
+        'interpreter (both slow, for checking). "eager": the captured graph runs op by op, without kernels.',
     ),
     OptionRow(
         "disable",

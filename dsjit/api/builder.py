@@ -8,17 +8,21 @@ import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 import torch
 
 from dsjit.api.checking import checked_program
 from dsjit.api.compile import Compilation, StageTimer, compile_graph, compile_template
+from dsjit.api.compile_gpu import compile_gpu_graph, gpu_of
 from dsjit.api.session import Session
 from dsjit.api.stats import Counters
 from dsjit.api.trace_nodes import Runner, Step
 from dsjit.api.training import make_training
-from dsjit.codegen.interpret import InterpretedProgram
+from dsjit.codegen.interpret import InterpretedProgram, KernelRunner
+from dsjit.codegen.interpreter import run_kernel
 from dsjit.codegen.sized_program import SizeSource
+from dsjit.codegen.triton.load import triton_interpreter
 from dsjit.config import Options
 from dsjit.dump import Dump, open_dump
 from dsjit.ir.graph import Graph
@@ -31,6 +35,12 @@ from dsjit.trace.rehearsal import Rehearsal
 from dsjit.trace.segments import Segment
 
 __all__ = ["Builder", "no_collection"]
+
+_INTERPRETERS: Final[dict[str, Callable[[], KernelRunner]]] = {
+    "interpreter": lambda: run_kernel,
+    "triton-interpret": triton_interpreter,
+}
+"""By the option `backend`: makes what runs Kernels in place of machine code."""
 
 
 @dataclass(slots=True, eq=False)
@@ -49,8 +59,9 @@ class Builder:
         run: Runner = compilation.program
         if self.options.backend == "eager":
             run = functools.partial(_run_eagerly, compilation.captured)
-        elif self.options.backend == "interpreter":
-            run = InterpretedProgram(compilation.optimized, compilation.steps, compilation.plan.views)
+        elif self.options.backend in _INTERPRETERS:
+            runner = _INTERPRETERS[self.options.backend]()
+            run = InterpretedProgram(compilation.optimized, compilation.steps, compilation.plan.views, runner)
         elif compilation.stages:
             run = checked_program(compilation, self.options.numerics, self.session.kernels)
         return Step(segment, compilation, run)
@@ -58,7 +69,7 @@ class Builder:
     def training(self, joint: JointGraph, timer: StageTimer) -> Step:
         """A forward, compiled now, and its backward, which is compiled when it is first wanted."""
         session = self.session
-        structure = (self.options.numerics, graph_structure(joint.graph), joint.key)
+        structure = (self.options.numerics, self.options.backend == "triton", graph_structure(joint.graph), joint.key)
         training = session.trainings.get(structure)
         if training is None:
             with timer.stage("passes"):
@@ -88,6 +99,14 @@ class Builder:
 
     def _graph(self, graph: Graph, timer: StageTimer) -> Compilation:
         session, numerics = self.session, self.options.numerics
+        gpu = gpu_of(graph) if self.options.backend == "triton" else None
+        if gpu is not None:
+            return self._found_or_made(
+                ("triton", graph_structure(graph)),
+                lambda dump: compile_gpu_graph(
+                    graph, numerics, session.environment, session.gpu(gpu), timer, dump, session.fuel
+                ),
+            )
         return self._found_or_made(
             (graph_structure(graph),),
             lambda dump: compile_graph(

@@ -8,22 +8,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-import torch
-
 from dsjit.codegen.assemble import NativePlan, assemble, assemble_parts, choose_steps, templates_of
 from dsjit.codegen.llvm.engine import CompiledKernel, KernelCache, Lookup
+from dsjit.codegen.llvm.executor import DeviceKernel
 from dsjit.codegen.llvm.templates.emit import Template
 from dsjit.codegen.placement import Step
 from dsjit.codegen.program import Program
 from dsjit.codegen.sized_program import SizedProgram, SizeSource, kernels_for_sizes, make_sized_program
+from dsjit.codegen.target import CPU_TARGET
+from dsjit.codegen.triton.program import GpuProgram
 from dsjit.codegen.watch import StepWatch
 from dsjit.config import Environment, Numerics
 from dsjit.dump import Dump
 from dsjit.fusion.drop_roundings import drop_roundings
 from dsjit.fusion.group import Group
-from dsjit.fusion.limits import Limits
 from dsjit.fusion.lower import FusedKernel, lower_group
-from dsjit.fusion.planner import FusionPlan, plan_fusion
+from dsjit.fusion.planner import FusionPlan, LibraryUnit, plan_fusion
 from dsjit.ir.graph import Graph, Node
 from dsjit.ir.graph_template import GraphTemplate, integers_in
 from dsjit.ir.polynomial import PolynomialFit
@@ -34,9 +34,15 @@ from dsjit.ir.verify_kernel import verify_kernel
 from dsjit.passes.fuel import Fuel
 from dsjit.passes.pipeline import SIZED_PASSES, run_passes
 
-__all__ = ["Compilation", "StageTimer", "compile_graph", "compile_part", "compile_template"]
-
-CPU = torch.device("cpu")
+__all__ = [
+    "Compilation",
+    "StageTimer",
+    "compile_graph",
+    "compile_part",
+    "compile_template",
+    "lower_units",
+    "print_stages",
+]
 
 
 @dataclass(slots=True)
@@ -69,16 +75,16 @@ class Compilation:
     optimized: Graph
     plan: FusionPlan
     steps: tuple[Step, ...]
-    compiled: Mapping[FusedKernel | Node, CompiledKernel]
+    compiled: Mapping[FusedKernel | Node, CompiledKernel | DeviceKernel]
     native: Mapping[Node, NativePlan]
-    program: Program | SizedProgram
+    program: Program | SizedProgram | GpuProgram
     generated: int
     reused: int
     timer: StageTimer
     stages: tuple[tuple[str, Graph], ...] = ()
 
     @property
-    def kernels(self) -> dict[FusedKernel, CompiledKernel]:
+    def kernels(self) -> dict[FusedKernel, CompiledKernel | DeviceKernel]:
         """The machine code of the fused kernels."""
         return {work: code for work, code in self.compiled.items() if isinstance(work, FusedKernel)}
 
@@ -113,10 +119,10 @@ def compile_graph(
     with timer.stage("passes"):
         optimized = run_passes(graph, check=environment.check > 0, on_stage=on_stage, fuel=fuel)
     with timer.stage("fusion"):
-        plan = plan_fusion(optimized, Limits(), CPU, fuel)
+        plan = plan_fusion(optimized, CPU_TARGET.limits, CPU_TARGET.device, fuel)
     _dump_rewrites(dump, fuel, burnt)
     with timer.stage("lowering"):
-        units = [_lower(u, plan, fast) if isinstance(u, Group) else u for u in plan.units]
+        units = lower_units(plan, fast)
         steps, native = choose_steps(units, plan.views)
     fused = [unit for unit in units if isinstance(unit, FusedKernel)]
     if environment.check:
@@ -140,7 +146,7 @@ def compile_graph(
         graph, optimized, plan, tuple(steps), compiled, native, program, result.generated, result.reused, timer,
         tuple(stages),
     )  # fmt: skip
-    _print_stages(compilation, environment.debug, result.ir_text)
+    print_stages(compilation, environment.debug, result.ir_text)
     return compilation
 
 
@@ -161,16 +167,21 @@ def _dump_rewrites(dump: Dump | None, fuel: Fuel | None, burnt: int) -> None:
         dump.write("rewrites.txt", "".join(lines))
 
 
-def _lower(group: Group, plan: FusionPlan, fast: bool) -> FusedKernel:
-    fused = lower_group(group, plan.info, plan.views)
-    return replace(fused, kernel=drop_roundings(fused.kernel)) if fast else fused
+def lower_units(plan: FusionPlan, fast: bool) -> list[FusedKernel | LibraryUnit]:
+    """The Kernel of each group, and what stays a library call. fast: values stay in float32 from op to op."""
+
+    def lower(group: Group) -> FusedKernel:
+        fused = lower_group(group, plan.info, plan.views)
+        return replace(fused, kernel=drop_roundings(fused.kernel)) if fast else fused
+
+    return [lower(unit) if isinstance(unit, Group) else unit for unit in plan.units]
 
 
 def compile_part(graph: Graph, numerics: Numerics, cache: KernelCache) -> Program:
     """A Program for a part of a Graph that the passes have seen. Raises BackendError."""
     fast = numerics == "fast"
-    plan = plan_fusion(graph, Limits(), CPU)
-    units = [_lower(u, plan, fast) if isinstance(u, Group) else u for u in plan.units]
+    plan = plan_fusion(graph, CPU_TARGET.limits, CPU_TARGET.device)
+    units = lower_units(plan, fast)
     steps, native = choose_steps(units, plan.views)
     fused = [unit for unit in units if isinstance(unit, FusedKernel)]
     templates = templates_of(native)
@@ -205,13 +216,14 @@ def compile_template(
             for graph, own in zip(captured, fuels, strict=True)
         ]
     with timer.stage("fusion"):
-        plans = [plan_fusion(graph, Limits(), CPU, own) for graph, own in zip(optimized, fuels, strict=True)]
+        limits, device = CPU_TARGET.limits, CPU_TARGET.device
+        plans = [plan_fusion(graph, limits, device, own) for graph, own in zip(optimized, fuels, strict=True)]
     if fuel is not None and fuels[0] is not None:
         burnt = len(fuel.done)
         fuel.adopt(fuels[0])
         _dump_rewrites(dump, fuel, burnt)
     with timer.stage("lowering"):
-        units = [[_lower(u, plan, fast) if isinstance(u, Group) else u for u in plan.units] for plan in plans]
+        units = [lower_units(plan, fast) for plan in plans]
         chosen = [choose_steps(each, plan.views) for each, plan in zip(units, plans, strict=True)]
         fused = [[unit for unit in each if isinstance(unit, FusedKernel)] for each in units]
         kernels = kernels_for_sizes([[unit.kernel for unit in each] for each in fused], fit, typical)
@@ -244,12 +256,12 @@ def compile_template(
         captured[0], optimized[0], plans[0], tuple(steps), compiled[0], native, program, result.generated,
         result.reused, timer,
     )  # fmt: skip
-    _print_stages(compilation, environment.debug, result.ir_text)
+    print_stages(compilation, environment.debug, result.ir_text)
     return compilation
 
 
-def _print_stages(compilation: Compilation, level: int, ir_text: str) -> None:
-    """What DSJIT_DEBUG asks for, on standard error."""
+def print_stages(compilation: Compilation, level: int, text: str) -> None:
+    """What DSJIT_DEBUG asks for, on standard error. text: of the kernels, as they were emitted."""
     if level < 1:
         return
     seconds = ", ".join(f"{name} {value * 1e3:.1f} ms" for name, value in compilation.timer.seconds.items())
@@ -264,5 +276,5 @@ def _print_stages(compilation: Compilation, level: int, ir_text: str) -> None:
         lines += [print_kernel(kernel.kernel) for kernel in compilation.kernels]
         lines += [f"not fused: {reason}" for reason in compilation.plan.reasons]
     if level >= 4:
-        lines.append(ir_text)
+        lines.append(text)
     print("\n".join(lines), file=sys.stderr)

@@ -8,12 +8,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
+import torch
+
 from dsjit.api.compile import Compilation
 from dsjit.api.open_calls import SizeMarks
 from dsjit.api.stance import Stances
 from dsjit.api.stats import Registry
 from dsjit.api.training import Training
 from dsjit.codegen.llvm.engine import KernelCache
+from dsjit.codegen.triton.load import gpu_machine
+from dsjit.codegen.triton.machine import GpuMachine
 from dsjit.config import Environment
 from dsjit.passes.fuel import Fuel
 
@@ -25,11 +29,13 @@ class Session:
     """Shared state, handed to each jitted object when it is made.
 
     fuel: of the whole process, when rewrites are counted (DSJIT_FUEL) or written down (DSJIT_DUMP).
+    gpus: by device, when kernels were wanted there.
     programs, trainings: by numerics and structure, as long as they are used.
     """
 
     environment: Environment
     kernels: KernelCache = field(default_factory=KernelCache)
+    gpus: dict[torch.device, GpuMachine] = field(default_factory=dict)
     programs: WeakValueDictionary[Hashable, Compilation] = field(default_factory=WeakValueDictionary)
     trainings: WeakValueDictionary[Hashable, Training] = field(default_factory=WeakValueDictionary)
     registry: Registry = field(default_factory=Registry)
@@ -42,6 +48,11 @@ class Session:
         counted = self.environment.fuel is not None or self.environment.dump is not None
         self.fuel = Fuel(self.environment.fuel) if counted else None
         self.stances = Stances(self.environment.stance)
+
+    def gpu(self, device: torch.device) -> GpuMachine:
+        """What compiles and runs kernels on `device`. Raises BackendError and MissingPackageError."""
+        found = self.gpus.get(device)
+        return found if found is not None else self.gpus.setdefault(device, gpu_machine(device))
 
     def is_tracing(self) -> bool:
         """Whether this thread is inside a trace."""

@@ -7,11 +7,9 @@ returned.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, field
-from functools import cache
 from typing import Any, TypeAlias
 
 import torch
@@ -20,9 +18,9 @@ from torch._ops import OpOverload
 from dsjit.codegen.clock import StepClock
 from dsjit.codegen.gemm import MatmulPlan, plan_matmul
 from dsjit.codegen.llvm.engine import CompiledKernel
-from dsjit.codegen.llvm.executor import Call, GemmCall, KernelCall, gemm_available
+from dsjit.codegen.llvm.executor import Call, DeviceKernel, GemmCall, KernelCall, gemm_available
 from dsjit.codegen.placement import Home, Place, Placement, Step, holders, last_reads, place_values
-from dsjit.codegen.program import ArenaTensor, Program, ProgramParts, link
+from dsjit.codegen.program import CPU_EXECUTOR, ArenaTensor, Executor, Program, ProgramParts, address_writer, link
 from dsjit.codegen.templates.convolution import ConvolutionPlan, ConvolutionTemplate, plan_convolution
 from dsjit.codegen.watch import StepWatch, watched_values
 from dsjit.fusion.affine import Affine, NotAffine, linearize
@@ -90,18 +88,20 @@ def assemble(
     steps: Sequence[Step],
     native: Mapping[Node, NativePlan],
     views: Views,
-    kernels: Mapping[FusedKernel | Node, CompiledKernel],
+    kernels: Mapping[FusedKernel | Node, CompiledKernel | DeviceKernel],
     clock: StepClock | None = None,
     watch: StepWatch | None = None,
     check: bool = False,
+    executor: Executor = CPU_EXECUTOR,
 ) -> Program:
     """The Program that runs `steps` in order and returns the Graph's outputs.
 
     native: which library nodes run natively. kernels: of the fused kernels, and of the nodes that have a template.
     clock: is told when each step ran; watch: what each step left in memory. The Program is then not reentrant; without
-    them, they cost nothing. check: verify the memory plan; raises VerificationError.
+    them, they cost nothing. check: verify the memory plan; raises VerificationError. executor: runs the kernels.
     """
-    return link(_Assembler(graph, steps, native, views, kernels, clock, watch=watch).assemble(), check=check)
+    assembler = _Assembler(graph, steps, native, views, kernels, clock, watch=watch, executor=executor)
+    return link(assembler.assemble(), check=check)
 
 
 def assemble_parts(
@@ -125,10 +125,11 @@ class _Assembler:
     steps: Sequence[Step]
     native: Mapping[Node, NativePlan]
     views: Views
-    kernels: Mapping[FusedKernel | Node, CompiledKernel]
+    kernels: Mapping[FusedKernel | Node, CompiledKernel | DeviceKernel]
     clock: StepClock | None = None
     sizes: Mapping[FusedKernel, tuple[int, ...]] | None = None
     watch: StepWatch | None = None
+    executor: Executor = CPU_EXECUTOR
     aliases: dict[Value, Value] = field(default_factory=dict)
     placement: Placement = field(init=False)
     lines: list[str] = field(default_factory=list)
@@ -153,7 +154,7 @@ class _Assembler:
                     for value in node.outputs:
                         self.aliases[value] = node.args[0]
         self.constants = list(self.graph.constants.values())
-        self.placement = place_values(self.graph, self.steps, self.views, self.aliases)
+        self.placement = place_values(self.graph, self.steps, self.views, self.aliases, self.executor.in_place)
         for step in self.steps:
             for value in self._native_values(step):
                 place = self.placement.places[value]
@@ -202,6 +203,7 @@ class _Assembler:
             arena_tensors=tuple(self.arena_tensors),
             buffers=self.placement.buffers,
             timed=self.clock is not None,
+            executor=self.executor,
         )
 
     def _prologue(self) -> tuple[str, list[str]]:
@@ -220,7 +222,7 @@ class _Assembler:
         if self.changing:
             letters = {Home.INPUT: "a", Home.OUTPUT: "o"}
             tensors = ", ".join(f"{letters[place.home]}{place.number}" for place in self.changing)
-            self.names["put"] = _address_writer(len(self.changing))
+            self.names["put"] = address_writer(len(self.changing))
             self.names["data_ptr"] = torch.Tensor.data_ptr
             lines.append(f"put(frame.buffer, 0, *map(data_ptr, ({tensors},)))")
         if self.slots:
@@ -234,7 +236,8 @@ class _Assembler:
         strides = self._bind("s", type_.strides)
         shape = self._bind("s", type_.shape)
         self.names["empty_strided"] = torch.empty_strided
-        return f"empty_strided({shape}, {strides}, dtype={self._bind('d', type_.dtype)})"
+        device = "" if self.executor is CPU_EXECUTOR else f", device={self._bind('d', self.executor.device)}"
+        return f"empty_strided({shape}, {strides}, dtype={self._bind('d', type_.dtype)}{device})"
 
     # -- native steps --------------------------------------------------------------------------------------------
 
@@ -471,12 +474,6 @@ class _Assembler:
             name = self.bound[key] = f"{prefix}{len(self.bound)}"
             self.names[name] = value
         return name
-
-
-@cache
-def _address_writer(count: int) -> Any:
-    """Writes so many addresses into a buffer. One object for each number: names of equal Programs are equal."""
-    return struct.Struct(f"{count}q").pack_into
 
 
 def _aliases(node: Node) -> bool:

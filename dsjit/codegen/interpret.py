@@ -1,9 +1,10 @@
-"""Runs the steps of a Graph with the Kernel interpreter in place of machine code: slow, and the definition."""
+"""Runs the steps of a Graph with an interpreter of Kernels in place of machine code: slow."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
@@ -12,18 +13,26 @@ from dsjit.codegen.placement import Step
 from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.views import Views, view_source
 from dsjit.ir.graph import Graph, Value
+from dsjit.ir.kernel import Kernel
 from dsjit.passes.reference import evaluate_node
 
-__all__ = ["InterpretedProgram"]
+__all__ = ["InterpretedProgram", "KernelRunner"]
+
+KernelRunner: TypeAlias = Callable[[Kernel, Mapping[str, torch.Tensor]], None]
+"""Runs a Kernel over 1-D CPU tensors, given by the names of its params, as `run_kernel` does."""
 
 
 @dataclass(frozen=True, slots=True)
 class InterpretedProgram:
-    """Called as a `Program`: with the input tensors; returns the outputs."""
+    """Called as a `Program`: with the input tensors; returns the outputs.
+
+    run_kernel: the definition of Kernels, or an interpreter of what an emitter made of them.
+    """
 
     graph: Graph
     steps: Sequence[Step]
     views: Views
+    run_kernel: KernelRunner = run_kernel
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         known: dict[Value, torch.Tensor] = dict(zip(self.graph.inputs, inputs, strict=True))
@@ -59,4 +68,4 @@ class InterpretedProgram:
             tensor = self._look(value, known)
             span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
             buffers[param.name] = tensor.as_strided((span,), (1,))
-        run_kernel(fused.kernel, buffers)
+        self.run_kernel(fused.kernel, buffers)

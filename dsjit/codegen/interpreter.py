@@ -360,6 +360,11 @@ def _wider(function: Callable[..., Any]) -> Callable[..., Scalar]:
     return evaluate
 
 
+def _pow(a: Scalar, b: Scalar) -> Scalar:
+    """In long double, which is C's powl: NumPy's float64 has pow(-inf, 0.5) as NaN."""
+    return type(a)(np.power(np.longdouble(a), np.longdouble(b)))
+
+
 def _in_float64(function: Callable[[float], float]) -> Callable[[Scalar], Scalar]:
     def evaluate(a: Scalar) -> Scalar:
         return type(a)(function(float(a)))
@@ -436,7 +441,7 @@ INTERPRETED: Final[dict[str, Callable[..., Scalar]]] = {
     "erf": _in_float64(math.erf),
     "erfc": _in_float64(math.erfc),
     "lgamma": _in_float64(_lgamma),
-    "pow": _wider(np.power),
+    "pow": _pow,
     "hypot": _wider(np.hypot),
     "nextafter": np.nextafter,
 }

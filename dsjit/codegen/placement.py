@@ -66,10 +66,13 @@ class Placement:
     outputs: list[Value] = field(default_factory=list)
 
 
-def place_values(graph: Graph, steps: Sequence[Step], views: Views, aliases: Mapping[Value, Value]) -> Placement:
+def place_values(
+    graph: Graph, steps: Sequence[Step], views: Views, aliases: Mapping[Value, Value], in_place: bool = True
+) -> Placement:
     """Assign a Place to every Value in memory.
 
     aliases: results of library calls that are views of another Value's memory.
+    in_place: a kernel may write over an operand that dies with it.
     """
     placement = Placement()
     places = placement.places
@@ -94,7 +97,7 @@ def place_values(graph: Graph, steps: Sequence[Step], views: Views, aliases: Map
         taken: set[Value] = set()
         for value in step.writes:
             source = None
-            if isinstance(step.work, FusedKernel):
+            if in_place and isinstance(step.work, FusedKernel):
                 source = _reusable(step.work, value, number, last, places, taken, returned)
             if value in returned:
                 places[value] = Place(Home.OUTPUT, len(placement.outputs))

@@ -11,18 +11,39 @@ does these last steps.
 from __future__ import annotations
 
 import ctypes
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from types import FunctionType
-from typing import Any
+from typing import Any, Final
 
 import torch
 
-from dsjit.codegen.llvm.executor import Call, build_sequence
+from dsjit.codegen.llvm.executor import Call, StepSequence, build_sequence
 from dsjit.codegen.memory_plan import Lifetime, check_plan, plan_memory
 from dsjit.errors import VerificationError
 
-__all__ = ["ArenaTensor", "Frame", "Program", "ProgramParts", "compile_source", "link"]
+__all__ = [
+    "CPU_EXECUTOR", "ArenaTensor", "Executor", "Frame", "Program", "ProgramParts", "address_writer", "compile_source",
+    "link",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Executor:
+    """What runs the kernels of a Program.
+
+    device: where their memory is. build: encodes the calls of a sequence.
+    in_place: whether a kernel may write over an operand. It may when each element is read and written by one thread.
+    """
+
+    device: torch.device
+    build: Callable[[Sequence[Call]], StepSequence]
+    in_place: bool
+
+
+CPU_EXECUTOR: Final = Executor(torch.device("cpu"), build_sequence, in_place=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +64,7 @@ class ProgramParts:
     slots: number of entries in the table of addresses; `fixed` gives those that are buffers in the arena, as
         (slot, buffer), and `constants` as (slot, tensor). buffers: in the arena.
     timed: the sequences take the address where they write timestamps.
+    executor: where the Program runs.
     """
 
     source: str
@@ -54,6 +76,7 @@ class ProgramParts:
     arena_tensors: tuple[ArenaTensor, ...]
     buffers: tuple[Lifetime[int], ...]
     timed: bool = False
+    executor: Executor = CPU_EXECUTOR
 
 
 @dataclass(slots=True)
@@ -80,7 +103,7 @@ class Program:
     slots: number of entries in the table of addresses; `fixed` gives those that never change within a frame, as
         (slot, byte offset in the arena), and `constants` as (slot, tensor).
     arena_tensors: with their byte offsets.
-    arena_bytes: size of the arena. intermediate_bytes: sum of the buffers that share it.
+    arena_bytes: size of the arena. intermediate_bytes: sum of the buffers that share it. device: of the arena.
     """
 
     run: Callable[[Sequence[torch.Tensor], Frame, int], list[torch.Tensor]]
@@ -91,6 +114,7 @@ class Program:
     arena_tensors: tuple[tuple[int, ArenaTensor], ...]
     arena_bytes: int
     intermediate_bytes: int
+    device: torch.device
     frames: list[Frame] = field(default_factory=list)
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -105,7 +129,7 @@ class Program:
             self.frames.append(frame)
 
     def _new_frame(self) -> Frame:
-        arena = torch.empty(max(self.arena_bytes, 1), dtype=torch.uint8)
+        arena = torch.empty(max(self.arena_bytes, 1), dtype=torch.uint8, device=self.device)
         buffer = (ctypes.c_int64 * max(self.slots, 1))()
         base = arena.data_ptr()
         for slot, offset in self.fixed:
@@ -132,7 +156,7 @@ def link(parts: ProgramParts, function: FunctionType | None = None, check: bool 
     """
     names = dict(parts.names)
     for name, calls in parts.sequences.items():
-        sequence = build_sequence(calls)
+        sequence = parts.executor.build(calls)
         names[name] = sequence.run_timed if parts.timed else sequence.run
     plan = plan_memory(parts.buffers)
     for one, other in check_plan(parts.buffers, plan) if check else ():
@@ -147,7 +171,14 @@ def link(parts: ProgramParts, function: FunctionType | None = None, check: bool 
         arena_tensors=tuple([(plan.offsets[spec.buffer] + spec.shift, spec) for spec in parts.arena_tensors]),
         arena_bytes=plan.nbytes,
         intermediate_bytes=plan.total,
+        device=parts.executor.device,
     )
+
+
+@cache
+def address_writer(count: int) -> Any:
+    """Writes so many addresses into a buffer. One object for each number: names of equal Programs are equal."""
+    return struct.Struct(f"{count}q").pack_into
 
 
 def _arena_tensor(arena: torch.Tensor, offset: int, spec: ArenaTensor) -> torch.Tensor:

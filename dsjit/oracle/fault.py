@@ -16,6 +16,7 @@ import torch
 from dsjit.codegen.assemble import NativePlan, assemble
 from dsjit.codegen.interpret import InterpretedProgram
 from dsjit.codegen.llvm.engine import CompiledKernel
+from dsjit.codegen.llvm.executor import DeviceKernel
 from dsjit.codegen.placement import Step
 from dsjit.codegen.watch import StepWatch
 from dsjit.fusion.lower import FusedKernel
@@ -44,7 +45,7 @@ class CompiledGraph:
     steps: Sequence[Step]
     native: Mapping[Node, NativePlan]
     views: Views
-    kernels: Mapping[FusedKernel | Node, CompiledKernel]
+    kernels: Mapping[FusedKernel | Node, CompiledKernel | DeviceKernel]
     program: Run
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 from dsjit.ir.graph import Graph
@@ -17,9 +18,9 @@ from dsjit.passes.fold_constants import fold_constants
 from dsjit.passes.fuel import Fuel, Rewrite
 from dsjit.passes.hoist_matmul import hoist_matmul
 from dsjit.passes.simplify import simplify
-from dsjit.passes.split_reductions import split_reductions
+from dsjit.passes.split_reductions import GPU_POINTS, split_reductions
 
-__all__ = ["JOINT_PASSES", "PASSES", "SIZED_PASSES", "Pass", "run_passes"]
+__all__ = ["GPU_PASSES", "JOINT_PASSES", "PASSES", "SIZED_PASSES", "Pass", "run_passes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,17 @@ PASSES: Final[tuple[Pass, ...]] = (
 
 SIZED_PASSES: Final = tuple(each for each in PASSES if each.run is not fold_constants)
 """For a Graph that stands for many sizes: what depends on sizes alone is another constant for each."""
+
+
+GPU_PASSES: Final = tuple(
+    [
+        Pass(each.name, partial(split_reductions, many=GPU_POINTS)) if each.run is split_reductions else each
+        for each in PASSES
+        # cuDNN wants no other order than the caller's, and has no template.
+        if each.run is not channels_last
+    ]
+)
+"""For a Graph whose kernels are for a GPU."""
 
 
 JOINT_PASSES: Final[tuple[Pass, ...]] = (

@@ -34,7 +34,7 @@ from dsjit.ops.row import Reduction
 from dsjit.ops.table import row_of, rule_of
 from dsjit.passes.rewrite import ops_where
 
-__all__ = ["FEW_POINTS", "LONG_EXTENT", "MANY_POINTS", "split_reductions"]
+__all__ = ["FEW_POINTS", "GPU_POINTS", "LONG_EXTENT", "MANY_POINTS", "split_reductions"]
 
 aten = torch.ops.aten
 
@@ -44,6 +44,9 @@ points may be part of a fused row (softmax), which reads memory once and would b
 
 MANY_POINTS: Final[int] = 64
 """Outer points to give the first stage: enough to share out evenly among the threads of a machine."""
+
+GPU_POINTS: Final[int] = 256
+"""The same for a GPU: two programs for each multiprocessor of the larger ones."""
 
 LONG_EXTENT: Final[int] = 32768
 """Elements per point from which on a second stage costs less than idle threads (some 10 us of work)."""

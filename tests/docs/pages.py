@@ -45,12 +45,15 @@ def stages(namespace: dict[str, Any]) -> dict[str, str]:
     """The stages that pipeline.md shows, by the name of the block: of the function `scaled_softmax` on `x` and `y`."""
     report = dsjit.explain(namespace["scaled_softmax"])(namespace["x"], namespace["y"])
     (kernel,) = report.kernels
+    function, arguments = namespace["scaled_softmax"].target, (namespace["x"], namespace["y"])
+    (gpu_kernel,) = dsjit.compile_for(function, arguments, target="cuda:sm_90").kernels
     plan = "\n".join(f"{op}  {source}" for op, source in zip(kernel.ops, kernel.sources, strict=True))
     return {
         "captured": _function(report.captured),
         "optimized": _function(report.optimized),
         "plan": f"{kernel.name}\n" + plan + "\n" + "".join(f"not fused: {reason}\n" for reason in report.reasons),
         "kernel": kernel.text.strip() + "\n",
+        "triton": gpu_kernel.source.text,
         "program": report.program.strip() + "\n",
     }
 

@@ -10,9 +10,10 @@ from dsjit.codegen.llvm.builder import Operand
 from dsjit.codegen.llvm.loops import add, counted_loop, i64, minimum, multiply, subtract
 from dsjit.codegen.llvm.memory import Mask
 from dsjit.codegen.llvm.reductions import combine, identity
-from dsjit.codegen.llvm.schedule import Schedule, body_weight, statement_index, sums_floats
+from dsjit.codegen.llvm.schedule import Schedule, body_weight, sums_floats
 from dsjit.codegen.llvm.statements import Accumulators, Front, StatementEmitter, fits_in_i32
 from dsjit.codegen.llvm.types import lane_numbers
+from dsjit.codegen.nest import statement_index
 from dsjit.ir.kernel import Apply, Block, Cast, Load, Reduce, Size, SizeParam, Stmt, Store, typical
 
 __all__ = ["BlockLoops"]

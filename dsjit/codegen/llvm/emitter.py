@@ -16,11 +16,12 @@ from dsjit.codegen.llvm.builder import FunctionBuilder, Operand
 from dsjit.codegen.llvm.loops import add, counted_loop, i64, minimum, multiply, subtract
 from dsjit.codegen.llvm.memory import Mask
 from dsjit.codegen.llvm.reductions import combine, finish, result
-from dsjit.codegen.llvm.schedule import Schedule, statement_index
+from dsjit.codegen.llvm.schedule import Schedule
 from dsjit.codegen.llvm.spellings import FAST_SPELLINGS, SPELLINGS, Spelling
 from dsjit.codegen.llvm.statements import Front, StatementEmitter
 from dsjit.codegen.llvm.target import Target
 from dsjit.codegen.llvm.types import lane_numbers
+from dsjit.codegen.nest import statement_index
 from dsjit.ir.kernel import Apply, Axis, Block, Cast, IndexValue, InRange, Kernel, Load, Reduce, SizeParam, Stmt, Store
 
 __all__ = ["emit_module"]

@@ -14,10 +14,10 @@ import llvmlite.binding as llvm
 
 from dsjit.codegen.llvm.emitter import emit_module
 from dsjit.codegen.llvm.schedule import Schedule
-from dsjit.codegen.llvm.structure import kernel_structure
 from dsjit.codegen.llvm.symbols import native_symbol
 from dsjit.codegen.llvm.target import Target, host_target
 from dsjit.codegen.llvm.templates.emit import Template, emit_template
+from dsjit.codegen.structure import kernel_structure
 from dsjit.codegen.work import KernelWork
 from dsjit.errors import BackendError
 from dsjit.ir.kernel import Kernel

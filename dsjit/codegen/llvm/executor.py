@@ -21,6 +21,7 @@ __all__ = [
     "BufferRef",
     "Call",
     "CopyCall",
+    "DeviceKernel",
     "GemmCall",
     "KernelCall",
     "StepSequence",
@@ -37,6 +38,12 @@ _SHARE_NS: Final = 8_000
 _BLAS: Final[dict[torch.dtype, str]] = {torch.float32: "sgemm_", torch.float64: "dgemm_"}
 
 
+class DeviceKernel:
+    """A kernel of another device, which its own sequences run."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class KernelCall:
     """Runs a kernel on the buffers in `slots` of the table, one a param, each `offsets` bytes on (default 0).
@@ -44,7 +51,7 @@ class KernelCall:
     sizes: the values of the kernel's sizes. zero: a slot of the table that holds 0, when there are sizes.
     """
 
-    kernel: CompiledKernel
+    kernel: CompiledKernel | DeviceKernel
     slots: tuple[int, ...]
     offsets: tuple[int, ...] = ()
     sizes: tuple[int, ...] = ()
@@ -179,6 +186,8 @@ def _encode(call: Call, native: Driver) -> list[int]:
             offsets = call.offsets or (0,) * len(call.slots)
             pairs = [word for pair in zip(call.slots, offsets, strict=True) for word in pair]
             kernel = call.kernel
+            if isinstance(kernel, DeviceKernel):
+                raise BackendError("a kernel of another device cannot run in a native sequence")
             values = dict(zip(kernel.sizes, call.sizes, strict=True))
             # An arg is what a slot holds plus an offset: nothing but the offset, for a size.
             pairs += [word for size in kernel.work.arguments(values) for word in (call.zero, size)]

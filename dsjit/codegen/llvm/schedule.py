@@ -5,21 +5,19 @@ Where a size is a parameter, what is typical of it decides; the decision is righ
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Final, Literal, TypeAlias
 
 from dsjit.codegen.llvm.math import MATH
 from dsjit.codegen.llvm.target import Target
+from dsjit.codegen.nest import drop_unit_axes, has_reductions, is_map, merge_axes, merge_axes_of_map
 from dsjit.ir.dtypes import is_floating
 from dsjit.ir.kernel import (
     Apply,
     Axis,
     Block,
-    Index,
-    IndexValue,
-    InRange,
     Kernel,
     Load,
     Reduce,
@@ -30,7 +28,7 @@ from dsjit.ir.kernel import (
     typical,
 )
 
-__all__ = ["Pieces", "Schedule", "Work", "statement_index", "work_cost", "work_items"]
+__all__ = ["Pieces", "Schedule", "Work", "work_cost", "work_items"]
 
 LanesAlong: TypeAlias = Literal["inner", "outer", "none"]
 
@@ -107,19 +105,19 @@ class Schedule:
         if kernel.vector_axis is None:
             return Schedule((), kernel.blocks, "none")
         along_outer = any(axis.name == kernel.vector_axis for axis in kernel.outer)
-        outer, blocks = _drop_unit_axes(kernel.outer, kernel.blocks)
-        if along_outer and not any(block.axes for block in blocks) and not _has_reductions(blocks):
+        outer, blocks = drop_unit_axes(kernel.outer, kernel.blocks)
+        if along_outer and not any(block.axes for block in blocks) and not has_reductions(blocks):
             # Lanes along the last outer axis of a body without loops: the same as a loop over that axis.
             merged = Block(outer[-1:], tuple(statement for block in blocks for statement in block.body))
             outer, blocks, along_outer = outer[:-1], (merged,), False
-        outer, blocks = _merge_axes(outer, blocks)
+        outer, blocks = merge_axes(outer, blocks)
         if along_outer:
             return Schedule(outer, blocks, "outer", copies=_copies_along_outer(outer, blocks, target))
-        if not _is_map(blocks, frozenset(p.name for p in kernel.params if p.access == "readwrite")):
+        if not is_map(blocks, frozenset(p.name for p in kernel.params if p.access == "readwrite")):
             return Schedule(outer, blocks, "inner")
         loop = blocks[-1]
         outer, loop = outer + loop.axes[:-1], Block(loop.axes[-1:], loop.body)
-        outer, blocks = _merge_axes_of_map(outer, (*blocks[:-1], loop))
+        outer, blocks = merge_axes_of_map(outer, (*blocks[:-1], loop))
         chunk, size = _CHUNK_VECTORS * target.lanes, blocks[-1].axes[-1].size
         if not isinstance(size, SizeParam):
             chunk = max(min(chunk, size), 1)
@@ -195,123 +193,6 @@ def _registers_held(body: Sequence[Stmt]) -> int:
     """Accumulators of one vector, and a share of what is computed on the way to them."""
     accumulators = sum(2 if s.index is not None else 1 for s in body if isinstance(s, Reduce))
     return max(1, accumulators + body_weight(body) // 8)
-
-
-def _has_reductions(blocks: Sequence[Block]) -> bool:
-    return any(isinstance(statement, Reduce) for block in blocks for statement in block.body)
-
-
-def _is_map(blocks: Sequence[Block], updated: frozenset[str]) -> bool:
-    """One loop, at the end, and nothing before it that would do something else when it runs once per chunk: no stores,
-    no loads of the params that the loop updates."""
-    if not blocks or not blocks[-1].axes or _has_reductions(blocks):
-        return False
-    return not any(
-        block.axes or any(isinstance(s, Store) or (isinstance(s, Load) and s.param in updated) for s in block.body)
-        for block in blocks[:-1]
-    )
-
-
-# Axes
-
-
-def statement_index(statement: Stmt) -> Index | None:
-    if isinstance(statement, Load | Store | IndexValue | InRange | Reduce):
-        return statement.index
-    return None
-
-
-def _indices(blocks: Sequence[Block]) -> Iterator[Index]:
-    for block in blocks:
-        for statement in block.body:
-            index = statement_index(statement)
-            if index is not None:
-                yield index
-
-
-def _map_indices(block: Block, function: Callable[[Index], Index]) -> Block:
-    body: list[Stmt] = []
-    for statement in block.body:
-        index = statement_index(statement)
-        if index is not None:
-            new = function(index)
-            if new is not index:
-                statement = replace(statement, index=new)  # type: ignore[arg-type]
-        body.append(statement)
-    return Block(block.axes, tuple(body))
-
-
-def _drop_unit_axes(outer: tuple[Axis, ...], blocks: tuple[Block, ...]) -> tuple[tuple[Axis, ...], tuple[Block, ...]]:
-    """Without the axes of size 1, whose value is always 0; a nest that has no others keeps one of them."""
-    nests = (outer, *(block.axes for block in blocks))
-    if not any(axis.size == 1 for axes in nests if len(axes) > 1 for axis in axes):
-        return outer, blocks
-    outer, gone = _without_unit(outer)
-    dropped: list[Block] = []
-    for block in blocks:
-        axes, gone_here = _without_unit(block.axes)
-        names = gone | gone_here
-
-        def forget(index: Index, names: frozenset[str] = names) -> Index:
-            if not any(name in names for name, _ in index.terms):
-                return index
-            return Index(index.offset, tuple(term for term in index.terms if term[0] not in names))
-
-        dropped.append(_map_indices(Block(axes, block.body), forget))
-    return outer, tuple(dropped)
-
-
-def _without_unit(axes: tuple[Axis, ...]) -> tuple[tuple[Axis, ...], frozenset[str]]:
-    kept = tuple(axis for axis in axes if axis.size != 1) or axes[-1:]
-    return kept, frozenset(axis.name for axis in axes) - {axis.name for axis in kept}
-
-
-def _merge_axes(outer: tuple[Axis, ...], blocks: tuple[Block, ...]) -> tuple[tuple[Axis, ...], tuple[Block, ...]]:
-    """Neighbouring axes that every index steps through as through one are made one: (4096, 1024) becomes 4194304."""
-    outer, blocks = _merge_within(outer, blocks)
-    merged: list[Block] = []
-    for block in blocks:
-        axes, (changed,) = _merge_within(block.axes, (block,))
-        merged.append(Block(axes, changed.body))
-    return outer, tuple(merged)
-
-
-def _merge_axes_of_map(
-    outer: tuple[Axis, ...], blocks: tuple[Block, ...]
-) -> tuple[tuple[Axis, ...], tuple[Block, ...]]:
-    """As `_merge_axes`, and the innermost outer axes into the loop, as a map runs in any order."""
-    axes, blocks = _merge_within(outer + blocks[-1].axes, blocks)
-    return axes[:-1], (*blocks[:-1], Block(axes[-1:], blocks[-1].body))
-
-
-def _merge_within(axes: tuple[Axis, ...], blocks: tuple[Block, ...]) -> tuple[tuple[Axis, ...], tuple[Block, ...]]:
-    position = len(axes) - 1
-    while position > 0:
-        upper, lower = axes[position - 1], axes[position]
-        extent = _merged_extent(upper, lower, blocks)
-        if extent is not None:
-
-            def forget(index: Index, name: str = upper.name) -> Index:
-                if not index.coefficient(name):
-                    return index
-                return Index(index.offset, tuple(term for term in index.terms if term[0] != name))
-
-            blocks = tuple(_map_indices(block, forget) for block in blocks)
-            axes = (*axes[: position - 1], Axis(lower.name, extent), *axes[position + 1 :])
-        position -= 1
-    return axes, blocks
-
-
-def _merged_extent(upper: Axis, lower: Axis, blocks: Sequence[Block]) -> int | None:
-    """The size of one axis in place of both; None when they are no such pair. Known sizes only: lowering has merged
-    what it could."""
-    if isinstance(upper.size, SizeParam) or isinstance(lower.size, SizeParam) or lower.size <= 0:
-        return None
-    for index in _indices(blocks):
-        slow, fast = index.coefficient(upper.name), index.coefficient(lower.name)
-        if isinstance(slow, SizeParam) or isinstance(fast, SizeParam) or slow != fast * lower.size:
-            return None
-    return upper.size * lower.size
 
 
 def sums_floats(statement: Stmt) -> bool:

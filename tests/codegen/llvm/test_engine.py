@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from dsjit.codegen.llvm.engine import KernelCache, assembly, compile_module
-from dsjit.codegen.llvm.structure import kernel_structure
 from dsjit.codegen.llvm.target import AARCH64_NEON, X86_64_AVX512, Target, host_target
+from dsjit.codegen.structure import kernel_structure
 from dsjit.errors import BackendError
 from dsjit.ir.graph import Source
 from dsjit.ir.kernel import Apply, Constant, Load, Param, Store

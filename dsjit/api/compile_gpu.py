@@ -1,0 +1,87 @@
+"""From a recorded Graph on a GPU to a Program: as `api.compile`, with Triton's kernels."""
+
+from __future__ import annotations
+
+import torch
+
+from dsjit.api.compile import Compilation, StageTimer, lower_units, print_stages
+from dsjit.codegen.assemble import assemble, choose_steps
+from dsjit.codegen.llvm.engine import CompiledKernel
+from dsjit.codegen.llvm.executor import DeviceKernel
+from dsjit.codegen.program import Executor
+from dsjit.codegen.target import gpu_target
+from dsjit.codegen.triton.launch import build_launches
+from dsjit.codegen.triton.machine import GpuMachine
+from dsjit.codegen.triton.program import GpuProgram
+from dsjit.config import Environment, Numerics
+from dsjit.dump import Dump
+from dsjit.errors import BackendError
+from dsjit.fusion.lower import FusedKernel
+from dsjit.fusion.planner import plan_fusion
+from dsjit.ir.graph import Graph, Node
+from dsjit.ir.print_kernel import print_kernel
+from dsjit.ir.verify_kernel import verify_kernel
+from dsjit.passes.fuel import Fuel
+from dsjit.passes.pipeline import run_passes
+
+__all__ = ["compile_gpu_graph", "gpu_of"]
+
+
+def gpu_of(graph: Graph) -> torch.device | None:
+    """The GPU whose tensors the Graph computes with; None when there are none. Raises BackendError for several."""
+    values = [*graph.inputs, *graph.constants, *[value for node in graph.nodes for value in node.outputs]]
+    devices = dict.fromkeys(value.type.device for value in values if value.type.device.type == "cuda")
+    if len(devices) > 1:
+        raise BackendError(f"{graph.name} computes on several GPUs: {', '.join(map(str, devices))}")
+    return next(iter(devices), None)
+
+
+def compile_gpu_graph(
+    graph: Graph,
+    numerics: Numerics,
+    environment: Environment,
+    machine: GpuMachine,
+    timer: StageTimer,
+    dump: Dump | None,
+    fuel: Fuel | None = None,
+) -> Compilation:
+    """Optimise, fuse, lower, emit and assemble `graph` for the GPU that its tensors are on.
+
+    fuel: bounds the rewrites. Without it, all are done.
+    Raises VerificationError (under DSJIT_CHECK=1) and BackendError.
+    """
+    target, fast = gpu_target(machine.device), numerics == "fast"
+    checks = environment.check > 0
+
+    def on_stage(name: str, stage: Graph) -> None:
+        if dump is not None:
+            dump.write_stage(name, stage)
+
+    on_stage("trace", graph)
+    with timer.stage("passes"):
+        optimized = run_passes(graph, check=checks, passes=target.passes, fuel=fuel, on_stage=on_stage)
+    with timer.stage("fusion"):
+        plan = plan_fusion(optimized, target.limits, target.device, fuel)
+    with timer.stage("lowering"):
+        steps, native = choose_steps(lower_units(plan, fast), plan.views)
+    fused = [step.work for step in steps if isinstance(step.work, FusedKernel)]
+    for unit in fused:
+        if checks:
+            verify_kernel(unit.kernel)
+        if dump is not None:
+            dump.write_kernel(print_kernel(unit.kernel))
+    with timer.stage("codegen"):
+        found = machine.kernels.compile_kernels([unit.kernel for unit in fused], fast)
+        compiled: dict[FusedKernel | Node, CompiledKernel | DeviceKernel] = dict(zip(fused, found.kernels, strict=True))
+    with timer.stage("assembly"):
+        executor = Executor(machine.device, build_launches, in_place=False)
+        program = assemble(optimized, steps, native, plan.views, compiled, check=checks, executor=executor)
+    if dump is not None:
+        dump.write("kernels.py", found.text)
+        dump.write("program.py", program.source)
+    compilation = Compilation(
+        graph, optimized, plan, tuple(steps), compiled, native,
+        GpuProgram(program, machine.device_guard, machine.current_stream), found.generated, found.reused, timer,
+    )  # fmt: skip
+    print_stages(compilation, environment.debug, found.text)
+    return compilation

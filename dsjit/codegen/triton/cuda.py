@@ -1,0 +1,96 @@
+"""CUDA's driver API, by way of ctypes: from a cubin to a launch. torch has made the context."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import torch
+
+from dsjit.codegen.triton.code import GpuCode
+from dsjit.codegen.triton.target import TritonTarget
+from dsjit.errors import BackendError
+
+__all__ = ["CudaDriver", "cuda_target"]
+
+_LIBRARY: Final = "libcuda.so.1"
+
+# From cuda.h.
+_MAX_DYNAMIC_SHARED_SIZE_BYTES: Final = 8
+_LAUNCH_PARAM_END: Final = 0
+_LAUNCH_PARAM_BUFFER_POINTER: Final = 1
+_LAUNCH_PARAM_BUFFER_SIZE: Final = 2
+
+_STATIC_SHARED_BYTES: Final = 48 * 1024
+"""More shared memory than this must be asked for."""
+
+
+def cuda_target(device: torch.device) -> TritonTarget:
+    """What kernels on this device are compiled for."""
+    properties = torch.cuda.get_device_properties(device)
+    arch = 10 * properties.major + properties.minor
+    return TritonTarget("cuda", arch, 32, properties.multi_processor_count)
+
+
+@dataclass(slots=True, eq=False)
+class CudaDriver:
+    """Of one device, which must be the current one whenever a method is called.
+
+    current_stream: the handle of torch's current stream on it. library: the driver's functions.
+    modules: what is loaded, by its binary: handles of module and function.
+    """
+
+    current_stream: Callable[[], int]
+    library: Any = field(default_factory=lambda: _library())
+    modules: dict[bytes, tuple[Any, int]] = field(default_factory=dict)
+
+    def load(self, code: GpuCode) -> int:
+        """The function's handle. Raises BackendError with what the driver says."""
+        known = self.modules.get(code.binary)
+        if known is not None:
+            return known[1]
+        module, function = ctypes.c_void_p(), ctypes.c_void_p()
+        self._check(self.library.cuModuleLoadData(ctypes.byref(module), code.binary), code)
+        self._check(self.library.cuModuleGetFunction(ctypes.byref(function), module, code.name.encode()), code)
+        if code.shared > _STATIC_SHARED_BYTES:
+            attribute = _MAX_DYNAMIC_SHARED_SIZE_BYTES
+            self._check(self.library.cuFuncSetAttribute(function, attribute, ctypes.c_int(code.shared)), code)
+        handle = function.value or 0
+        self.modules[code.binary] = module, handle
+        return handle
+
+    def launch(self, function: int, programs: int, code: GpuCode, arguments: bytes) -> None:
+        """Queue programs on torch's current stream. Raises BackendError with what the driver says."""
+        size = ctypes.c_size_t(len(arguments))
+        extra = (ctypes.c_void_p * 5)(
+            _LAUNCH_PARAM_BUFFER_POINTER,
+            ctypes.cast(ctypes.c_char_p(arguments), ctypes.c_void_p),
+            _LAUNCH_PARAM_BUFFER_SIZE,
+            ctypes.addressof(size),
+            _LAUNCH_PARAM_END,
+        )
+        self._check(
+            self.library.cuLaunchKernel(
+                function, programs, 1, 1, code.threads, 1, 1, code.shared, self.current_stream(), None, extra,
+            ),
+            code,
+        )  # fmt: skip
+
+    def _check(self, status: int, code: GpuCode) -> None:
+        if status:
+            text = ctypes.c_char_p()
+            self.library.cuGetErrorString(status, ctypes.byref(text))
+            said = text.value.decode() if text.value else f"error {status}"
+            raise BackendError(f"CUDA cannot run the kernel {code.name}: {said}")
+
+
+def _library() -> Any:
+    try:
+        library = ctypes.CDLL(_LIBRARY)
+    except OSError as error:
+        raise BackendError(f"there is no CUDA driver on this machine: {error}") from error
+    pointer, unsigned = ctypes.c_void_p, ctypes.c_uint
+    library.cuLaunchKernel.argtypes = [pointer, *[unsigned] * 7, pointer, pointer, pointer]
+    return library

@@ -1,0 +1,213 @@
+"""Runs Triton source in the interpreter that comes with Triton, on CPU tensors: slow, and no GPU is needed.
+
+The interpreter is a patched `triton.language` on NumPy, for one thread at a time. Some things are put right while a
+kernel runs: float32 is rounded to bfloat16 as hardware does, not truncated; a scalar that was compared is broadcast as
+a bool; the larger of a NaN and a number is the number (in versions before 3.9); reductions by any function take whole
+slices, not elements; and libdevice, which the interpreter lacks, is NumPy in the next wider float.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from types import SimpleNamespace
+from typing import Any, Final
+
+import numpy as np
+import torch
+import triton.language as tl
+from triton.runtime import interpreter
+
+from dsjit.codegen.triton.emitter import emit_kernel
+from dsjit.codegen.triton.function import load_function
+from dsjit.codegen.triton.source import KernelSource
+from dsjit.ir.kernel import Kernel
+
+__all__ = ["INTERPRETED_LIBDEVICE", "interpret_kernel"]
+
+_PROCESSORS: Final = 1
+"""Few programs of large tiles: each operation of the interpreter is one of NumPy, whatever its size."""
+
+_ONE_AT_A_TIME: Final = threading.RLock()
+
+
+def interpret_kernel(
+    kernel: Kernel,
+    buffers: Mapping[str, torch.Tensor],
+    offsets: Mapping[str, int] | None = None,
+    sizes: Mapping[str, int] | None = None,
+) -> None:
+    """As `codegen.interpreter.run_kernel`: runs `kernel` over 1-D CPU tensors, writing its stores into them.
+
+    Nothing checks that indices stay within the buffers.
+    """
+    source, function = _interpreted(kernel)
+    starts = {name: buffer[(offsets or {}).get(name, 0) :] for name, buffer in buffers.items()}
+    values = sizes or {}
+    args = [*[starts[param.name] for param in kernel.params], *[values[size.name] for size in kernel.sizes]]
+    with _ONE_AT_A_TIME, np.errstate(all="ignore"), _corrected():
+        function[(source.schedule.program_count(values),)](*args, **dict(source.constants))
+
+
+@lru_cache(maxsize=512)
+def _interpreted(kernel: Kernel) -> tuple[KernelSource, Any]:
+    source = emit_kernel(kernel, _PROCESSORS)
+    function = load_function(source, _plain_function, INTERPRETED_LIBDEVICE)
+    return source, interpreter.InterpretedFunction(function)
+
+
+def _plain_function(function: Any) -> Any:
+    return function
+
+
+# Corrections of the interpreter
+
+
+@contextmanager
+def _corrected() -> Iterator[None]:
+    builder = interpreter.interpreter_builder
+    reduce_ops = interpreter.ReduceOps
+    generic = reduce_ops.generic_reduce
+    corrections = {
+        "cast_impl": partial(_cast, builder),
+        "create_splat": _splat,
+        "create_maxnumf": lambda a, b: builder.binary_op(a, b, np.fmax),
+        "create_minnumf": lambda a, b: builder.binary_op(a, b, np.fmin),
+    }
+    vars(builder).update(corrections)
+    reduce_ops.generic_reduce = _reduce_by_halves
+    try:
+        yield
+    finally:
+        for name in corrections:
+            delattr(builder, name)
+        reduce_ops.generic_reduce = generic
+
+
+def _cast(builder: Any, source: Any, type_: Any) -> Any:
+    """`InterpreterBuilder.cast_impl`, with bfloat16 rounded to nearest even."""
+    have, want = source.dtype.scalar, type_.scalar
+    if have == tl.float32 and want == tl.bfloat16:
+        data = np.ascontiguousarray(source.data)
+        rounded = torch.from_numpy(data).to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16)
+        return interpreter.TensorHandle(rounded.reshape(np.shape(source.data)), want)
+    return type(builder).cast_impl(builder, source, type_)
+
+
+def _splat(type_: Any, scalar: Any) -> Any:
+    """`InterpreterBuilder.create_splat`, by the dtype of the data: the handle of a comparison states its operands'."""
+    return interpreter.TensorHandle(np.full(type_.shape, scalar.data), type_.scalar)
+
+
+def _reduce_by_halves(self: Any, operands: tuple[Any, ...]) -> list[Any]:
+    """`ReduceOps.generic_reduce` along one axis whose length is a power of 2."""
+    axis, held = self.axis, list(operands)
+    combine = getattr(self.combine_fn, "fn", self.combine_fn)
+    length = held[0].handle.data.shape[axis]
+    while length > 1:
+        length //= 2
+        low, high = (
+            [_tensor(np.take(each.handle.data, where, axis), each.dtype) for each in held]
+            for where in (range(length), range(length, 2 * length))
+        )
+        combined = combine(*low, *high)
+        held = list(combined) if isinstance(combined, tuple) else [combined]
+    if self.keep_dims:
+        return held
+    return [_tensor(each.handle.data.squeeze(axis), each.dtype) for each in held]
+
+
+def _tensor(data: np.ndarray[Any, Any], dtype: Any) -> Any:
+    scalar = dtype.scalar
+    type_ = tl.block_type(scalar, list(data.shape)) if data.shape else scalar
+    return tl.tensor(interpreter.TensorHandle(data, scalar), type_)
+
+
+# libdevice
+
+
+def _wider(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A NumPy ufunc evaluated in the next wider float and rounded to the operands' dtype."""
+
+    def evaluate(*args: np.ndarray[Any, Any]) -> Any:
+        dtype = args[0].dtype
+        wide = np.float64 if dtype == np.float32 else np.longdouble
+        return function(*[arg.astype(wide) for arg in args]).astype(dtype)
+
+    return evaluate
+
+
+def _pow(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> Any:
+    """In long double, which is C's: NumPy's vectors have pow(-inf, 0.5) as NaN."""
+    return np.power(a.astype(np.longdouble), b.astype(np.longdouble)).astype(a.dtype)
+
+
+def _of_torch(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
+    """A function of torch evaluated in float64."""
+
+    def evaluate(arg: np.ndarray[Any, Any]) -> Any:
+        return function(torch.from_numpy(arg.astype(np.float64))).numpy().astype(arg.dtype)
+
+    return evaluate
+
+
+def _fma(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], c: np.ndarray[Any, Any]) -> Any:
+    """float32: the product is exact in float64, so that only halfway cases of the sum can be rounded twice."""
+    if a.dtype == np.float32:
+        return (a.astype(np.float64) * b + c).astype(np.float32)
+    return (a.astype(np.longdouble) * b + c).astype(np.float64)
+
+
+_FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
+    "exp": _wider(np.exp),
+    "exp2": _wider(np.exp2),
+    "expm1": _wider(np.expm1),
+    "log": _wider(np.log),
+    "log2": _wider(np.log2),
+    "log10": _wider(np.log10),
+    "log1p": _wider(np.log1p),
+    "sin": _wider(np.sin),
+    "cos": _wider(np.cos),
+    "tan": _wider(np.tan),
+    "asin": _wider(np.arcsin),
+    "acos": _wider(np.arccos),
+    "atan": _wider(np.arctan),
+    "atan2": _wider(np.arctan2),
+    "sinh": _wider(np.sinh),
+    "cosh": _wider(np.cosh),
+    "tanh": _wider(np.tanh),
+    "asinh": _wider(np.arcsinh),
+    "acosh": _wider(np.arccosh),
+    "atanh": _wider(np.arctanh),
+    "pow": _pow,
+    "hypot": _wider(np.hypot),
+    "erf": _of_torch(torch.erf),
+    "erfc": _of_torch(torch.erfc),
+    "lgamma": _of_torch(torch.lgamma),
+    "nextafter": np.nextafter,
+    "copysign": np.copysign,
+    "trunc": np.trunc,
+    "rint": np.rint,
+    "fmod": np.fmod,
+    "fma": _fma,
+}
+
+
+def _on_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        data = np.broadcast_arrays(*[arg.handle.data for arg in args])
+        shaped = next((arg for arg in args if arg.type.is_block()), args[0])
+        result = function(*data)
+        return (
+            _tensor(result, args[0].dtype)
+            if shaped.type.is_block()
+            else tl.tensor(interpreter.TensorHandle(result, args[0].dtype.scalar), args[0].type)
+        )
+
+    return call
+
+
+INTERPRETED_LIBDEVICE: Final = SimpleNamespace(**{name: _on_tensors(each) for name, each in _FUNCTIONS.items()})
+"""Stands for `triton.language.extra.libdevice`; has what `LIBDEVICE` names, and `fmod`."""

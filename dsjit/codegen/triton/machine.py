@@ -1,0 +1,23 @@
+"""A GPU at hand: what kernels are compiled for, and what runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from dsjit.codegen.triton.kernels import GpuKernelCache
+
+__all__ = ["GpuMachine"]
+
+
+@dataclass(frozen=True, slots=True)
+class GpuMachine:
+    """kernels: those of the device. device_guard, current_stream: see `GpuProgram`."""
+
+    device: torch.device
+    kernels: GpuKernelCache
+    device_guard: Callable[[], AbstractContextManager[object]]
+    current_stream: Callable[[], int]

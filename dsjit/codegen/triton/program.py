@@ -1,0 +1,48 @@
+"""A Program whose tensors and kernels are on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+
+import torch
+
+from dsjit.codegen.program import Program
+
+__all__ = ["GpuProgram"]
+
+
+@dataclass(slots=True, weakref_slot=True)
+class GpuProgram:
+    """Called as a `Program`.
+
+    program: its frames are not used. streams: one Program for each stream, as what runs on several streams at a time
+        must not share an arena. device_guard: makes the device the current one. current_stream: its handle.
+    """
+
+    program: Program
+    device_guard: Callable[[], AbstractContextManager[object]]
+    current_stream: Callable[[], int]
+    streams: dict[int, Program] = field(default_factory=dict)
+
+    def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        with self.device_guard():
+            stream = self.current_stream()
+            program = self.streams.get(stream)
+            if program is None:
+                program = self.streams.setdefault(stream, replace(self.program, frames=[]))
+            return program(inputs)
+
+    @property
+    def source(self) -> str:
+        """The text of `run`."""
+        return self.program.source
+
+    @property
+    def arena_bytes(self) -> int:
+        return self.program.arena_bytes
+
+    @property
+    def intermediate_bytes(self) -> int:
+        return self.program.intermediate_bytes

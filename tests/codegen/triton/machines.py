@@ -1,0 +1,64 @@
+"""A machine that stands for a GPU: its memory is the CPU's, and its kernels run in Triton's interpreter."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from dsjit.codegen.triton.code import GpuCode
+from dsjit.codegen.triton.interpret import interpret_kernel
+from dsjit.codegen.triton.kernels import GpuKernelCache
+from dsjit.codegen.triton.machine import GpuMachine
+from dsjit.codegen.triton.source import KernelSource
+from dsjit.codegen.triton.target import TritonTarget
+
+OWN_PARAMETERS = 2
+"""What Triton's functions take after a kernel's own arguments."""
+
+
+def code_of(source: KernelSource, target: TritonTarget, fast: bool = False, aligned: Sequence[bool] = ()) -> GpuCode:
+    """What a compiler would make, without machine code."""
+    count = len(source.params) + len(source.sizes) + OWN_PARAMETERS
+    return GpuCode(source, target, source.name, "", repr(tuple(aligned)).encode(), 64, 32 * source.warps, count)
+
+
+@dataclass
+class InterpretingDriver:
+    """loaded: the codes, by handle less 1. launched: name and number of programs of each launch."""
+
+    loaded: list[GpuCode] = field(default_factory=list)
+    launched: list[tuple[str, int]] = field(default_factory=list)
+
+    def load(self, code: GpuCode) -> int:
+        self.loaded.append(code)
+        return len(self.loaded)
+
+    def launch(self, function: int, programs: int, code: GpuCode, arguments: bytes) -> None:
+        assert self.loaded[function - 1] is code
+        source = code.source
+        words = struct.unpack(f"<{code.parameters}q", arguments)
+        assert words[-OWN_PARAMETERS:] == (0,) * OWN_PARAMETERS
+        buffers = {
+            param.name: at_address(address, param.dtype)
+            for param, address in zip(source.kernel.params, words, strict=False)
+        }
+        sizes = {size.name: words[len(buffers) + number] for number, size in enumerate(source.kernel.sizes)}
+        assert programs == source.schedule.program_count(sizes)
+        self.launched.append((source.name, programs))
+        interpret_kernel(source.kernel, buffers, sizes=sizes)
+
+
+def at_address(address: int, dtype: torch.dtype) -> torch.Tensor:
+    """A tensor of the one element there; nothing stops the interpreter from going on."""
+    element = (ctypes.c_char * dtype.itemsize).from_address(address)
+    return torch.frombuffer(element, dtype=dtype)
+
+
+def interpreting_machine(driver: InterpretingDriver) -> GpuMachine:
+    kernels = GpuKernelCache(TritonTarget.parse("cuda:sm_90"), driver, code_of)
+    return GpuMachine(torch.device("cpu"), kernels, contextlib.nullcontext, lambda: 7)
