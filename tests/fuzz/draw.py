@@ -232,7 +232,7 @@ class Drawer:
             return
         other = self.operand(like=operand)
         name = self.scope.new_name()
-        step = self.pick([f"{name} + {other}", f"{name} * 0.5", f"{name} - row", f"torch.maximum({name}, {other})"])
+        step = self.pick([f"{name} + {other}", f"{name} * 0.5", f"{name} - row", f"torch.maximum({name} + 0, {other} + 0)"])
         header = self.pick(["for row in range(3):", f"for row in {operand}:", f"for row in {operand}.unbind(-1):"])
         text = f"{name} = {operand}.clone()\n{header}\n    {name} = {step}"
         if self.scope.run(text) and self.scope.keep(name, self.scope.traits_of(operand, other or operand)):

@@ -5,6 +5,9 @@ may, the two differ in the last bits, and what then *looks* at these bits (a com
 another way on both sides without either being wrong. So `sensitive` statements only take operands that have eager's
 very bits.
 
+Which zero the larger of 0.0 and -0.0 is, differs in eager between the vectors of a loop and its tail: what takes maxima
+adds 0 first, which leaves no -0.0.
+
 Placeholders: {0}, {1}, {2} are operands; {dim} is a dimension of operand 0; {other} another draw of the same; {keep} a
 bool; {number} a Python number; {size} a small size; {dtype} a dtype.
 """
@@ -49,8 +52,8 @@ def arity(template: str) -> int:
 FAMILIES: Final[Mapping[str, Family]] = {
     "arithmetic": Family(
         ("{0} + {1}", "{0} - {1}", "{0} * {1}", "{0} / {1}", "{0} + {number}", "{0} * {number}", "{number} - {0}",
-         "{0} / {number}", "{number} / {0}", "-{0}", "abs({0})", "torch.maximum({0}, {1})", "torch.minimum({0}, {1})",
-         "torch.relu({0})", "{0}.clamp(-1, 2)", "{0}.clamp(min={1})", "torch.where({0}.isnan(), {1}, {0})",
+         "{0} / {number}", "{number} / {0}", "-{0}", "abs({0})", "torch.maximum({0} + 0, {1} + 0)", "torch.minimum({0} + 0, {1} + 0)",
+         "torch.relu({0})", "{0}.clamp(-1, 2)", "({0} + 0).clamp(min={1} + 0)", "torch.where({0}.isnan(), {1}, {0})",
          "{0} ** 2", "{0}.square()", "{0}.clone()", "torch.add({0}, {1}, alpha=2)"), 8,
     ),
     "looks": Family(
@@ -81,8 +84,8 @@ FAMILIES: Final[Mapping[str, Family]] = {
          "{0}.rot90()", "{0}[torch.tensor([0, -1])]", "torch.atleast_2d({0})"), 5,
     ),
     "selections": Family(
-        ("{0}.amax({dim}, keepdim={keep})", "{0}.amin({dim}, keepdim={keep})", "{0}.max()", "{0}.min()",
-         "{0}.max({dim}).values", "{0}.cummax({dim}).values"), 3,
+        ("({0} + 0).amax({dim}, keepdim={keep})", "({0} + 0).amin({dim}, keepdim={keep})", "({0} + 0).max()",
+         "({0} + 0).min()", "({0} + 0).max({dim}).values", "{0}.cummax({dim}).values"), 3,
     ),
     "choices": Family(
         ("{0}.argmax({dim}, keepdim={keep})", "{0}.argmin()", "{0}.max({dim}, keepdim={keep}).indices",
@@ -92,7 +95,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
          "torch.searchsorted(torch.tensor([-1.0, 0.0, 1.0]), {0}.float())", "torch.isin({0}, {1})"), 3, sensitive=True,
     ),
     "sums": Family(
-        ("{0}.sum({dim}, keepdim={keep})", "{0}.sum()", "{0}.mean({dim}, keepdim={keep})", "{0}.prod({dim})",
+        ("{0}.sum({dim}, keepdim={keep})", "{0}.sum()", "{0}.mean({dim}, keepdim={keep})", "{0}.clamp(-1, 1).prod({dim})",
          "{0}.cumsum({dim})", "{0}.var({dim}, correction=0)", "{0}.norm()", "{0}.norm(dim={dim}, keepdim={keep})",
          "torch.softmax({0}, {dim})", "torch.log_softmax({0}, {dim})", "{0}.logsumexp({dim})",
          "torch.nn.functional.layer_norm({0}, {0}.shape[-1:])", "{0}.nansum({dim})", "{0}.std_mean({dim}, correction=0)[1]",
@@ -153,6 +156,9 @@ _SENSITIVE: Final = frozenset(
 )
 
 
+_OF_EITHER_ZERO: Final = frozenset("maximum minimum max min fmax fmin clamp clamp_min clamp_max".split())
+
+
 @dataclass(frozen=True, slots=True)
 class TableCall:
     """A call of an op of the table: names of its tensor arguments, and of those that are conditions; each a choice of
@@ -197,6 +203,8 @@ def _call(row: OpRow) -> TableCall | None:
     if not tensors or required - given - set(numbers):
         return None
     parameters = tuple({name: _text(value) for name, value in choice.items()} for choice in choices)
+    if _base(row) in _OF_EITHER_ZERO:
+        return None
     return TableCall(row, f"torch.ops.{row.name}", tensors, rule.conditions, parameters, numbers)
 
 
