@@ -33,6 +33,8 @@ DTYPES: Final = (
 )  # fmt: skip
 NUMBER_TEXTS: Final = ("2", "0.5", "-1", "3", "0.1", "1.0", "0", "-2.5", "7", "float('inf')", "True")
 DTYPE_TEXTS: Final = tuple(dict.fromkeys(str(dtype) for dtype in DTYPES))
+SMOOTH: Final = (False, False, False, False, False, True)
+"""Whether a program is differentiated."""
 MOST_LINES: Final = 9
 BOUNDED: Final = ("clamp(-1, 2)", "sigmoid", "tanh", "sin()", "cos()", "erf()", "atan")
 
@@ -300,11 +302,11 @@ def programs(draw: st.DrawFn) -> FuzzProgram:
 
 def numbered_program(seed: int, number: int) -> FuzzProgram:
     """Program `number` of the long run `seed`: always the same."""
-    return _program(Random(f"{seed} {number}").choice)
+    pick = Random(f"{seed} {number}").choice
+    return _program(pick, pick(SMOOTH))
 
 
-def _program(pick: Pick) -> FuzzProgram:
-    smooth = pick(range(6)) == 5
+def _program(pick: Pick, smooth: bool) -> FuzzProgram:
     sizes = [pick(SIZES) for _ in range(pick(range(1, 4)))]
     while math.prod(sizes) > MOST_ELEMENTS:
         sizes.pop()

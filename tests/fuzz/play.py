@@ -105,11 +105,13 @@ class _Side:
 
 
 def _comparable(path: str, leaf: Leaf) -> Leaf:
-    """The strides of a gradient along dimensions of one element address nothing, and are nobody's promise."""
-    if not path.endswith(".grad") or not isinstance(leaf, TensorRecord):
+    """Without strides that address nothing, where they are nobody's promise: of tensors without elements, and of
+    gradients along dimensions of one element."""
+    if not isinstance(leaf, TensorRecord) or (leaf.values.numel() and not path.endswith(".grad")):
         return leaf
-    strides = [0 if size == 1 else stride for size, stride in zip(leaf.values.shape, leaf.facts["strides"], strict=True)]
-    return TensorRecord({**leaf.facts, "strides": tuple(strides)}, leaf.values)
+    strides: Any = leaf.facts["strides"]
+    shown = tuple([0 if size == 1 else stride for size, stride in zip(leaf.values.shape, strides, strict=True)])
+    return TensorRecord({**leaf.facts, "strides": shown if leaf.values.numel() else ()}, leaf.values)
 
 
 def call(function: Callable[..., Any], args: tuple[Any, ...], number: int, gradients: bool) -> tuple[Any, str]:
