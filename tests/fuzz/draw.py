@@ -35,6 +35,8 @@ NUMBER_TEXTS: Final = ("2", "0.5", "-1", "3", "0.1", "1.0", "0", "-2.5", "7", "f
 DTYPE_TEXTS: Final = tuple(dict.fromkeys(str(dtype) for dtype in DTYPES))
 SMOOTH: Final = (False, False, False, False, False, True)
 """Whether a program is differentiated."""
+SMOOTH: Final = (False, False, False, False, False, True)
+"""Whether a program is differentiated."""
 MOST_LINES: Final = 9
 BOUNDED: Final = ("clamp(-1, 2)", "sigmoid", "tanh", "sin()", "cos()", "erf()", "atan")
 
@@ -297,7 +299,7 @@ HELPER: Final = "def helper(self, x):\n    return x * self.scale + 1\n"
 @st.composite
 def programs(draw: st.DrawFn) -> FuzzProgram:
     """Programs that hypothesis makes small when they fail."""
-    return _program(lambda choices: pick(choices))
+    return _program(lambda choices: draw(st.sampled_from(choices)), draw(st.sampled_from(SMOOTH)))
 
 
 def numbered_program(seed: int, number: int) -> FuzzProgram:
