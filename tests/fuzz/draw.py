@@ -54,11 +54,16 @@ READS: Final = (
     "{me}.table.get('a', {0}) * 1", "{0} * len({me}.log)",
 )  # fmt: skip
 STATE: Final = (
-    "{me}.count += 1", "{me}.last = {0}", "{me}.log.append({0}.shape[-1])", "{me}.state.add_(1)", "{me}.scale *= 2",
+    "{me}.count += 1", "{me}.last = {0}", "{me}.log.append({0}.shape[-1])", "{me}.scale *= 2",
+    "{me}.log = [*{me}.log[-1:], {0}.dim()]", "{me}.flag = not {me}.flag", "{me}.state.add_(1)",
     "{me}.state = {me}.state + 1", "{me}.table['a'] = {0}", "{me}.state.copy_({0}.flatten()[0])",
-    "{me}.log = [*{me}.log[-1:], {0}.dim()]", "{me}.flag = not {me}.flag",
 )  # fmt: skip
-VALUES: Final = ("{0}.amax().item()", "int({0}.nan_to_num().clamp(0, 3).amax())", "float({0}.amin())", "bool({0}.any())")
+HISTORY: Final = 6
+"""Those from here on would make the gradients of a call those of earlier ones, too."""
+VALUES: Final = (
+    "({0} + 0).amax().item()", "int({0}.nan_to_num().clamp(0, 3).amax())", "float(({0} + 0).amin())",
+    "bool({0}.any())",
+)  # fmt: skip
 CHANGES: Final = (
     "thing.scale = 3.0", "thing.flag = not thing.flag", "thing.state.fill_(2)", "thing.state = thing.state * 2",
     "thing.count = 7", "thing.scale = 2", "thing.table = {}", "thing.log.clear()",
@@ -194,7 +199,7 @@ class Drawer:
         operand = self.operand(exact=True)
         if operand is None:
             return
-        text = self.filled(self.pick(STATE), [operand])
+        text = self.filled(self.pick(STATE[:HISTORY] if self.smooth else STATE), [operand])
         if self.scope.run(text):
             self.write(text)
 

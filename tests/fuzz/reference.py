@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import CodeType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -105,8 +105,15 @@ class _Wide(TensorSpec):
         return filled.double() if filled.is_floating_point() else filled
 
 
+_CHOOSING: Final = frozenset(
+    "amax amin max min maximum minimum where relu clamp clamp_min clamp_max cummax sort topk cat stack clone gather "
+    "index index_select flip roll repeat constant_pad_nd tril triu copy masked_fill threshold_backward detach".split()
+)
+"""Names of ops whose results are elements of their operands: the backward looks for the very element."""
+
+
 class _Rounding(TorchDispatchMode):
-    """Moves what each op computes by up to `noise` units of roundoff of float32."""
+    """Moves what each op computes, and does not only choose, by up to `noise` units of roundoff of float32."""
 
     unit: ClassVar[float] = torch.finfo(torch.float32).eps
 
@@ -117,7 +124,10 @@ class _Rounding(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not self.noise or func._schema.is_mutable or any(r.alias_info is not None for r in func._schema.returns):
+        schema = func._schema
+        if not self.noise or schema.is_mutable or schema.name.removeprefix("aten::") in _CHOOSING:
+            return result
+        if any(each.alias_info is not None for each in schema.returns):
             return result
         for tensor in result if isinstance(result, tuple | list) else (result,):
             if isinstance(tensor, torch.Tensor) and tensor.dtype is torch.float64:
