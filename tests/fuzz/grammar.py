@@ -156,7 +156,8 @@ _SENSITIVE: Final = frozenset(
 )
 
 
-_OF_EITHER_ZERO: Final = frozenset("maximum minimum max min fmax fmin clamp clamp_min clamp_max".split())
+_LEFT_OUT: Final = frozenset("copy maximum minimum max min fmax fmin clamp clamp_min clamp_max".split())
+"""What chooses between zeros, and `copy`, which no program calls: it keeps the storage offset of what it replaces."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,7 +204,7 @@ def _call(row: OpRow) -> TableCall | None:
     if not tensors or required - given - set(numbers):
         return None
     parameters = tuple({name: _text(value) for name, value in choice.items()} for choice in choices)
-    if _base(row) in _OF_EITHER_ZERO:
+    if _base(row) in _LEFT_OUT:
         return None
     return TableCall(row, f"torch.ops.{row.name}", tensors, rule.conditions, parameters, numbers)
 

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import CodeType
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dsjit.api.entry import session
+from dsjit.oracle.exactness import chooses
 from dsjit.oracle.reference import within_error
 from dsjit.testing.strategies import TensorSpec
 from dsjit.verification.precise import Precise, capture_precisely
@@ -105,15 +106,9 @@ class _Wide(TensorSpec):
         return filled.double() if filled.is_floating_point() else filled
 
 
-_CHOOSING: Final = frozenset(
-    "amax amin max min maximum minimum where relu clamp clamp_min clamp_max cummax sort topk cat stack clone gather "
-    "index index_select flip roll repeat constant_pad_nd tril triu copy masked_fill threshold_backward detach".split()
-)
-"""Names of ops whose results are elements of their operands: the backward looks for the very element."""
-
-
 class _Rounding(TorchDispatchMode):
-    """Moves what each op computes, and does not only choose, by up to `noise` units of roundoff of float32."""
+    """Moves what each op computes by up to `noise` units of roundoff of float32. What an op chooses stays: a backward
+    looks for the very element."""
 
     unit: ClassVar[float] = torch.finfo(torch.float32).eps
 
@@ -125,7 +120,7 @@ class _Rounding(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         schema = func._schema
-        if not self.noise or schema.is_mutable or schema.name.removeprefix("aten::") in _CHOOSING:
+        if not self.noise or schema.is_mutable or chooses(func):
             return result
         if any(each.alias_info is not None for each in schema.returns):
             return result
