@@ -174,4 +174,7 @@ class Compiled(torch.autograd.Function):
                 "compiled with first derivatives only: run it eagerly, under dsjit.disable"
             )
         wanted = [tangents[number] for number in training.joint.differentiated]
+        if all(tangent is None for tangent in wanted):
+            # Of a later call that this one's results do not reach: what was saved may be freed already.
+            return (None,) * (1 + len(training.joint.gradients))
         return (None, *training.run_backward(ctx.saved_tensors, wanted))

@@ -26,6 +26,7 @@ from dsjit.fusion.operands import LIBRARY, NodeInfo, NodeKind, describe, operand
 from dsjit.fusion.siblings import absorb_sibling, axis_map
 from dsjit.fusion.views import Views, is_view
 from dsjit.ir.graph import Graph, Node, Value
+from dsjit.ops.properties import may_raise
 from dsjit.passes.fuel import Fuel, Rewrite, RewriteKind
 
 __all__ = ["FusionPlan", "LibraryUnit", "Reason", "Unit", "plan_fusion"]
@@ -153,7 +154,7 @@ class _Planner:
         if is_view(node) and node not in self.views.opaque:
             return
         wanted = any(value in self.wanted_by or value in self.required for value in node.outputs)
-        if not wanted and not node.effect:
+        if not wanted and not node.effect and not may_raise(node):
             return
         info = LIBRARY if is_view(node) else describe(node, self.limits, self.device)
         if info.kind is NodeKind.LIBRARY or not self._may("kernel", node):

@@ -8,10 +8,10 @@ from typing import Any, Final
 
 import torch
 
-from dsjit.ir.graph import Node
+from dsjit.ir.graph import Node, Value
 from dsjit.ops.strided import strided_view
 
-__all__ = ["is_dynamic", "is_pure", "is_reproducible", "is_undefined", "shares_memory"]
+__all__ = ["is_dynamic", "is_pure", "is_reproducible", "is_undefined", "may_raise", "shares_memory"]
 
 aten = torch.ops.aten
 
@@ -67,6 +67,31 @@ def is_reproducible(node: Node) -> bool:
 def is_undefined(op: Callable[..., Any]) -> bool:
     """Whether the content of the result is whatever happens to be in memory."""
     return op in _UNDEFINED
+
+
+_INDEXED: Final = frozenset(
+    {"index", "_unsafe_index", "index_select", "index_put", "index_add", "index_copy", "index_fill", "index_reduce",
+     "gather", "scatter", "scatter_add", "scatter_reduce", "take", "put", "embedding", "_embedding_bag", "one_hot",
+     "nll_loss_forward", "nll_loss2d_forward", "repeat_interleave", "bincount", "masked_scatter"}
+)  # fmt: skip
+"""Names of aten ops that refuse an index, a class or a count which is out of range."""
+
+_DIVIDED: Final = frozenset({"div", "floor_divide", "remainder", "fmod"})
+
+
+def may_raise(node: Node) -> bool:
+    """Whether what the operands hold may make torch refuse the call: an index out of range, an integer divisor of 0.
+
+    A call whose result nobody reads must run all the same.
+    """
+    namespace, _, rest = str(getattr(node.op, "_name", "")).partition("::")
+    name = rest.partition(".")[0]
+    if namespace != "aten" or not node.outputs:
+        return False
+    if name in _DIVIDED:
+        dtype = node.outputs[0].type.dtype
+        return isinstance(node.args[-1], Value) and not dtype.is_floating_point and not dtype.is_complex
+    return name in _INDEXED
 
 
 def is_dynamic(node: Node) -> bool:

@@ -1,8 +1,9 @@
 """Which Values of a Graph must have eager's very bits.
 
 Sums are added up in another order than eager's, transcendental functions have their own last bit, and matrix products
-run in a library that may be called otherwise. Everything else is exact: IEEE 754 fixes + - * / and the square root to
-the last bit, and comparing, selecting, rounding, casting and moving data leave no choice.
+run in a library that may be called otherwise. Everything else is exact: IEEE 754 fixes + - * / to the last bit, and
+comparing, selecting, rounding, casting and moving data leave no choice. It fixes the square root, too, and a compiled
+one is right; eager's comes from a vector library, which rounds some otherwise.
 """
 
 from __future__ import annotations
@@ -17,23 +18,38 @@ from dsjit.ops.properties import shares_memory
 from dsjit.ops.row import View
 from dsjit.ops.table import row_of
 
-__all__ = ["exact_values"]
+__all__ = ["chooses", "exact_values"]
 
-_EXACT: Final = frozenset(
-    {"add", "sub", "rsub", "mul", "div", "neg", "abs", "sqrt", "reciprocal", "relu", "clamp", "clamp_min",
-     "clamp_max", "maximum", "minimum", "where", "masked_fill", "eq", "ne", "lt", "le", "gt", "ge",
+_CHOOSING: Final = frozenset(
+    {"relu", "clamp", "clamp_min", "clamp_max", "maximum", "minimum", "where", "masked_fill", "clone", "copy", "cat",
+     "stack", "amax", "amin", "max", "min", "index", "index_select", "gather", "embedding", "sort", "topk",
+     "masked_select", "scatter", "constant_pad_nd", "flip", "roll", "tril", "triu", "repeat", "cummax", "cummin",
+     "threshold_backward", "detach"}
+)  # fmt: skip
+"""Names of ops of aten whose results are elements of their operands, or constants."""
+
+_EXACT: Final = _CHOOSING | frozenset(
+    {"add", "sub", "rsub", "mul", "div", "neg", "abs", "reciprocal", "eq", "ne", "lt", "le", "gt", "ge",
      "logical_and", "logical_or", "logical_xor", "logical_not", "bitwise_and", "bitwise_or", "bitwise_xor",
      "bitwise_not", "floor", "ceil", "trunc", "round", "sign", "sgn", "signbit", "isnan", "isinf", "_to_copy",
-     "clone", "copy", "fill", "fill_scalar", "cat", "stack", "amax", "amin", "max", "min", "argmax", "argmin",
-     "any", "all", "full", "full_like", "zeros", "zeros_like", "ones", "ones_like", "arange", "scalar_tensor",
-     "eye", "new_zeros", "new_ones", "new_full", "index", "index_select", "gather", "embedding", "sort", "topk",
-     "nonzero", "masked_select", "scatter", "index_put", "constant_pad_nd", "flip", "roll", "tril", "triu",
-     "repeat"}
+     "fill", "fill_scalar", "argmax", "argmin", "any", "all", "full", "full_like", "zeros", "zeros_like", "ones",
+     "ones_like", "arange", "scalar_tensor", "eye", "new_zeros", "new_ones", "new_full", "nonzero", "index_put"}
 )  # fmt: skip
 """Names of ops of aten. """
 
 _WITH_FACTOR: Final = ("add", "sub", "rsub")
 """A C++ compiler may contract these when the factor is not 1."""
+
+
+def chooses(op: object) -> bool:
+    """Whether results of `op` are elements of its operands: nothing is rounded."""
+    return _name(op) in _CHOOSING
+
+
+def _name(op: object) -> str:
+    """Of an overload of aten: `add` for `aten::add.Tensor`."""
+    namespace, _, overload = str(getattr(op, "_name", "")).partition("::")
+    return overload.partition(".")[0] if namespace == "aten" else ""
 
 
 def exact_values(graph: Graph, given: Iterable[Value]) -> frozenset[Value]:
@@ -51,9 +67,8 @@ def _is_exact(node: Node) -> bool:
     row = row_of(node.op)
     if row is not None and isinstance(row.rule, View):
         return True
-    namespace, _, overload = str(getattr(node.op, "_name", "")).partition("::")
-    name = overload.partition(".")[0]
-    if namespace != "aten" or name not in _EXACT:
+    name = _name(node.op)
+    if name not in _EXACT:
         return False
     has_factor = node.kwargs.get("alpha", 1) != 1 or (name == "rsub" and len(node.args) > 2)
     return not (has_factor and name in _WITH_FACTOR)

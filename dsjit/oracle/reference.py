@@ -18,7 +18,7 @@ import torch
 
 from dsjit.ir.graph import Arg, Graph, Node, Value
 from dsjit.ops.properties import is_undefined, shares_memory
-from dsjit.oracle.exactness import exact_values
+from dsjit.oracle.exactness import chooses, exact_values
 from dsjit.oracle.measure import same_values, ulp_distance
 from dsjit.passes.reference import evaluate_node
 
@@ -113,7 +113,7 @@ def run_with_precision(
             results = evaluate_node(node, eager)
             eager.update(zip(node.outputs, results, strict=True))
             precise.update(zip(node.outputs, _evaluate_widely(node, precise, results), strict=True))
-            moved = noisy if shares_memory(node.op) else _moved(node, noisy, generator)
+            moved = noisy if shares_memory(node.op) or chooses(node.op) else _moved(node, noisy, generator)
             noisy.update(zip(node.outputs, _evaluate_widely(node, moved, results), strict=True))
             for value in last.get(position, ()):
                 if keep is not None and value not in keep:
@@ -173,8 +173,9 @@ def _moved(node: Node, env: Env, generator: torch.Generator) -> Env:
     for value in node.inputs():
         tensor = env[value]
         if value.type.dtype.is_floating_point and tensor.dtype is torch.float64:
-            noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64) * 2 - 1
-            tensor = laid_out_as(tensor, tensor * (1 + torch.finfo(value.type.dtype).eps * noise))
+            noise = torch.rand(tensor.shape, generator=generator).mul_(2).sub_(1).double()
+            moved = noise.mul_(torch.finfo(value.type.dtype).eps).add_(1).mul_(tensor)
+            tensor = laid_out_as(tensor, moved)
         found[value] = tensor
     return found
 

@@ -1,7 +1,8 @@
 """Dead code elimination.
 
 Why: a trace records whatever the Python code ran, also what nobody reads (`detach`s, unused results of other passes).
-Nodes with an effect stay, and so does whatever an output, a write or a check reads. A node with several outputs stays
+Nodes with an effect stay, and so does what may refuse its operands (an index out of range), and whatever an output, a
+write or a check reads. A node with several outputs stays
 when one of them is read. Constants that nothing reads are dropped.
 
 Before:
@@ -20,6 +21,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from dsjit.ir.graph import Graph, Node
+from dsjit.ops.properties import may_raise
 from dsjit.passes.rewrite import inputs_of
 
 __all__ = ["eliminate_dead_code"]
@@ -30,7 +32,7 @@ def eliminate_dead_code(graph: Graph) -> Graph:
     live = set(graph.results())
     kept: list[Node] = []
     for node in reversed(graph.nodes):
-        if node.effect or not live.isdisjoint(node.outputs):
+        if node.effect or may_raise(node) or not live.isdisjoint(node.outputs):
             kept.append(node)
             live.update(inputs_of(node))
     constants = {value: tensor for value, tensor in graph.constants.items() if value in live}

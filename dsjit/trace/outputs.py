@@ -143,7 +143,7 @@ class TemplateMaker:
             if obj.__closure__ and not is_library_code(obj.__code__, obj.__globals__):
                 raise TemplateError(f"the call hands out {obj.__qualname__}, a function with a closure made in it")
             return Fixed(obj)
-        if isinstance(obj, IMMUTABLE):
+        if isinstance(obj, IMMUTABLE) and not _has_symbols(obj):
             return Fixed(obj)
         if id(obj) in self.labels:
             return Again(self.labels[id(obj)])
@@ -177,6 +177,10 @@ class TemplateMaker:
             raise TemplateError(f"the call hands out a {cls.__qualname__}, which cannot be built anew on each call")
         limit = obj.maxlen if isinstance(obj, deque) else None
         return Born(label, cls, items, pairs, tuple((k, self.make(v)) for k, v in _attributes(obj)), limit)
+
+
+def _has_symbols(obj: Any) -> bool:
+    return isinstance(obj, torch.Size) and any(isinstance(size, torch.SymInt) for size in obj)
 
 
 def _attributes(obj: Any) -> list[tuple[str, Any]]:

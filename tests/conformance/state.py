@@ -20,7 +20,7 @@ import sys
 import types
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -30,7 +30,7 @@ import torch
 
 from dsjit.api.jitted import Jitted
 
-__all__ = ["Leaf", "StateReader", "TensorRecord", "differences"]
+__all__ = ["Judge", "Leaf", "StateReader", "TensorRecord", "differences"]
 
 FOLDER: Final = str(Path(__file__).parent)
 
@@ -56,10 +56,14 @@ class TensorRecord:
 
 
 Leaf: TypeAlias = str | float | TensorRecord
+Judge: TypeAlias = Callable[[str, torch.Tensor, torch.Tensor], bool]
 
 
 class StateReader:
-    """See the module. `own_globals`: the globals of the program, whose functions are read with what they close over."""
+    """See the module. `own_globals`: the globals of the program, whose functions are read with what they close over.
+
+    tensors: those that the last `read` met, by path, each once.
+    """
 
     def __init__(self, own_globals: dict[str, Any]) -> None:
         self._globals = own_globals
@@ -67,12 +71,13 @@ class StateReader:
         self._storages: dict[int, int] = {}
         self._kept: list[object] = []
         self._leaves: dict[str, Leaf] = {}
+        self.tensors: dict[str, torch.Tensor] = {}
         self._visited: dict[int, None] = {}
         self._ranges: dict[int, tuple[int, int]] = {}
 
     def read(self, roots: Mapping[str, object]) -> dict[str, Leaf]:
         """One record for each place that can be reached from `roots`, by path."""
-        self._leaves, self._visited, self._ranges = {}, {}, {}
+        self._leaves, self._visited, self._ranges, self.tensors = {}, {}, {}, {}
         with torch._C._DisableTorchDispatch(), torch.no_grad():
             for name, root in roots.items():
                 self._walk(name, root)
@@ -131,6 +136,7 @@ class StateReader:
         """What is below `obj`; adds to the record of `obj` itself what is not an object of its own."""
         if isinstance(obj, torch.Tensor):
             self._leaves[path] = self._tensor(obj)
+            self.tensors[path] = obj
             yield from ((f".{name}", value) for name, value in vars(obj).items())
             if obj.is_leaf and obj.grad is not None:
                 yield ".grad", obj.grad
@@ -288,28 +294,35 @@ def _digest(content: bytes) -> str:
 # -- comparison ------------------------------------------------------------------------------------------------------
 
 
-def differences(expected: Mapping[str, Leaf], found: Mapping[str, Leaf], exact: bool) -> list[str]:
+def differences(
+    expected: Mapping[str, Leaf], found: Mapping[str, Leaf], exact: bool, judge: Judge | None = None
+) -> list[str]:
     """One line for each place where the records differ.
 
     exact: tensors must be equal bit for bit (every NaN is like any other, and -0.0 is not 0.0), and numbers equal;
     otherwise floating-point values may differ by the tolerance of `torch.testing.assert_close` for their dtype.
+    judge: from a path, and eager's and the found values of a tensor there that are not equal, whether the found ones
+        are right, too.
     """
     lines = [f"{path}: missing; eager has {_show(expected[path])}" for path in expected if path not in found]
     lines += [f"{path}: {_show(found[path])}; eager has nothing" for path in found if path not in expected]
     for path, wanted in expected.items():
         if path in found:
-            reason = _difference(wanted, found[path], exact)
+            reason = _difference(wanted, found[path], exact, judge and functools.partial(judge, path))
             if reason:
                 lines.append(f"{path}: {reason}")
     return lines
 
 
-def _difference(wanted: Leaf, found: Leaf, exact: bool) -> str | None:
+def _difference(
+    wanted: Leaf, found: Leaf, exact: bool, judge: Callable[[torch.Tensor, torch.Tensor], bool] | None
+) -> str | None:
     if isinstance(wanted, TensorRecord) and isinstance(found, TensorRecord):
         names = [name for name in wanted.facts if wanted.facts[name] != found.facts.get(name)]
         if names:
             return "; ".join(f"{name} is {found.facts.get(name)}, eager {wanted.facts[name]}" for name in names)
-        return _value_difference(wanted.values, found.values, exact)
+        reason = _value_difference(wanted.values, found.values, exact)
+        return None if reason and judge and judge(wanted.values, found.values) else reason
     if isinstance(wanted, float) and isinstance(found, float) and not exact:
         single = torch.float32
         return _value_difference(torch.tensor(wanted, dtype=single), torch.tensor(found, dtype=single), exact)

@@ -1,0 +1,167 @@
+"""Plays a program eagerly and jitted, call by call side by side, and compares everything that can be seen.
+
+After each call the records of both sides (`tests.conformance.state`) must be equal: results, arguments, state,
+exceptions, dtypes, strides, aliasing, the state of the random generator. Values must be equal bit for bit, or be right by
+the reference of `tests.fuzz.reference`. What differs and is right is then made equal on both sides, so that no call
+begins with other values than eager's.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import CodeType
+from typing import Any
+
+import torch
+
+import dsjit
+from dsjit.api.entry import jitted_of
+from tests.conformance.state import Leaf, StateReader, TensorRecord, differences
+from tests.fuzz.program import FuzzProgram, Script, Turn, compiled_script
+from tests.fuzz.reference import Reference
+
+__all__ = ["Played", "play", "play_program"]
+
+
+@dataclass(frozen=True, slots=True)
+class Played:
+    """differences: from eager; a line each. ways: how the calls ran (compiled, traced, eager). judged: tensors whose
+    bits differ and that are right."""
+
+    differences: tuple[str, ...]
+    ways: Counter[str] = field(default_factory=Counter)
+    judged: int = 0
+
+
+def play_program(program: FuzzProgram, **options: Any) -> Played:
+    """options: for `dsjit.jit`."""
+    code = compile(program.text, "<fuzzed program>", "exec")
+    return play(compiled_script(code), gradients=program.gradients, code=code, **options)
+
+
+def play(script: Script, *, gradients: bool = False, code: CodeType | None = None, **options: Any) -> Played:
+    """Play `script(jit)`, a generator function that yields (function, arguments) for each call.
+
+    gradients: differentiate the results of each call, and compare the gradients. code: of a module that defines the
+    script, to make others of it; without it, tensors that are not bit for bit equal are wrong.
+    """
+
+    def jit(function: Any) -> Any:
+        return dsjit.jit(function, **options)
+
+    with _quiet(), torch.set_grad_enabled(gradients):
+        return _play(_Side(script, _not_jitted, gradients), _Side(script, jit, gradients), code, gradients)
+
+
+def _play(eager: _Side, jitted: _Side, code: CodeType | None, gradients: bool) -> Played:
+    ways: Counter[str] = Counter()
+    judged = 0
+    for number, turn in enumerate(eager.turns):
+        twin = next(jitted.turns)
+        wanted, found = eager.step(turn, number), jitted.step(twin, number)
+        ways = _ways(twin[0])
+        if not differences(wanted, found, exact=True):
+            continue
+        judge = Reference(code, gradients, number, wanted) if code is not None else None
+        lines = differences(wanted, found, True, judge)
+        if lines:
+            return Played(tuple([f"call {number}: {line}" for line in lines]), ways, judged)
+        judged += judge.judged if judge is not None else 0
+        _make_equal(eager.reader.tensors, jitted.reader.tensors)
+    return Played((), ways, judged)
+
+
+def _ways(function: Any) -> Counter[str]:
+    jitted = jitted_of(function)
+    assert jitted is not None
+    counters = jitted.counters
+    return Counter(compiled=counters.calls_compiled, traced=counters.calls_traced, eager=counters.calls_eager)
+
+
+def _not_jitted(function: Any) -> Any:
+    return function
+
+
+class _Side:
+    """One of the two performances."""
+
+    def __init__(self, script: Script, jit: Callable[[Any], Any], gradients: bool) -> None:
+        self.turns: Iterator[Turn] = script(jit)
+        self.reader = StateReader(getattr(script, "__globals__", {}))
+        self.gradients = gradients
+
+    def step(self, turn: Turn, number: int) -> dict[str, Leaf]:
+        """One call, and what can be seen after it."""
+        function, args = turn
+        result, error = call(function, args, number, self.gradients)
+        random = str(hash(torch.get_rng_state().numpy().tobytes()))
+        roots = {f"args[{n}]": value for n, value in enumerate(args)} | {"function": function, "result": result}
+        records = {path: _comparable(path, leaf) for path, leaf in self.reader.read(roots).items()}
+        return records | {"random state": random, "error": error}
+
+
+def _comparable(path: str, leaf: Leaf) -> Leaf:
+    """Without strides that address nothing, where they are nobody's promise: of tensors without elements, and of
+    gradients along dimensions of one element."""
+    if not isinstance(leaf, TensorRecord) or (leaf.values.numel() and not path.endswith(".grad")):
+        return leaf
+    strides: Any = leaf.facts["strides"]
+    shown = tuple([0 if size == 1 else stride for size, stride in zip(leaf.values.shape, strides, strict=True)])
+    return TensorRecord({**leaf.facts, "strides": shown if leaf.values.numel() else ()}, leaf.values)
+
+
+def call(function: Callable[..., Any], args: tuple[Any, ...], number: int, gradients: bool) -> tuple[Any, str]:
+    """Call, differentiate when `gradients`; the result, and what was raised, as text."""
+    torch.default_generator.manual_seed(number)
+    try:
+        result = function(*args)
+        if gradients:
+            differentiate(result)
+    except Exception as error:
+        return None, f"{type(error).__name__}: {error}"
+    return result, ""
+
+
+def differentiate(result: Any) -> None:
+    """The backward of all results that have one, for gradients that are drawn with a fixed seed."""
+    wanted = [tensor for tensor in _tensors(result) if tensor.requires_grad]
+    unique = list({id(tensor): tensor for tensor in wanted}.values())
+    if unique:
+        generator = torch.Generator().manual_seed(0)
+        seeds = [torch.randn(t.shape, generator=generator, dtype=torch.float32).to(t.dtype) for t in unique]
+        torch.autograd.backward(unique, seeds)
+
+
+def _tensors(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _make_equal(model: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> None:
+    """Give tensors that stay (arguments, state) the very bits of eager's."""
+    for path, tensor in model.items():
+        if path.startswith("result"):
+            continue
+        own = others[path].detach()
+        wanted = tensor.detach()
+        if torch._debug_has_internal_overlap(own) == 1:  # expanded: some other tensor has its memory, or none wrote it
+            continue
+        with torch.no_grad():
+            own.copy_(wanted)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        warnings.simplefilter("ignore")
+        yield

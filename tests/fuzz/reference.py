@@ -1,0 +1,131 @@
+"""Whether values that differ from eager's in their last bits are right: against double precision.
+
+A call that is not differentiated is captured once more and run in double precision, as `dsjit.verify` does: what comes
+from `+ - * /`, square roots, comparison, selection, casts and movement of data must have eager's bits; the rest may be
+as far off as `dsjit.oracle.reference.within_error` says.
+
+For gradients, the whole script runs in double precision, and once more with the result of each op moved at random by up
+to a unit of roundoff of the dtype that it has in truth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from types import CodeType
+from typing import Any, ClassVar
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dsjit.api.entry import session
+from dsjit.oracle.exactness import chooses
+from dsjit.oracle.reference import within_error
+from dsjit.testing.strategies import TensorSpec
+from dsjit.verification.precise import Precise, capture_precisely
+from tests.conformance.state import Leaf, StateReader, TensorRecord
+from tests.fuzz.program import compiled_script
+
+__all__ = ["Reference"]
+
+
+class Reference:
+    """A judge for `tests.conformance.state.differences`, of call `number` of a script.
+
+    wanted: eager's records after the call. judged: how many tensors were found right.
+    """
+
+    def __init__(self, code: CodeType, gradients: bool, number: int, wanted: Mapping[str, Leaf]) -> None:
+        self.code, self.gradients, self.number = code, gradients, number
+        self.judged = 0
+        self._wanted = wanted
+        self._known: dict[str, Precise] | None = None
+
+    def __call__(self, path: str, wanted: torch.Tensor, found: torch.Tensor) -> bool:
+        if not wanted.is_floating_point():
+            return False
+        if self._known is None:
+            self._known = self._in_double() if self.gradients else self._captured()
+        precise = self._known.get(self._same_object(path, self._known))
+        right = precise is not None and not precise.exact and precise.precise.shape == wanted.shape
+        if precise is not None and right:
+            right = within_error(found, wanted, precise.precise.to(torch.float64), precise.moved.to(torch.float64))
+        self.judged += right
+        return right
+
+    def _same_object(self, path: str, known: Iterable[str]) -> str:
+        """A path with a reference to the same tensor: a result may have been stored, too."""
+        if path in known:
+            return path
+        number = self._object(path)
+        return next((other for other in known if self._object(other) == number), path)
+
+    def _object(self, path: str) -> object:
+        record = self._wanted.get(path)
+        return record.facts["object"] if isinstance(record, TensorRecord) else None
+
+    def _captured(self) -> dict[str, Precise]:
+        from tests.fuzz.play import call
+
+        script = compiled_script(self.code)
+        turns = script(lambda function: function)
+        for number in range(self.number):
+            function, args = next(turns)
+            call(function, args, number, False)
+        function, args = next(turns)
+        reader = StateReader(getattr(script, "__globals__", {}))
+        reader.read({f"args[{n}]": value for n, value in enumerate(args)} | {"function": function})
+        target = function._call_impl if isinstance(function, torch.nn.Module) else function
+        torch.default_generator.manual_seed(self.number)
+        with session().tracing():
+            return capture_precisely(target, args, {}, dict(reader.tensors), "fuzzed").tensors
+
+    def _in_double(self) -> dict[str, Precise]:
+        precise, moved = self._play_in_double(0.0), self._play_in_double(1.0)
+        return {path: Precise(precise[path], moved[path], False) for path in precise if path in moved}
+
+    def _play_in_double(self, noise: float) -> dict[str, torch.Tensor]:
+        from tests.fuzz.play import call
+
+        script = compiled_script(self.code, _Wide)
+        turns = script(lambda function: function)
+        for number in range(self.number + 1):
+            function, args = next(turns)
+            with _Rounding(noise):
+                result, _ = call(function, args, number, True)
+        reader = StateReader(getattr(script, "__globals__", {}))
+        roots = {f"args[{n}]": value for n, value in enumerate(args)} | {"function": function, "result": result}
+        records = reader.read(roots)
+        return {path: record.values for path, record in records.items() if isinstance(record, TensorRecord)}
+
+
+class _Wide(TensorSpec):
+    """Tensors with the same values, in double precision."""
+
+    def _filled(self, shape: tuple[int, ...]) -> torch.Tensor:
+        filled = super()._filled(shape)
+        return filled.double() if filled.is_floating_point() else filled
+
+
+class _Rounding(TorchDispatchMode):
+    """Moves what each op computes by up to `noise` units of roundoff of float32. What an op chooses stays: a backward
+    looks for the very element."""
+
+    unit: ClassVar[float] = torch.finfo(torch.float32).eps
+
+    def __init__(self, noise: float) -> None:
+        super().__init__()
+        self.noise = noise
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        schema = func._schema
+        if not self.noise or schema.is_mutable or chooses(func):
+            return result
+        if any(each.alias_info is not None for each in schema.returns):
+            return result
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, torch.Tensor) and tensor.dtype is torch.float64:
+                noise = torch.rand(tensor.shape, generator=self.generator, dtype=torch.float64) * 2 - 1
+                tensor.mul_(1 + self.unit * self.noise * noise)
+        return result

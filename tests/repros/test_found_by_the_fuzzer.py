@@ -1,0 +1,60 @@
+"""What `python -m tests.fuzz` found in dsjit, reduced: each case differed from eager once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import dsjit
+from tests.api.checks import call_compiled
+
+
+def test_a_shape_that_is_returned_holds_numbers_when_sizes_are_open() -> None:
+    """It held symbols of the run that found out which sizes may be open."""
+    jitted = dsjit.jit(lambda x: (x.sinh(), x.shape))
+    for size in (4, 6, 7):
+        _, shape = jitted(torch.ones(1, size))
+        assert shape == (1, size)
+        assert type(shape) is torch.Size
+        assert all(type(each) is int for each in shape)
+
+
+@pytest.mark.parametrize(
+    ("function", "good", "bad"),
+    [
+        (lambda x, i: (x // i, x + 1)[1], torch.tensor([1]), torch.tensor([0])),
+        (lambda x, i: (x % i, x + 1)[1], torch.tensor([1]), torch.tensor([0])),
+        (lambda x, i: (x[i], x + 1)[1], torch.tensor([1]), torch.tensor([9])),
+        (lambda x, i: (x.index_select(0, i), x + 1)[1], torch.tensor([1]), torch.tensor([9])),
+        (lambda x, i: (x.gather(0, i), x + 1)[1], torch.tensor([1]), torch.tensor([9])),
+    ],
+    ids=["//", "%", "index", "index_select", "gather"],
+)
+def test_an_op_whose_result_is_not_used_still_refuses_bad_operands(function, good, bad) -> None:
+    """It was removed as dead code, and its exception with it."""
+    jitted = dsjit.jit(function, fullgraph=True)
+    x = torch.arange(3)
+    jitted(x, good)
+    assert torch.equal(call_compiled(jitted, x, good), function(x, good))
+    with pytest.raises((RuntimeError, IndexError)) as expected:
+        function(x, bad)
+    with pytest.raises(expected.type):
+        jitted(x, bad)
+
+
+def test_the_backward_of_a_call_does_not_go_into_an_earlier_one_that_it_does_not_depend_on() -> None:
+    """A state with gradients made the later call's backward enter the earlier one's, whose buffers were freed."""
+    state = [torch.ones(1, requires_grad=True)]
+
+    def step(x):
+        state[0] = state[0] + 1
+        return x.sigmoid()
+
+    def gradients(function):
+        state[0] = torch.ones(1, requires_grad=True)
+        xs = [torch.full((3,), float(number), requires_grad=True) for number in range(4)]
+        for x in xs:
+            function(x).sum().backward()
+        return [x.grad for x in xs]
+
+    torch.testing.assert_close(gradients(dsjit.jit(step)), gradients(step))
