@@ -23,7 +23,7 @@ from typing import Any, Final
 from dsjit.trace.outcome import OutcomeKind
 from dsjit.trace.paths import ABSENT, instance_dict, static_lookup
 
-__all__ = ["CallSite", "LookSite", "call_site", "look_site"]
+__all__ = ["CallSite", "LookSite", "call_site", "is_conversion", "look_site"]
 
 _ENDS: Final = frozenset(
     {"JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT", "RETURN_VALUE", "RETURN_CONST", "RERAISE",
@@ -113,28 +113,43 @@ def call_site(frame: types.FrameType) -> CallSite | None:
     return sites.calls.get(offset)
 
 
+def is_conversion(frame: types.FrameType, kind: type) -> bool:
+    """Whether `frame` is running `kind(...)`, a call of that built-in type with one argument."""
+    named = _sites(frame.f_code).converts.get(frame.f_lasti) == kind.__name__
+    return named and frame.f_builtins is vars(builtins) and kind.__name__ not in frame.f_globals
+
+
 @dataclass(frozen=True, slots=True)
 class _Sites:
-    """The places in a code object, by the offsets of their instructions, and the offsets of all."""
+    """The places in a code object, by the offsets of their instructions, and the offsets of all. converts: calls of
+    built-in types with one argument, by name."""
 
     looks: Mapping[int, LookSite]
     calls: Mapping[int, CallSite]
     offsets: frozenset[int]
+    converts: Mapping[int, str]
 
 
 @functools.lru_cache(maxsize=1024)
 def _sites(code: types.CodeType) -> _Sites:
     if code.co_flags & _SUSPENDABLE or not code.co_flags & inspect.CO_OPTIMIZED:
-        return _Sites({}, {}, frozenset())
+        return _Sites({}, {}, frozenset(), {})
     body = list(dis.get_instructions(code))
     loops = [(each.argval, each.offset) for each in body if each.opcode in _JUMPS and each.argval < each.offset]
     heights = _heights(body, loops)
     looks: dict[int, LookSite] = {}
     calls: dict[int, CallSite] = {}
+    converts: dict[int, str] = {}
     working: list[dis.Instruction] = []
     for each in body:
         if each.offset not in heights or each.opname in _IDLE:
             continue
+        if each.opname == "CALL" and each.arg == 1:
+            loads = _callee(each, working, heights, heights[each.offset].rest)
+            if [load.opname for load in loads] == ["LOAD_GLOBAL"] and loads[0].argval in ("int", "float"):
+                converts[each.offset] = loads[0].argval
+                # Specialised by CPython 3.11, the instruction before it makes the call.
+                converts.update({before.offset: loads[0].argval for before in body if _precedes(before, each)})
         if heights[each.offset].rest == 0:
             before, repeats = tuple(working[-2:]), _is_in(loops, each)
             name = _looking(each, working, heights)
@@ -144,7 +159,7 @@ def _sites(code: types.CodeType) -> _Sites:
             if callee:
                 calls[each.offset] = CallSite(callee, repeats)
         working.append(each)
-    return _Sites(looks, calls, frozenset(each.offset for each in body))
+    return _Sites(looks, calls, frozenset(each.offset for each in body), converts)
 
 
 _SUSPENDABLE: Final = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
@@ -161,6 +176,10 @@ class _Height:
     base: int
 
 
+def _precedes(before: dis.Instruction, call: dis.Instruction) -> bool:
+    return before.opname == "PRECALL" and 0 < call.offset - before.offset <= 4
+
+
 def _looking(each: dis.Instruction, earlier: list[dis.Instruction], heights: Mapping[int, _Height]) -> str | None:
     """How an instruction looks: its name, or that of what it calls; None when it does not."""
     if each.opname.startswith("POP_JUMP") or each.opname in ("UNARY_NOT", "COMPARE_OP"):
@@ -174,11 +193,11 @@ def _looking(each: dis.Instruction, earlier: list[dis.Instruction], heights: Map
 
 
 def _callee(
-    each: dis.Instruction, earlier: list[dis.Instruction], heights: Mapping[int, _Height]
+    each: dis.Instruction, earlier: list[dis.Instruction], heights: Mapping[int, _Height], rest: int = 0
 ) -> tuple[dis.Instruction, ...]:
     """What loads the callee of a call, if that is simple, and the arguments come after it on a straight way on which
-    no variable is stored."""
-    base, count = heights[each.offset].base, len(earlier)
+    no variable is stored. rest: how much lies below it on the stack."""
+    base, count = heights[each.offset].base + rest, len(earlier)
     for at in range(count - 1, -1, -1):
         load = earlier[at]
         if load.opcode in _JUMPS or load.opname.startswith(("STORE_", "DELETE_")):

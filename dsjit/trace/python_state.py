@@ -35,7 +35,7 @@ from dsjit.trace.facts import is_constant
 from dsjit.trace.library import is_library_code, is_own_file
 from dsjit.trace.look_sites import call_site, look_site
 from dsjit.trace.memory import Memory, Storage, TracedTensor
-from dsjit.trace.numbers import Numbers
+from dsjit.trace.numbers import Numbers, plain
 from dsjit.trace.outcome import OutcomeKind
 from dsjit.trace.paths import instance_dict
 from dsjit.trace.state import TorchState
@@ -291,7 +291,7 @@ class _Snapshot:
             return "number", self._seen_numbers[id(number)]
         self._seen_numbers[id(number)] = len(self._seen_numbers)
         value, bound, pinned = self._numbers.describe(number)
-        return "number", self._value(value), bound, _exact(float.__pos__(number)) if pinned else None
+        return "number", self._value(value), bound, _exact(plain(number)) if pinned else None
 
     def _other_numbers(self, looked: Value) -> Hashable:
         """Those that no variable holds; the operands of the look will be gone after it."""

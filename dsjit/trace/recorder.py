@@ -93,7 +93,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.forward_sources: dict[int, Source] = {}
         self.hooked = False
         self.numbers = Numbers(self, may_hand_out)
-        self.escapes = EscapeWatch(self._on_escape, self._listener(self._on_look), self._on_item)
+        self.escapes = EscapeWatch(self._on_escape, self._listener(self._on_look), self._on_item, self._on_convert)
         self.generator = GeneratorWatch(self._listener(self._on_generator))
         self.state_at: StateAtLook = lambda kind, looked, tensors: None
         self.generators = DrawnGenerators(self.memory, state_of)
@@ -207,7 +207,40 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             number = item()
             try:
-                return self.numbers.hand_out(number, value, torch.finfo(tensor.dtype).max)
+                return self.numbers.hand_out(number, value, _most(tensor.dtype))
+            except Exception as error:
+                self.problems.append(_untraceable(error, self.sources.current()))
+                return number
+        finally:
+            self.escapes.looking = False
+
+    def _on_convert(self, tensor: torch.Tensor, kind: type[float], convert: Callable[[], Any]) -> Any:
+        """`kind(tensor)`, which `convert` does: what Python gets."""
+        value = None
+        self.pause()
+        try:
+            with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+                if self.numbers.conversions.begin(kind):
+                    value = self.numbers.value_to_hand_out(tensor)
+        except Exception as error:
+            self.problems.append(_untraceable(error, self.sources.current()))
+        finally:
+            self.resume()
+        if value is None:
+            if kind is int:
+                self._listener(self._on_look)(OutcomeKind.INTEGER, tensor)
+            self.escapes.looking = kind is int
+            try:
+                return convert()
+            finally:
+                self.escapes.looking = False
+        self.escapes.on_call = self._on_call
+        self.escapes.looking = True
+        try:
+            number = convert()
+            try:
+                value = self.numbers.convert(value, kind)
+                return self.numbers.hand_out_converted(number, value, _most(tensor.dtype))
             except Exception as error:
                 self.problems.append(_untraceable(error, self.sources.current()))
                 return number
@@ -474,6 +507,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             looks=tuple([replace(look, position=look.position + before) for look in self.looks]),
             constants=dict(self.constants),
         )
+
+
+def _most(dtype: torch.dtype) -> float:
+    """What the magnitude of a finite number of this dtype cannot exceed."""
+    return torch.finfo(dtype).max if dtype.is_floating_point else -float(torch.iinfo(dtype).min or -255)
 
 
 def _untraceable(error: Exception, source: Source) -> Untraceable:
