@@ -1,7 +1,7 @@
-"""Where code looks at data with nothing else on the frame's value stack, as far as the bytecode proves it.
+"""Where code looks at data with nothing unknown on the frame's value stack, as far as the bytecode proves it.
 
-The value stack of a frame cannot be read. It holds iterators of `for` loops, results that an expression still needs,
-operands. At the places that are found here it holds nothing but the operands of the instruction that looks, of which
+The value stack of a frame holds iterators of `for` loops, results that an expression still needs, operands. At the
+places that are found here it holds nothing but such iterators and the operands of the instruction that looks, of which
 nothing is left but the outcome: `while t:`, `if not t:`, `if t.item() < limit:`, `bool(t)`. Each of these instructions
 looks once each time it runs, so that two looks at one place are two runs of it. The same goes for calls of Python
 functions that look: nothing written in C, which could be in the middle of something, stands between the two frames.
@@ -41,12 +41,13 @@ _SIMPLE: Final = _NAMES | {"LOAD_GLOBAL"}
 class LookSite:
     """An instruction that looks. before: the two instructions before it, for what it compares with or calls.
 
-    repeats: whether it is in a loop.
+    repeats: whether it is in a loop. iterators: where those of the `for` loops around it lie on the stack.
     """
 
     name: str
     before: tuple[dis.Instruction, ...]
     repeats: bool
+    iterators: tuple[int, ...] = ()
 
     def sees_only(self, kind: OutcomeKind, frame: types.FrameType, variables: Mapping[str, Any]) -> bool:
         """Whether nothing is left of the instruction but the outcome of one look of this kind.
@@ -73,10 +74,11 @@ class LookSite:
 
 @dataclass(frozen=True, slots=True)
 class CallSite:
-    """A call. callee: what loads the function, or an object and a method of it. repeats: whether it is in a loop."""
+    """A call. callee: what loads the function, or an object and a method of it. repeats, iterators: as in LookSite."""
 
     callee: tuple[dis.Instruction, ...]
     repeats: bool
+    iterators: tuple[int, ...] = ()
 
     def calls(self, code: types.CodeType, frame: types.FrameType, variables: Mapping[str, Any]) -> bool:
         """Whether `frame`, with these variables, calls a function of this code itself."""
@@ -137,6 +139,11 @@ def _sites(code: types.CodeType) -> _Sites:
     body = list(dis.get_instructions(code))
     loops = [(each.argval, each.offset) for each in body if each.opcode in _JUMPS and each.argval < each.offset]
     heights = _heights(body, loops)
+    iterations = [
+        (each.offset, each.argval, heights[each.offset].before - 1)
+        for each in body
+        if each.opname == "FOR_ITER" and each.offset in heights
+    ]
     looks: dict[int, LookSite] = {}
     calls: dict[int, CallSite] = {}
     converts: dict[int, str] = {}
@@ -150,14 +157,16 @@ def _sites(code: types.CodeType) -> _Sites:
                 converts[each.offset] = loads[0].argval
                 # Specialised by CPython 3.11, the instruction before it makes the call.
                 converts.update({before.offset: loads[0].argval for before in body if _precedes(before, each)})
-        if heights[each.offset].rest == 0:
+        rest = heights[each.offset].rest
+        iterators = tuple([slot for first, last, slot in iterations if first < each.offset < last])
+        if rest == len(iterators):
             before, repeats = tuple(working[-2:]), _is_in(loops, each)
-            name = _looking(each, working, heights)
+            name = _looking(each, working, heights, rest)
             if name is not None:
-                looks[each.offset] = LookSite(name, before, repeats)
-            callee = _callee(each, working, heights) if each.opname == "CALL" else ()
+                looks[each.offset] = LookSite(name, before, repeats, iterators)
+            callee = _callee(each, working, heights, rest) if each.opname == "CALL" else ()
             if callee:
-                calls[each.offset] = CallSite(callee, repeats)
+                calls[each.offset] = CallSite(callee, repeats, iterators)
         working.append(each)
     return _Sites(looks, calls, frozenset(each.offset for each in body), converts)
 
@@ -180,15 +189,17 @@ def _precedes(before: dis.Instruction, call: dis.Instruction) -> bool:
     return before.opname == "PRECALL" and 0 < call.offset - before.offset <= 4
 
 
-def _looking(each: dis.Instruction, earlier: list[dis.Instruction], heights: Mapping[int, _Height]) -> str | None:
-    """How an instruction looks: its name, or that of what it calls; None when it does not."""
+def _looking(
+    each: dis.Instruction, earlier: list[dis.Instruction], heights: Mapping[int, _Height], rest: int
+) -> str | None:
+    """How an instruction looks: its name, or that of what it calls; None when it does not. rest: as in `_callee`."""
     if each.opname.startswith("POP_JUMP") or each.opname in ("UNARY_NOT", "COMPARE_OP"):
         return each.opname
     if each.opname != "CALL":
         return None
     if each.arg == 0 and _is_method_load(earlier[-1]) and earlier[-1].argval == "item":
         return "item"
-    callee = _callee(each, earlier, heights) if each.arg == 1 else ()
+    callee = _callee(each, earlier, heights, rest) if each.arg == 1 else ()
     return "bool" if [(load.opname, load.argval) for load in callee] == [("LOAD_GLOBAL", "bool")] else None
 
 

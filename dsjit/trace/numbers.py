@@ -19,6 +19,7 @@ import operator
 import struct
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,7 +109,10 @@ _INCOMPARABLE: Final = (type(None), str, bytes, list, tuple, dict, set)
 
 
 class NumberRecorder(Protocol):
-    """What numbers need of the recorder: nodes, looks, and a way to say that the trace cannot go on."""
+    """What numbers need of the recorder: nodes, looks, and a way to say that the trace cannot go on.
+
+    watch_calls: from now on, calls of torch functions may have numbers among their arguments. pause, resume: see there.
+    """
 
     def emit(self, op: Any, args: tuple[Arg, ...], kwargs: Mapping[str, Arg], type_: TensorType) -> Value: ...
 
@@ -121,6 +125,8 @@ class NumberRecorder(Protocol):
     def is_recording(self) -> bool: ...
 
     def give_up(self, reason: str) -> None: ...
+
+    def watch_calls(self) -> None: ...
 
     @property
     def pause(self) -> Callable[[], None]: ...
@@ -209,6 +215,7 @@ class Numbers:
         """`real` as a traced number. bound: see `_Entry`; not needed for ints."""
         kind = type(real)
         if kind not in self._classes:
+            self._recorder.watch_calls()
             self._classes[kind] = number_class(self, kind)
             self._kinds = frozenset(self._classes.values())
             if kind is int:
@@ -217,6 +224,17 @@ class Numbers:
         number = self._classes[kind](real)
         self._entries[id(number)] = _Entry(number, value, _WHOLE_BOUND if kind is int else bound)
         return number
+
+    def of_constant(self, number: float) -> float:
+        """A number of Python's as a traced one: for other rounds of a loop it is another."""
+        kind = type(number)
+        value = self._recorder.emit(compute, (kind, operator.pos, number), {}, _TYPES[kind])
+        return self.hand_out(number, value, math.inf)
+
+    def may_trace(self) -> bool:
+        """Whether traced numbers may be given to the code that is running."""
+        known = self._recorder.is_recording() and can_become_plain() and self.conversions.can_wait()
+        return known and self._may_hand_out()
 
     def hand_out_converted(self, real: float, value: Value, bound: float) -> float:
         """The same as the result of `float(...)` or `int(...)`, which refuse any other object: a plain number, which
@@ -274,9 +292,10 @@ class Numbers:
                 yield entry.value
 
     def held(self) -> Iterator[tuple[float, Value, object]]:
-        """The same: the numbers, their Values, and an object that stands for each."""
-        for entry in self._entries.values():
-            if not entry.pinned and sys.getrefcount(entry.number) > _OWN_REFERENCES:
+        """The same: the numbers, their Values, and an object that stands for each; not those of which only sums know."""
+        parts = Counter(id(part) for entry in self._entries.values() for part in (entry.addition or ())[:2])
+        for key, entry in self._entries.items():
+            if not entry.pinned and sys.getrefcount(entry.number) > _OWN_REFERENCES + parts[key]:
                 yield entry.number, entry.value, entry
 
     def describe(self, number: float) -> tuple[Value, float, bool]:

@@ -202,7 +202,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.resume()
         if value is None:
             return item()
-        self.escapes.on_call = self._on_call
         self.escapes.looking = True
         try:
             number = item()
@@ -234,7 +233,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 return convert()
             finally:
                 self.escapes.looking = False
-        self.escapes.on_call = self._on_call
         self.escapes.looking = True
         try:
             number = convert()
@@ -257,6 +255,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def alive(self) -> tuple[Value, ...]:
         """What Python can still reach: the content of tensors, and numbers."""
         return (*self.memory.alive(), *self.numbers.alive())
+
+    def watch_calls(self) -> None:
+        self.escapes.on_call = self._on_call
 
     def is_recording(self) -> bool:
         return not self.problems
@@ -281,9 +282,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def look_at(self, kind: OutcomeKind, value: Value, outcome: Outcome) -> None:
         if not self.problems:
-            position, source = len(self.memory.nodes), self.sources.current()
-            state = self.state_at(kind, value, ())
-            self.looks.append(Look(position, kind, (value,), outcome, self.alive(), source, state))
+            source, state = self.sources.current(), self.state_at(kind, value, ())
+            self.looks.append(Look(len(self.memory.nodes), kind, (value,), outcome, self.alive(), source, state))
 
     def _look(self, kind: OutcomeKind, tensors: Sequence[torch.Tensor], source: Source) -> None:
         """Python sees something of these tensors: another outcome may lead another way."""
