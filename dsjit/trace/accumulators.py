@@ -147,7 +147,7 @@ class Accumulators:
             (old, amount), counted.read = counted.read, None
             if type(value) is type(old) is int:
                 amount = value - old
-            elif self._notes.numbers.is_traced(value) and type(counted.original) is float:
+            elif self._notes.numbers.is_traced(value) and isinstance(value, type(counted.original)):
                 amount = self._notes.numbers.added(value, old)
             elif type(value) is not float or type(amount) not in _NUMBERS or old + amount != value:
                 amount = ABSENT
@@ -177,7 +177,7 @@ class Accumulators:
                 continue
             now = step.get(node.obj)
             if notes.numbers.is_traced(now):
-                if type(counted.original) is not float or not counted.amounts:
+                if not isinstance(now, type(counted.original)) or not counted.amounts:
                     notes.note(node, step, counted.original)
                     continue
                 self.sums.append(id(now))
@@ -230,16 +230,17 @@ class Accumulators:
 
     def _amounts(self, old: Any, new: Any) -> tuple[int | float, ...] | None:
         """What was added to `old`, in order, by `+=` alone, so that it became `new`; None when that is not known."""
-        if type(old) is type(new) and type(new) in (int, Absent):
+        traced = self._notes.numbers.is_traced(new)
+        if type(old) is type(new) and type(new) in (int, Absent) and not traced:
             return () if type(new) is Absent else (new - old,)
         found: list[Any] = []
-        while type(old) is float and new is not old:
+        while type(old) in _NUMBERS and isinstance(new, type(old)) and new is not old:
             before, amount = self._notes.numbers.last_addition(new)
             if amount is ABSENT:
                 return None
             found.append(amount)
             new = before
-        return tuple(reversed(found)) if type(old) is float else None
+        return tuple(reversed(found)) if type(old) in _NUMBERS and new is old else None
 
 
 def fits(kind: type, load: Load) -> bool:

@@ -84,7 +84,7 @@ def capture(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping
             observer.state_of,
         )
         recorder.escapes.on_gradient_read = functools.partial(setattr, observer, "asks_for_gradients", True)
-        leaks.listen(observer.tell_again, recorder.numbers.pin_all)
+        leaks.listen(observer.tell_again, recorder.numbers.pin_all, recorder.numbers.reveal)
         observer.listen_to_numbers(recorder.numbers)
         observer.listen_to_modules(recorder.numbers.math.show, recorder.numbers.math.withdraw)
         journal = Journal(observer, recorder.numbers.value, recorder.numbers.pin_all, _capture.__code__)

@@ -48,11 +48,13 @@ LOOKS: Final[dict[Any, OutcomeKind]] = {
     torch.Tensor.__bool__: OutcomeKind.TRUTH,
     torch.Tensor.is_nonzero: OutcomeKind.TRUTH,
     torch.is_nonzero: OutcomeKind.TRUTH,
-    torch.Tensor.__int__: OutcomeKind.INTEGER,
     torch.Tensor.__index__: OutcomeKind.INTEGER,
     torch.Tensor.tolist: OutcomeKind.CONTENT,
 }
 """Functions that see less of a tensor than its value, or more than one value; the other ways are ATen calls."""
+
+
+_CONVERSIONS: Final[dict[Any, type[float]]] = {torch.Tensor.__int__: int, torch.Tensor.__float__: float}
 
 
 _REQUIRES_GRAD: Final = torch.Tensor.requires_grad.__get__  # type: ignore[attr-defined]
@@ -62,7 +64,8 @@ class EscapeWatch(TorchFunctionMode):
     """Calls `on_escape(reason)` when memory leaves the tensor world, and `on_look(kind, tensor)` before Python sees
     something of a tensor; while it sees it, `looking` is true.
 
-    on_item: called with a tensor and its `item`, in place of that.
+    on_item: called with a tensor and its `item`, in place of that. on_convert: the same for `int(tensor)` and
+        `float(tensor)`, with the type.
     on_gradient_read: called before Python reads whether a tensor requires a gradient.
     on_call: when set, called with any other function, its arguments, and the call itself, in place of that.
     """
@@ -72,11 +75,13 @@ class EscapeWatch(TorchFunctionMode):
         on_escape: Callable[[str], None],
         on_look: Callable[[OutcomeKind, torch.Tensor], None],
         on_item: Callable[[torch.Tensor, Callable[[], Any]], Any] = lambda tensor, item: item(),
+        on_convert: Callable[[torch.Tensor, type[float], Callable[[], Any]], Any] = lambda tensor, kind, call: call(),
     ) -> None:
         super().__init__()
         self.on_escape = on_escape
         self.on_look = on_look
         self.on_item = on_item
+        self.on_convert = on_convert
         self.on_call: Callable[[Any, tuple[Any, ...], Callable[[], Any]], Any] | None = None
         self.looking = False
         self.on_gradient_read: Callable[[], None] = lambda: None
@@ -94,6 +99,8 @@ class EscapeWatch(TorchFunctionMode):
                 self.on_gradient_read()
             elif function is torch.Tensor.item:
                 return self.on_item(args[0], lambda: function(*args, **(kwargs or {})))
+            elif function in _CONVERSIONS and args[0].numel() == 1:
+                return self.on_convert(args[0], _CONVERSIONS[function], lambda: function(*args, **(kwargs or {})))
             if self.on_call is None:
                 return function(*args, **(kwargs or {}))
             return self.on_call(function, (args, kwargs), lambda: function(*args, **(kwargs or {})))

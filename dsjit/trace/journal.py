@@ -22,6 +22,7 @@ import torch
 from dsjit.trace.events import Event, Logged, Printed, Warned, Written, frame_above, place_of
 from dsjit.trace.facts import is_constant
 from dsjit.trace.library import is_library_file, is_own_file
+from dsjit.trace.numbers import plain
 from dsjit.trace.paths import Asked
 from dsjit.trace.source import SourceFinder
 from dsjit.trace.stand_in import StandIn, behind
@@ -178,7 +179,7 @@ class Journal:
             return all(is_constant(key) and self._is_plain(item) for key, item in value.items())
         if type(value) in (list, tuple):
             return all(map(self._is_plain, value))
-        return is_constant(value) or (isinstance(value, float) and self._is_traced(value) is not None)
+        return is_constant(value) or self._is_traced(value) is not None
 
     def _copy(self, value: Any) -> Any:
         if isinstance(value, torch.Tensor):
@@ -219,9 +220,9 @@ class _Unseen:
 
 
 def _shown(value: Any) -> Any:
-    """`value` with plain floats for numbers that were taken out of tensors."""
-    if isinstance(value, float):
-        return float.__pos__(value)
+    """`value` with plain numbers for those that were taken out of tensors."""
+    if isinstance(value, float | int) and type(value) is not bool:
+        return plain(value)
     if type(value) is dict:
         return {key: _shown(item) for key, item in value.items()}
     return type(value)(map(_shown, value)) if type(value) in (list, tuple) else value

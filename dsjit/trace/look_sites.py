@@ -1,7 +1,7 @@
-"""Where code looks at data with nothing else on the frame's value stack, as far as the bytecode proves it.
+"""Where code looks at data with nothing unknown on the frame's value stack, as far as the bytecode proves it.
 
-The value stack of a frame cannot be read. It holds iterators of `for` loops, results that an expression still needs,
-operands. At the places that are found here it holds nothing but the operands of the instruction that looks, of which
+The value stack of a frame holds iterators of `for` loops, results that an expression still needs, operands. At the
+places that are found here it holds nothing but such iterators and the operands of the instruction that looks, of which
 nothing is left but the outcome: `while t:`, `if not t:`, `if t.item() < limit:`, `bool(t)`. Each of these instructions
 looks once each time it runs, so that two looks at one place are two runs of it. The same goes for calls of Python
 functions that look: nothing written in C, which could be in the middle of something, stands between the two frames.
@@ -23,7 +23,7 @@ from typing import Any, Final
 from dsjit.trace.outcome import OutcomeKind
 from dsjit.trace.paths import ABSENT, instance_dict, static_lookup
 
-__all__ = ["CallSite", "LookSite", "call_site", "look_site"]
+__all__ = ["CallSite", "LookSite", "call_site", "is_conversion", "look_site"]
 
 _ENDS: Final = frozenset(
     {"JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT", "RETURN_VALUE", "RETURN_CONST", "RERAISE",
@@ -41,12 +41,13 @@ _SIMPLE: Final = _NAMES | {"LOAD_GLOBAL"}
 class LookSite:
     """An instruction that looks. before: the two instructions before it, for what it compares with or calls.
 
-    repeats: whether it is in a loop.
+    repeats: whether it is in a loop. iterators: where those of the `for` loops around it lie on the stack.
     """
 
     name: str
     before: tuple[dis.Instruction, ...]
     repeats: bool
+    iterators: tuple[int, ...] = ()
 
     def sees_only(self, kind: OutcomeKind, frame: types.FrameType, variables: Mapping[str, Any]) -> bool:
         """Whether nothing is left of the instruction but the outcome of one look of this kind.
@@ -73,10 +74,11 @@ class LookSite:
 
 @dataclass(frozen=True, slots=True)
 class CallSite:
-    """A call. callee: what loads the function, or an object and a method of it. repeats: whether it is in a loop."""
+    """A call. callee: what loads the function, or an object and a method of it. repeats, iterators: as in LookSite."""
 
     callee: tuple[dis.Instruction, ...]
     repeats: bool
+    iterators: tuple[int, ...] = ()
 
     def calls(self, code: types.CodeType, frame: types.FrameType, variables: Mapping[str, Any]) -> bool:
         """Whether `frame`, with these variables, calls a function of this code itself."""
@@ -113,38 +115,60 @@ def call_site(frame: types.FrameType) -> CallSite | None:
     return sites.calls.get(offset)
 
 
+def is_conversion(frame: types.FrameType, kind: type) -> bool:
+    """Whether `frame` is running `kind(...)`, a call of that built-in type with one argument."""
+    named = _sites(frame.f_code).converts.get(frame.f_lasti) == kind.__name__
+    return named and frame.f_builtins is vars(builtins) and kind.__name__ not in frame.f_globals
+
+
 @dataclass(frozen=True, slots=True)
 class _Sites:
-    """The places in a code object, by the offsets of their instructions, and the offsets of all."""
+    """The places in a code object, by the offsets of their instructions, and the offsets of all. converts: calls of
+    built-in types with one argument, by name."""
 
     looks: Mapping[int, LookSite]
     calls: Mapping[int, CallSite]
     offsets: frozenset[int]
+    converts: Mapping[int, str]
 
 
 @functools.lru_cache(maxsize=1024)
 def _sites(code: types.CodeType) -> _Sites:
     if code.co_flags & _SUSPENDABLE or not code.co_flags & inspect.CO_OPTIMIZED:
-        return _Sites({}, {}, frozenset())
+        return _Sites({}, {}, frozenset(), {})
     body = list(dis.get_instructions(code))
     loops = [(each.argval, each.offset) for each in body if each.opcode in _JUMPS and each.argval < each.offset]
     heights = _heights(body, loops)
+    iterations = [
+        (each.offset, each.argval, heights[each.offset].before - 1)
+        for each in body
+        if each.opname == "FOR_ITER" and each.offset in heights
+    ]
     looks: dict[int, LookSite] = {}
     calls: dict[int, CallSite] = {}
+    converts: dict[int, str] = {}
     working: list[dis.Instruction] = []
     for each in body:
         if each.offset not in heights or each.opname in _IDLE:
             continue
-        if heights[each.offset].rest == 0:
+        if each.opname == "CALL" and each.arg == 1:
+            loads = _callee(each, working, heights, heights[each.offset].rest)
+            if [load.opname for load in loads] == ["LOAD_GLOBAL"] and loads[0].argval in ("int", "float"):
+                converts[each.offset] = loads[0].argval
+                # Specialised by CPython 3.11, the instruction before it makes the call.
+                converts.update({before.offset: loads[0].argval for before in body if _precedes(before, each)})
+        rest = heights[each.offset].rest
+        iterators = tuple([slot for first, last, slot in iterations if first < each.offset < last])
+        if rest == len(iterators):
             before, repeats = tuple(working[-2:]), _is_in(loops, each)
-            name = _looking(each, working, heights)
+            name = _looking(each, working, heights, rest)
             if name is not None:
-                looks[each.offset] = LookSite(name, before, repeats)
-            callee = _callee(each, working, heights) if each.opname == "CALL" else ()
+                looks[each.offset] = LookSite(name, before, repeats, iterators)
+            callee = _callee(each, working, heights, rest) if each.opname == "CALL" else ()
             if callee:
-                calls[each.offset] = CallSite(callee, repeats)
+                calls[each.offset] = CallSite(callee, repeats, iterators)
         working.append(each)
-    return _Sites(looks, calls, frozenset(each.offset for each in body))
+    return _Sites(looks, calls, frozenset(each.offset for each in body), converts)
 
 
 _SUSPENDABLE: Final = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
@@ -161,24 +185,30 @@ class _Height:
     base: int
 
 
-def _looking(each: dis.Instruction, earlier: list[dis.Instruction], heights: Mapping[int, _Height]) -> str | None:
-    """How an instruction looks: its name, or that of what it calls; None when it does not."""
+def _precedes(before: dis.Instruction, call: dis.Instruction) -> bool:
+    return before.opname == "PRECALL" and 0 < call.offset - before.offset <= 4
+
+
+def _looking(
+    each: dis.Instruction, earlier: list[dis.Instruction], heights: Mapping[int, _Height], rest: int
+) -> str | None:
+    """How an instruction looks: its name, or that of what it calls; None when it does not. rest: as in `_callee`."""
     if each.opname.startswith("POP_JUMP") or each.opname in ("UNARY_NOT", "COMPARE_OP"):
         return each.opname
     if each.opname != "CALL":
         return None
     if each.arg == 0 and _is_method_load(earlier[-1]) and earlier[-1].argval == "item":
         return "item"
-    callee = _callee(each, earlier, heights) if each.arg == 1 else ()
+    callee = _callee(each, earlier, heights, rest) if each.arg == 1 else ()
     return "bool" if [(load.opname, load.argval) for load in callee] == [("LOAD_GLOBAL", "bool")] else None
 
 
 def _callee(
-    each: dis.Instruction, earlier: list[dis.Instruction], heights: Mapping[int, _Height]
+    each: dis.Instruction, earlier: list[dis.Instruction], heights: Mapping[int, _Height], rest: int = 0
 ) -> tuple[dis.Instruction, ...]:
     """What loads the callee of a call, if that is simple, and the arguments come after it on a straight way on which
-    no variable is stored."""
-    base, count = heights[each.offset].base, len(earlier)
+    no variable is stored. rest: how much lies below it on the stack."""
+    base, count = heights[each.offset].base + rest, len(earlier)
     for at in range(count - 1, -1, -1):
         load = earlier[at]
         if load.opcode in _JUMPS or load.opname.startswith(("STORE_", "DELETE_")):

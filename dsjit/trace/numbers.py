@@ -1,13 +1,15 @@
 """Numbers that were taken out of tensors, and stay in the graph.
 
-`t.item()` gives Python a float. When a program had to see that float again on each run, it would be a new outcome on
-each run. So the traced call gets a *traced number*: a float that is what `t.item()` is, and that records what is done
-with it. Arithmetic becomes nodes on float64 tensors of no dimension, which compute what Python computed. A comparison
-is a look at a truth, so that the same way is taken whatever the numbers are, as long as the truths are the same.
+`t.item()` gives Python a float or an int. When a program had to see that number again on each run, it would be a new
+outcome on each run. So the traced call gets a *traced number*: one that is what `t.item()` is, and that records what is
+done with it. Arithmetic becomes nodes on float64 and int64 tensors of no dimension, which compute what Python computed
+(`ops.python_numbers`, where no op of ATen has Python's bits; an int that int64 does not hold makes the program
+raise). A comparison is a look at a truth, so that the same way is taken whatever the numbers are, as long as the
+truths are the same.
 
 Everything else that sees the number *pins* it: then its value is an outcome, as if it had been looked at there and
-then, and the object becomes a plain float where it stands. What sees numbers unnoticed is found by
-`trace.numbers_leaks`. At the end of the trace every traced number becomes a plain float.
+then, and the object becomes a plain number where it stands. What sees numbers unnoticed is found by
+`trace.numbers_leaks`. At the end of the trace every traced number becomes a plain one.
 """
 
 from __future__ import annotations
@@ -17,28 +19,46 @@ import operator
 import struct
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Any, Final, Protocol
 
 import torch
 
 from dsjit.ir.graph import Arg, TensorType, Value
-from dsjit.ops.python_numbers import compute
+from dsjit.ops.python_numbers import compute, is_int64
+from dsjit.trace.numbers_conversion import Conversions
 from dsjit.trace.numbers_math import MathCalls
-from dsjit.trace.numbers_object import CALLED, become_float, can_become_float, number_class
+from dsjit.trace.numbers_object import (
+    ARITHMETIC,
+    CALLED,
+    become,
+    become_plain,
+    can_become_plain,
+    number_class,
+    revealed_class,
+)
 from dsjit.trace.outcome import Outcome, OutcomeKind
 from dsjit.trace.paths import ABSENT
 
-__all__ = ["NumberRecorder", "Numbers", "number_outcome"]
+__all__ = ["NumberRecorder", "Numbers", "number_outcome", "plain"]
 
 aten = torch.ops.aten
 
 SCALAR: Final = TensorType((), torch.float64, (), torch.device("cpu"))
-"""The type of the Value of a number."""
+"""The type of the Value of a float."""
+
+WHOLE: Final = TensorType((), torch.int64, (), torch.device("cpu"))
+"""The type of the Value of an int."""
 
 _TRUTH: Final = TensorType((), torch.bool, (), torch.device("cpu"))
+
+_TYPES: Final[dict[type, TensorType]] = {float: SCALAR, int: WHOLE, bool: _TRUTH}
+_WHOLE_DTYPES: Final = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+_WHOLE_BOUND: Final = 2.0**63
 
 _BINARY: Final[dict[str, Any]] = {
     "add": aten.add.Tensor,
@@ -56,10 +76,12 @@ _BOUNDS: Final[dict[str, Callable[[float, float], float]]] = {
 """From what the magnitudes of the operands cannot exceed, what that of the result cannot exceed."""
 
 _CALLS: Final[dict[str, Callable[..., Any]]] = {
-    "pow": operator.pow,
-    "floordiv": operator.floordiv,
-    "mod": operator.mod,
+    **{name: getattr(operator, name) for name in (*ARITHMETIC, *CALLED, "xor", "lshift", "rshift", "neg", "invert")},
+    "and": operator.and_,
+    "or": operator.or_,
+    "abs": operator.abs,
 }
+"""What computes with ints."""
 
 _TESTS: Final[dict[Any, Any]] = {
     math.isnan: aten.ne.Tensor,
@@ -87,7 +109,10 @@ _INCOMPARABLE: Final = (type(None), str, bytes, list, tuple, dict, set)
 
 
 class NumberRecorder(Protocol):
-    """What numbers need of the recorder: nodes, looks, and a way to say that the trace cannot go on."""
+    """What numbers need of the recorder: nodes, looks, and a way to say that the trace cannot go on.
+
+    watch_calls: from now on, calls of torch functions may have numbers among their arguments. pause, resume: see there.
+    """
 
     def emit(self, op: Any, args: tuple[Arg, ...], kwargs: Mapping[str, Arg], type_: TensorType) -> Value: ...
 
@@ -100,6 +125,14 @@ class NumberRecorder(Protocol):
     def is_recording(self) -> bool: ...
 
     def give_up(self, reason: str) -> None: ...
+
+    def watch_calls(self) -> None: ...
+
+    @property
+    def pause(self) -> Callable[[], None]: ...
+
+    @property
+    def resume(self) -> Callable[[], None]: ...
 
 
 @dataclass(slots=True)
@@ -119,7 +152,7 @@ class _Entry:
 
 def number_outcome(number: float) -> Outcome:
     """What a look of kind NUMBER sees."""
-    return struct.pack("<d", number)
+    return struct.pack("<d", number) if isinstance(number, float) else (int, plain(number))
 
 
 class Numbers:
@@ -133,8 +166,10 @@ class Numbers:
         self._may_hand_out = may_hand_out
         self._thread = threading.get_ident()
         self._entries: dict[int, _Entry] = {}
-        self._class: type[float] | None = None
+        self._classes: dict[type, type[float]] = {}
+        self._kinds: frozenset[type] = frozenset()
         self.math = MathCalls(self)
+        self.conversions = Conversions()
 
     def __enter__(self) -> Numbers:
         return self
@@ -143,34 +178,69 @@ class Numbers:
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
     ) -> None:
         self.math.withdraw()
+        self.conversions.stop()
         for entry in self._entries.values():
-            become_float(entry.number)
+            become_plain(entry.number)
 
     # -- numbers come and go -------------------------------------------------------------------------------------
 
+    def convert(self, value: Value, kind: type[float]) -> Value:
+        """The Value of `kind(number)`, of a number with this Value."""
+        if value.type == _TYPES[kind]:
+            return value
+        return self._recorder.emit(compute, (kind, kind, value), {}, _TYPES[kind])
+
     def value_to_hand_out(self, tensor: torch.Tensor) -> Value | None:
-        """The Value of `tensor.item()`; None when a plain float must be handed out, and looked at as one.
+        """The Value of `tensor.item()`; None when a plain number must be handed out, and looked at as one.
 
         Raises CannotTrace when the tensor cannot be part of a Graph.
         """
-        if not tensor.is_floating_point() or tensor.numel() != 1 or tensor.device.type != "cpu":
+        whole = tensor.dtype in _WHOLE_DTYPES
+        if not (whole or tensor.is_floating_point()) or tensor.numel() != 1 or tensor.device.type != "cpu":
             return None
-        if not self._recorder.is_recording() or not can_become_float() or not self._may_hand_out():
+        if not self._recorder.is_recording() or not can_become_plain() or not self._may_hand_out():
+            return None
+        if whole and not self.conversions.can_wait():
             return None
         value = self._recorder.value_of(tensor)
         if value.type.shape:
             own_type = TensorType((), tensor.dtype, (), tensor.device)
             value = self._recorder.emit(aten.view.default, (value, ()), {}, own_type)
-        if tensor.dtype is torch.float64:
-            return self._recorder.emit(aten.clone.default, (value,), {}, SCALAR)
-        return self._recorder.emit(aten._to_copy.default, (value,), {"dtype": torch.float64}, SCALAR)
+        type_ = WHOLE if whole else SCALAR
+        if tensor.dtype is type_.dtype:
+            return self._recorder.emit(aten.clone.default, (value,), {}, type_)
+        return self._recorder.emit(aten._to_copy.default, (value,), {"dtype": type_.dtype}, type_)
 
     def hand_out(self, real: float, value: Value, bound: float) -> float:
-        """`real` as a traced number."""
-        if self._class is None:
-            self._class = number_class(self)
-        number = self._class(real)
-        self._entries[id(number)] = _Entry(number, value, bound)
+        """`real` as a traced number. bound: see `_Entry`; not needed for ints."""
+        kind = type(real)
+        if kind not in self._classes:
+            self._recorder.watch_calls()
+            self._classes[kind] = number_class(self, kind)
+            self._kinds = frozenset(self._classes.values())
+            if kind is int:
+                self.conversions.revealed = revealed_class(self._classes[kind])
+                self._kinds |= {self.conversions.revealed}
+        number = self._classes[kind](real)
+        self._entries[id(number)] = _Entry(number, value, _WHOLE_BOUND if kind is int else bound)
+        return number
+
+    def of_constant(self, number: float) -> float:
+        """A number of Python's as a traced one: for other rounds of a loop it is another."""
+        kind = type(number)
+        value = self._recorder.emit(compute, (kind, operator.pos, number), {}, _TYPES[kind])
+        return self.hand_out(number, value, math.inf)
+
+    def may_trace(self) -> bool:
+        """Whether traced numbers may be given to the code that is running."""
+        known = self._recorder.is_recording() and can_become_plain() and self.conversions.can_wait()
+        return known and self._may_hand_out()
+
+    def hand_out_converted(self, real: float, value: Value, bound: float) -> float:
+        """The same as the result of `float(...)` or `int(...)`, which refuse any other object: a plain number, which
+        becomes a traced one as soon as the frame that called goes on. The caller has asked `conversions`."""
+        number = self.hand_out(real, value, bound)
+        self.conversions.hand_over(number, self._is_open(self._entries[id(number)]))
         return number
 
     def value(self, number: object) -> Value | None:
@@ -193,7 +263,7 @@ class Numbers:
         if not self.is_traced(right):
             return left, -right
         amount = self.unary("neg", right)
-        become_float(amount)  # which no code of the user's has
+        become_plain(amount)  # which no code of the user's has
         return left, amount
 
     def added(self, number: object, before: object) -> Any:
@@ -222,9 +292,10 @@ class Numbers:
                 yield entry.value
 
     def held(self) -> Iterator[tuple[float, Value, object]]:
-        """The same: the numbers, their Values, and an object that stands for each."""
-        for entry in self._entries.values():
-            if not entry.pinned and sys.getrefcount(entry.number) > _OWN_REFERENCES:
+        """The same: the numbers, their Values, and an object that stands for each; not those of which only sums know."""
+        parts = Counter(id(part) for entry in self._entries.values() for part in (entry.addition or ())[:2])
+        for key, entry in self._entries.items():
+            if not entry.pinned and sys.getrefcount(entry.number) > _OWN_REFERENCES + parts[key]:
                 yield entry.number, entry.value, entry
 
     def describe(self, number: float) -> tuple[Value, float, bool]:
@@ -232,9 +303,32 @@ class Numbers:
         entry = self._entries[id(number)]
         return entry.value, entry.bound, entry.pinned
 
+    def reveal(self, frame: FrameType) -> None:
+        """`frame` is about to call a function of torch (see `trace.numbers_conversion`)."""
+        if int in self._classes:
+            for entry in self._entries.values():
+                if type(entry.number) is self._classes[int]:
+                    self.conversions.reveal(frame, entry.number, self._is_open(entry))
+
+    def _is_open(self, entry: _Entry) -> Callable[[], bool]:
+        return lambda: not entry.pinned
+
+    @contextmanager
+    def as_plain(self, numbers: Iterable[float]) -> Iterator[None]:
+        """Torch is called with these traced numbers, which are plain ones for it."""
+        kinds = [(number, type(number)) for number in numbers]
+        for number, _ in kinds:
+            become_plain(number)
+        try:
+            yield
+        finally:
+            for number, kind in kinds:
+                if not self._entries[id(number)].pinned:
+                    become(number, kind)
+
     def among(self, arguments: Any) -> list[float]:
         """The traced numbers in `arguments`, through lists, tuples, dictionaries and slices, one for each place."""
-        return list(_found(arguments, self._class))
+        return list(_found(arguments, self._kinds))
 
     def pin(self, number: float) -> None:
         """The number itself is seen."""
@@ -244,12 +338,12 @@ class Numbers:
         self._check_thread()
         entry.pinned = True
         self._recorder.look_at(OutcomeKind.NUMBER, entry.value, number_outcome(entry.number))
-        become_float(number)
+        become_plain(number)
 
     def mark_pinned(self, number: float) -> None:
         """The number itself was seen, by a look that the caller has noted."""
         self._entries[id(number)].pinned = True
-        become_float(number)
+        become_plain(number)
 
     def pin_all(self) -> None:
         """Any number may be seen that somebody still holds."""
@@ -278,56 +372,81 @@ class Numbers:
     def binary(self, name: str, number: float, other: Any, reflected: bool) -> Any:
         """`number op other`, or `other op number` when reflected."""
         operand = self._operand(number, other)
+        kind = int if isinstance(number, int) else float
         if operand is None:
-            return getattr(float, f"__r{name}__" if reflected else f"__{name}__")(number, other)
+            return getattr(kind, f"__r{name}__" if reflected else f"__{name}__")(number, other)
         left, right = (other, number) if reflected else (number, other)
-        if name in CALLED:
-            return self.call(_CALLS[name], (left, right))
-        if name == "truediv" and (isinstance(operand, Value) or reflected):
-            divisor = self._entries[id(right)].value
-            self._see_truth(aten.eq.Scalar, (divisor, 0.0), float.__eq__(right, 0.0))
-        real = getattr(float, f"__{name}__")(_plain(left), _plain(right))
-        own = self._own(number)
-        if own is None or not self._recorder.is_recording():
-            return real
-        op = _BINARY[name]
-        args: tuple[Arg, ...] = (operand, own) if reflected else (own, operand)
-        if reflected and not isinstance(operand, Value):
-            # The first operand of ATen's binary ops is a tensor.
-            args = (own, operand) if name in ("add", "mul") else (self._recorder.constant(operand), own)
-        bound = _BOUNDS[name](self._entries[id(number)].bound, self._bound(other))
-        result = self.hand_out(real, self._recorder.emit(op, args, {}, SCALAR), bound)
-        if name in ("add", "sub"):
-            self._entries[id(result)].addition = left, right, name == "sub"
+        whole = kind is int and isinstance(other, int)
+        if whole or name in CALLED:
+            result = self.call(_CALLS[name], (left, right))
+        elif kind is int and name not in _BINARY:
+            return getattr(kind, f"__r{name}__" if reflected else f"__{name}__")(number, other)
+        else:
+            result = self._float_binary(name, left, right)
+        entry = self._entries.get(id(result))
+        if entry is not None and name in ("add", "sub"):
+            entry.addition = left, right, name == "sub"
         return result
 
+    def _float_binary(self, name: str, left: Any, right: Any) -> float:
+        """Arithmetic of floats, one of which, at least, is traced; the other may be an int."""
+        if name == "truediv" and self.is_traced(right):
+            self._see_truth(aten.eq.Scalar, (self._entries[id(right)].value, 0), plain(right) == 0)
+        real: float = getattr(operator, name)(plain(left), plain(right))
+        if not self._recorder.is_recording() or not self._has_open(left, right):
+            return real
+        a, b = self._float_value(left), self._float_value(right)
+        if not isinstance(a, Value):
+            # The first operand of ATen's binary ops is a tensor.
+            a, b = (b, a) if name in ("add", "mul") and isinstance(b, Value) else (self._recorder.constant(a), b)
+        bound = _BOUNDS[name](self._bound(left), self._bound(right))
+        return self.hand_out(real, self._recorder.emit(_BINARY[name], (a, b), {}, SCALAR), bound)
+
+    def _has_open(self, *numbers: object) -> bool:
+        """Whether one of these numbers is traced, and not pinned."""
+        return any(self._own(number) is not None for number in numbers)
+
+    def _float_value(self, number: float) -> Value | float:
+        """A number as a float: its Value, or the constant."""
+        entry = self._entries.get(id(number))
+        if entry is None:
+            return float(number)
+        if entry.value.type.dtype is torch.float64:
+            return entry.value
+        return self._recorder.emit(aten._to_copy.default, (entry.value,), {"dtype": torch.float64}, SCALAR)
+
     def call(self, function: Callable[..., Any], operands: tuple[Any, ...]) -> Any:
-        """`function(*operands)`, of floats and numbers to a float, as Python computes it."""
-        traced = [operand for operand in operands if type(operand) is self._class]
+        """`function(*operands)`, of numbers to a number, as Python computes it."""
+        traced = [operand for operand in operands if type(operand) in self._kinds]
         try:
-            real = function(*map(_plain, operands))
+            real = function(*map(plain, operands))
         except (ArithmeticError, ValueError):
             for number in traced:  # whether it raises depends on them
                 self.pin(number)
             raise
-        if type(real) is not float:
+        kind = type(real)
+        if kind not in (float, int) or (kind is int and not is_int64(real)):
             for number in traced:
                 self.pin(number)
             return real
-        values = [self._entries[id(each)].value if type(each) is self._class else _plain(each) for each in operands]
-        if not self._recorder.is_recording() or all(self._own(number) is None for number in traced):
+        if not self._recorder.is_recording() or not self._has_open(*traced):
             return real
-        return self.hand_out(real, self._recorder.emit(compute, (function, *values), {}, SCALAR), math.inf)
+        return self.hand_out(real, self._computed(kind, function, operands), math.inf)
+
+    def _computed(self, kind: type, function: Callable[..., Any], operands: tuple[Any, ...]) -> Value:
+        """The Value of `function(*operands)`, which is of this kind."""
+        values = [self._entries[id(each)].value if type(each) in self._kinds else plain(each) for each in operands]
+        return self._recorder.emit(compute, (kind, function, *values), {}, _TYPES[kind])
 
     def math_call(self, function: Callable[..., Any], operands: tuple[Any, ...]) -> Any:
-        """A function of `math` is called with `operands`, some of which are floats or tensors."""
+        """A function of `math` is called with `operands`, some of which are numbers or tensors."""
         numbers = tuple([self._number_in(operand) for operand in operands])
-        traced = [number for number in numbers if type(number) is self._class]
+        traced = [number for number in numbers if type(number) in self._kinds]
         if not traced:
             return function(*numbers)
         whole = [number for number in numbers if type(number) is int and abs(number) <= _LARGEST_EXACT]
-        plain = [number for number in numbers if type(number) is float]
-        if len(whole) + len(plain) + len(traced) < len(numbers):
+        floats = [number for number in numbers if type(number) is float]
+        if len(whole) + len(floats) + len(traced) < len(numbers):
             for number in traced:
                 self.pin(number)
             return function(*numbers)
@@ -335,9 +454,9 @@ class Numbers:
         if test is None:
             return self.call(function, numbers)
         (number,) = traced
-        truth: bool = function(_plain(number))
+        truth: bool = function(plain(number))
         own = self._own(number)
-        if own is not None and self._recorder.is_recording():
+        if own is not None and self._recorder.is_recording() and isinstance(number, float):
             if test is aten.ne.Tensor:
                 self._see_truth(test, (own, own), truth)
             else:
@@ -354,15 +473,25 @@ class Numbers:
     def compare(self, name: str, number: float, other: Any) -> Any:
         operand = self._operand(number, other)
         if operand is None:
-            return getattr(float, f"__{name}__")(number, other)
-        truth = getattr(float, f"__{name}__")(number, other)
-        with_number, with_tensor = _COMPARISON[name]
+            return getattr(int if isinstance(number, int) else float, f"__{name}__")(number, other)
+        truth = getattr(operator, name)(plain(number), plain(other))
         own = self._own(number)
-        if own is not None:
-            self._see_truth(with_tensor if isinstance(operand, Value) else with_number, (own, operand), truth)
+        if own is None or not self._recorder.is_recording():
+            return truth
+        is_value = isinstance(operand, Value)
+        of_a_kind = isinstance(number, int) is isinstance(other, int)
+        if of_a_kind or (isinstance(number, float) and not is_value):
+            with_number, with_tensor = _COMPARISON[name]
+            self._see_truth(with_tensor if is_value else with_number, (own, operand), truth)
+        else:  # Python compares ints and floats exactly
+            value = self._computed(bool, getattr(operator, name), (number, other))
+            self._recorder.look_at(OutcomeKind.TRUTH, value, truth)
         return truth
 
     def unary(self, name: str, number: float) -> float:
+        if isinstance(number, int):
+            whole: int = self.call(_CALLS[name], (number,))
+            return whole
         real: float = getattr(float, f"__{name}__")(number)
         own = self._own(number)
         if own is None or not self._recorder.is_recording():
@@ -371,27 +500,38 @@ class Numbers:
         return self.hand_out(real, value, self._entries[id(number)].bound)
 
     def truth(self, number: float) -> bool:
-        truth = float.__bool__(number)
+        truth = bool(plain(number))
         own = self._own(number)
         if own is not None:
-            self._see_truth(aten.ne.Scalar, (own, 0.0), truth)
+            self._see_truth(aten.ne.Scalar, (own, 0), truth)
         return truth
 
-    def integer(self, number: float, rounded: bool) -> int:
-        """`round(number)`, or `int(number)`: another outcome only when it is another integer."""
+    def converted(self, number: float, kind: type[float]) -> float:
+        """`int(number)` or `float(number)`, or what goes by such a call."""
         own = self._own(number)
-        if own is None or not _is_finite(number):
+        real = kind(plain(number)) if kind is float or _is_finite(number) else None
+        fits = real is not None and (kind is float or is_int64(int(real)))
+        if own is None or real is None or not fits or not self._recorder.is_recording():
             self.pin(number)
-            return float.__round__(number) if rounded else float.__int__(number)
-        integer = float.__round__(number) if rounded else float.__int__(number)
-        if abs(integer) > _LARGEST_EXACT:
+            return kind(plain(number))
+        self._recorder.pause()
+        try:
+            is_handed_over = self.conversions.begin(kind)
+        finally:
+            self._recorder.resume()
+        if is_handed_over:
+            return self.hand_out_converted(real, self.convert(own, kind), self._bound(number))
+        if kind is float or isinstance(number, int):
             self.pin(number)
-        elif self._recorder.is_recording():
-            value = self._recorder.emit(aten.round.default, (own,), {}, SCALAR) if rounded else own
-            self._recorder.look_at(OutcomeKind.INTEGER, value, integer)
-        return integer
+            return real
+        self._recorder.look_at(OutcomeKind.INTEGER, own, real)
+        return real
 
-    def _own(self, number: float) -> Value | None:
+    def rounded(self, number: float) -> float:
+        """`round(number)`."""
+        return number if isinstance(number, int) else self.call(round, (number,))
+
+    def _own(self, number: object) -> Value | None:
         """The Value of a number that is not pinned."""
         entry = self._entries.get(id(number))
         if entry is None or entry.pinned:
@@ -400,15 +540,15 @@ class Numbers:
         return entry.value
 
     def _operand(self, number: float, other: Any) -> Value | float | None:
-        """The other operand of `number`, as a Value or a constant float; None when its own class has the say."""
+        """The other operand of `number`, as a Value or a constant; None when its own class has the say."""
         kind = type(other)
-        if kind is self._class:
+        if kind in self._kinds:
             return self._entries[id(other)].value
         if kind is float:
             return float(other)
         if kind is int or kind is bool:
             if abs(other) <= _LARGEST_EXACT:
-                return float(other)
+                return float(other) if isinstance(number, float) else int(other)
             self.pin(number)
             return math.nan  # pinned: nothing is computed from it
         if kind not in _INCOMPARABLE and not issubclass(kind, torch.Tensor):
@@ -433,22 +573,24 @@ def _own_references() -> int:
 _OWN_REFERENCES: Final = _own_references()
 
 
-def _plain(number: Any) -> float:
-    return float.__pos__(number) if isinstance(number, float) else float(number)
+def plain(number: Any) -> Any:
+    """A traced number, or any other, as a plain one."""
+    return float.__pos__(number) if isinstance(number, float) else int.__int__(number)
 
 
 def _is_finite(number: float) -> bool:
-    return float.__sub__(number, number) == 0.0
+    value = plain(number)
+    return bool(value - value == 0)
 
 
-def _found(arguments: Any, kind: type[float] | None) -> Iterator[float]:
-    if type(arguments) is kind:
+def _found(arguments: Any, kinds: Set[type]) -> Iterator[float]:
+    if type(arguments) in kinds:
         yield arguments
     elif isinstance(arguments, list | tuple):
         for item in arguments:
-            yield from _found(item, kind)
+            yield from _found(item, kinds)
     elif isinstance(arguments, dict):
         for item in arguments.values():
-            yield from _found(item, kind)
+            yield from _found(item, kinds)
     elif isinstance(arguments, slice):
-        yield from _found((arguments.start, arguments.stop, arguments.step), kind)
+        yield from _found((arguments.start, arguments.stop, arguments.step), kinds)

@@ -16,8 +16,8 @@ functions, or by another argument, are pinned.
 
 from __future__ import annotations
 
+import itertools
 import math
-import struct
 from collections.abc import Callable, Iterator, Mapping, MutableSequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
@@ -28,7 +28,7 @@ from dsjit.ir.graph import Arg, Node, Source, TensorType, Value
 from dsjit.ops.binding import bind_arguments
 from dsjit.ops.python_numbers import with_number
 from dsjit.trace.memory import Memory
-from dsjit.trace.numbers import Numbers, number_outcome
+from dsjit.trace.numbers import Numbers, number_outcome, plain
 from dsjit.trace.outcome import OutcomeKind
 from dsjit.trace.segments import Look
 from dsjit.trace.source import SourceFinder
@@ -120,7 +120,8 @@ _KEEPING: Final = _functions(
 )
 """Functions that hand a number on to ATen as it is, whatever it is."""
 
-_MAKING: Final = _functions("tensor", "as_tensor", "new_tensor", "__setitem__")
+_ASSIGNING: Final = _functions("__setitem__")
+_MAKING: Final = _functions("tensor", "as_tensor", "new_tensor") | _ASSIGNING
 """Functions that make a tensor of the number before they call ATen."""
 
 
@@ -149,19 +150,19 @@ def _replace_number(
 ) -> float | None:
     """Let the one node of `nodes[start:]` that has `number` among its arguments take `value` instead.
 
-    value: float64, without dimensions. fresh: makes a new Value.
+    value: float64 or int64, without dimensions. fresh: makes a new Value.
     Returns the magnitude up to which finite numbers are treated as eager treats them; above, eager raises. Returns
     None, having changed nothing, when there is not exactly one such argument, or when it is not known how to give
     eager's bits.
     """
-    bits = struct.pack("<d", number)
+    sought = number_outcome(number)
     found = [
         (position, name)
         for position in range(start, len(nodes))
         if isinstance(nodes[position].op, torch._ops.OpOverload)
-        for name, arg in bind_arguments(nodes[position].op, nodes[position].args, nodes[position].kwargs).items()
-        for item in _numbers_in(arg)
-        if struct.pack("<d", item) == bits
+        for name, arg in _given_arguments(nodes[position])
+        for item in _numbers_in(arg, type(sought) is bytes)
+        if number_outcome(item) == sought
     ]
     if len(found) != 1:
         return None
@@ -174,15 +175,26 @@ def _replace_number(
     operand = _OPERANDS.get(node.op)
     if _SCALARS.get(node.op) == name or (operand is not None and not operand.checked):
         return math.inf
-    return torch.finfo(node.output.type.dtype).max
+    return _largest(node.output.type.dtype)
 
 
-def _numbers_in(arg: Arg) -> Iterator[float]:
-    if isinstance(arg, float):
+def _largest(dtype: torch.dtype) -> float:
+    """Numbers of larger magnitude do not fit the dtype; every traced int fits int64."""
+    return torch.finfo(dtype).max if dtype.is_floating_point else math.inf
+
+
+def _given_arguments(node: Node) -> Iterator[tuple[str, Arg]]:
+    """Names and values of what is passed, not of what is left to a default."""
+    names = [a.name for a in node.op._schema.arguments]  # type: ignore[attr-defined]
+    return itertools.chain(zip(names, node.args, strict=False), node.kwargs.items())
+
+
+def _numbers_in(arg: Arg, floats: bool) -> Iterator[float]:
+    if isinstance(arg, float if floats else int) and not isinstance(arg, bool):
         yield arg
     elif isinstance(arg, tuple | list):
         for item in arg:
-            yield from _numbers_in(item)
+            yield from _numbers_in(item, floats)
 
 
 def _replacement(node: Node, name: str, value: Value, fresh: Callable[[TensorType], Value]) -> list[Node] | None:
@@ -197,7 +209,7 @@ def _replacement(node: Node, name: str, value: Value, fresh: Callable[[TensorTyp
     if operand is not None and operand.argument == name:
         return _operand_replacement(node, operand, bound, value, fresh)
     dtype = node.output.type.dtype
-    if not dtype.is_floating_point:
+    if not (dtype.is_floating_point or dtype is value.type.dtype):
         return None
     if node.op is aten.scalar_tensor.default:
         return [_converted(value, node.output, node.source)]
@@ -210,7 +222,7 @@ def _replacement(node: Node, name: str, value: Value, fresh: Callable[[TensorTyp
     filling = _FILLINGS.get(node.op)
     if filling is not None and filling.argument == name:
         empty = fresh(node.output.type)
-        made = replace(_with(node, name, 0.0), outputs=(empty,))
+        made = replace(_with(node, name, 0.0 if value.type.dtype.is_floating_point else 0), outputs=(empty,))
         return [cast, made, Node(aten.fill.Tensor, (empty, own), {}, node.outputs, node.source)]
     return None
 
@@ -241,13 +253,16 @@ def _operand_replacement(
     if operand.compares:
         (tensor,) = tensors
         dtype = tensor.type.dtype if tensor.type.dtype.is_floating_point else torch.get_default_dtype()
-    if dtype not in operand.dtypes:
+    if all(t.type.dtype is value.type.dtype for t in tensors) and (operand.compares or dtype is value.type.dtype):
+        return [_renewed(node, operand.op, {**bound, operand.argument: value})]
+    whole = not value.type.dtype.is_floating_point
+    if dtype not in operand.dtypes or (whole and not all(t.type.dtype.is_floating_point for t in tensors)):
         return None
     if dtype in _REDUCED and not any(t.type.dtype is dtype and t.type.shape for t in tensors):
         return None  # the Value would be promoted to, or promote, what a number is not
     compute = torch.float32 if dtype in _REDUCED else dtype
     arguments = {**bound, operand.argument: value}
-    if compute is not torch.float64:
+    if compute is not value.type.dtype:
         converted = fresh(TensorType((), compute, (), value.type.device))
         arguments[operand.argument] = converted
         return [_converted(value, converted, node.source), _renewed(node, operand.op, arguments)]
@@ -312,23 +327,24 @@ def call_with_numbers(
     alive, source = recorder.alive(), recorder.sources.current()
     recorder.replacing = makes_constants
     try:
-        result = call()
+        with numbers.as_plain(passed):
+            result = call()
     except Exception:
         numbers.pin(number)  # whether it raises may depend on it
         raise
     finally:
         recorder.replacing = False
     value = numbers.value(number)
-    if recorder.problems or value is None or type(number) is float:
+    if recorder.problems or value is None or type(number) in (float, int):
         return result
     limit = None
     if len(looks) == look_count and makes_constants:
-        limit = _replace_constant(recorder, start, known, value, source)
+        limit = _replace_constant(recorder, start, known, value, source, function in _ASSIGNING)
     elif len(looks) == look_count:
         limit = _replace_number(memory.nodes, start, number, value, memory.fresh)
     if limit is not None and not numbers.may_exceed(number, limit):
         return result
-    if limit is not None and abs(float.__pos__(number)) <= limit:
+    if limit is not None and isinstance(number, float) and abs(plain(number)) <= limit:
         within = _check_limit(memory, start, value, limit, source)
         looks.insert(look_count, Look(start + 2, OutcomeKind.TRUTH, (within,), True, alive, source))
         return result
@@ -349,14 +365,24 @@ def _check_limit(memory: Memory, start: int, value: Value, limit: float, source:
 
 
 def _replace_constant(
-    recorder: NodeRecorder, start: int, known: frozenset[Value], value: Value, source: Source
+    recorder: NodeRecorder, start: int, known: frozenset[Value], value: Value, source: Source, directly: bool
 ) -> float | None:
     """Let the one new constant, which was made of a number, be computed from its `value`. Returns the magnitude up to
-    which finite numbers are treated as eager treats them; None when nothing was done."""
+    which finite numbers are treated as eager treats them; None when nothing was done.
+
+    directly: an int becomes a float of the constant's dtype at once, not by way of a double.
+    """
     made = [constant for constant in recorder.constants if constant not in known]
-    if len(made) != 1 or made[0].type.shape or not made[0].type.dtype.is_floating_point:
+    whole = not value.type.dtype.is_floating_point
+    if len(made) != 1 or made[0].type.shape:
         return None
     (constant,) = made
+    if not (constant.type.dtype.is_floating_point or constant.type.dtype is value.type.dtype):
+        return None
     del recorder.constants[constant]
-    recorder.memory.nodes.insert(start, _converted(value, constant, source))
-    return torch.finfo(constant.type.dtype).max
+    steps = [_converted(value, constant, source)]
+    if whole and constant.type.dtype.is_floating_point and not directly:
+        double = recorder.memory.fresh(replace(value.type, dtype=torch.float64))
+        steps = [_converted(value, double, source), _converted(double, constant, source)]
+    recorder.memory.nodes[start:start] = steps
+    return _largest(constant.type.dtype)

@@ -34,11 +34,16 @@ DYNAMIC: Final = frozenset({"eval", "exec", "__import__", "vars", "globals", "lo
 
 _SEEING: Final = frozenset(
     {
-        *(name for name in vars(float) if name.startswith("__") and name not in ("__new__", "__doc__")),
+        *(
+            name
+            for name in {**vars(float), **vars(int)}
+            if name.startswith("__") and name not in ("__new__", "__doc__")
+        ),
         *("__str__", "__reduce__", "__reduce_ex__", "hex", "is_integer", "as_integer_ratio"),
+        *("bit_length", "bit_count", "to_bytes"),
     }
 )
-"""Methods of float, which see a number when they are called by its type."""
+"""Methods of float and int, which see a number when they are called by its type."""
 
 _REVEALING: Final = frozenset({"__globals__", "__builtins__", "__subclasses__"})
 """Ways to any object."""

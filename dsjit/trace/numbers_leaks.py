@@ -244,6 +244,10 @@ def is_harmless_call(function: Any, caller: types.CodeType) -> bool:
     return keeps or id(static_lookup(type(owner), function.__name__)) in _METHODS
 
 
+def _is_of_torch(function: Any) -> bool:
+    return isinstance(function.__self__, torch.Tensor) or "torch" in f"{function.__module__}{function.__qualname__}"
+
+
 @functools.lru_cache(maxsize=1024)
 def _passes_key(code: types.CodeType) -> bool:
     """Whether calls in `code` may pass `key=`."""
@@ -254,7 +258,19 @@ def _passes_key(code: types.CodeType) -> bool:
 # ---------------------------------------------------------------- code
 
 _TOOLS: Final = frozenset(
-    {"collections", "contextlib", "dataclasses", "dis", "dsjit", "enum", "functools", "opcode", "typing", "weakref"}
+    {
+        "collections",
+        "contextlib",
+        "ctypes",
+        "dataclasses",
+        "dis",
+        "dsjit",
+        "enum",
+        "functools",
+        "opcode",
+        "typing",
+        "weakref",
+    }
 )
 """What the tracer itself uses."""
 
@@ -358,11 +374,17 @@ class LeakWatch:
         self._active = False
         self._on_open: Callable[[], None] = _nothing
         self._on_leak: Callable[[], None] = _nothing
+        self._on_torch: Callable[[types.FrameType], None] = lambda frame: None
 
-    def listen(self, on_open: Callable[[], None], on_leak: Callable[[], None]) -> None:
+    def listen(
+        self,
+        on_open: Callable[[], None],
+        on_leak: Callable[[], None],
+        on_torch: Callable[[types.FrameType], None],
+    ) -> None:
         """on_open: the first number is about to be handed out, and everything must be told again that was of no
-        interest. on_leak: all numbers must be pinned."""
-        self._on_open, self._on_leak = on_open, on_leak
+        interest. on_leak: all numbers must be pinned. on_torch: a frame is about to call a function of torch."""
+        self._on_open, self._on_leak, self._on_torch = on_open, on_leak, on_torch
 
     def may_hand_out(self) -> bool:
         """Whether a number may be handed out now, to the code that is running."""
@@ -387,14 +409,11 @@ class LeakWatch:
 
     def on_code(self, frame: types.FrameType) -> bool:
         """A code object is about to run; True when its further runs are of no interest."""
-        code, caller = frame.f_code, frame.f_back
+        code = frame.f_code
         if code.co_filename.startswith(_OWN):
             return True
-        if frame.f_globals.get("__name__", "").partition(".")[0] in _TOOLS:
-            while caller is not None and is_stdlib_file(caller.f_code.co_filename):
-                caller = caller.f_back
-            if caller is not None and caller.f_code.co_filename.startswith(_OWN):
-                return False  # it works for the tracer, this time
+        if _works_for_tracer(frame):
+            return False
         if id(code) not in self._harms:
             self._harms[id(code)] = None
             self._codes.append((code, frame.f_globals))
@@ -418,9 +437,12 @@ class LeakWatch:
             return False
         if not self._active or self.reason is not None:
             return True
-        if frame.f_code.co_filename.startswith(_OWN):
+        if frame.f_code.co_filename.startswith(_OWN) or _works_for_tracer(frame):
             return False
         if is_harmless_call(function, frame.f_code):
+            if _is_of_torch(function):
+                self._on_torch(frame)
+                return False
             return id(function) not in _ORDERING
         self._on_leak()
         if not _is_harmless_function(function):
@@ -475,6 +497,16 @@ class LeakWatch:
     def _taint(self, reason: str) -> None:
         self.reason = reason
         self._on_leak()
+
+
+def _works_for_tracer(frame: types.FrameType) -> bool:
+    """Whether code of the standard library runs for the tracer, this time."""
+    if frame.f_globals.get("__name__", "").partition(".")[0] not in _TOOLS:
+        return False
+    caller = frame.f_back
+    while caller is not None and is_stdlib_file(caller.f_code.co_filename):
+        caller = caller.f_back
+    return caller is not None and caller.f_code.co_filename.startswith(_OWN)
 
 
 def _harmful_note(owner: object, value: object) -> str | None:

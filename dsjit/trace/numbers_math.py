@@ -41,7 +41,7 @@ class _MathCall(StandIn):
 
     def __call__(self, *operands: Any, **options: Any) -> Any:
         listener = _CURRENT.listener
-        if listener is None or options or not any(isinstance(each, float | torch.Tensor) for each in operands):
+        if listener is None or options or not any(isinstance(each, float | int | torch.Tensor) for each in operands):
             return self.original(*operands, **options)
         return listener.math_call(self.original, operands)
 

@@ -130,7 +130,7 @@ class TemplateMaker:
         """The Template of one object. Raises TemplateError when it holds something that cannot be built anew."""
         if isinstance(obj, torch.Tensor):
             return Existing(self.find(obj)) if self.existed(obj) else Hole(self._hole(obj))
-        if type(obj) is float and self.is_traced(obj) is not None:
+        if type(obj) in (float, int) and self.is_traced(obj) is not None:
             self.uses.append(id(obj))
             return NumberHole(self._hole(obj))
         if isinstance(obj, torch.SymInt) and self.keeps_sizes:

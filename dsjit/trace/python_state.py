@@ -4,8 +4,8 @@ When it is the same at two looks, but for which tensors are meant, then Python d
 whatever the outcomes are: the rounds of a loop are told apart by nothing but their tensors, and what follows the second
 look is what follows the first one (`api.planting` makes a loop of that). So everything counts that code could read:
 
-- the frame of the loop: the same one, at the same instruction, with nothing else on its value stack
-  (`trace.look_sites`). The frames around it have not moved then. It looks itself, or it calls a function that looks;
+- the frame of the loop: the same one, at the same instruction, with nothing on its value stack but the iterators of
+  `for` loops over ranges (`trace.look_sites`). The frames around it have not moved then. It looks itself, or it calls a function that looks;
 - its variables, and those of that function: constants, objects of before, tensors, traced numbers, and tuples of
   these. Other objects that were born in the call may have changed in ways that nobody sees: then nothing is known of
   the state;
@@ -31,11 +31,13 @@ from typing import Any, Final, Protocol, TypeAlias
 import torch
 
 from dsjit.ir.graph import Arg, Node, Value
+from dsjit.trace.counters import RANGE_ITERATOR, TracedRange, changed, find_counters, remaining
 from dsjit.trace.facts import is_constant
+from dsjit.trace.frame_stack import can_reach_stacks, stack_entry
 from dsjit.trace.library import is_library_code, is_own_file
 from dsjit.trace.look_sites import call_site, look_site
 from dsjit.trace.memory import Memory, Storage, TracedTensor
-from dsjit.trace.numbers import Numbers
+from dsjit.trace.numbers import Numbers, plain
 from dsjit.trace.outcome import OutcomeKind
 from dsjit.trace.paths import instance_dict
 from dsjit.trace.state import TorchState
@@ -81,6 +83,7 @@ class StateWatch:
         self._numbers = numbers
         self._told = told
         self._visits: dict[Hashable, int] = {}
+        self._rounds: dict[Hashable, tuple[Hashable, Sequence[Any]]] = {}
         self._marks: list[_Mark] = []
         self._torch_states: list[TorchState] = []
         self._kept: list[Any] = []
@@ -101,7 +104,7 @@ class StateWatch:
         site = look_site(frame)
         if site is None:
             return None
-        frames, variables = [frame], [_variables(frame)]
+        frames, variables, sites = [frame], [_variables(frame)], [site.iterators]
         if not site.sees_only(kind, frame, variables[0]):
             return None
         repeats = site.repeats
@@ -115,6 +118,7 @@ class StateWatch:
             variables.append(_variables(frame))
             if call is None or not call.calls(code, frame, variables[-1]):
                 return None
+            sites.append(call.iterators)
             repeats = call.repeats
         if any(is_library_code(each.f_code, each.f_globals) for each in frames) or not all(map(_is_private, frames)):
             return None
@@ -122,9 +126,48 @@ class StateWatch:
         visits = self._visits[place] = self._visits.get(place, 0) + 1
         if visits > _ROUNDS or not self._observer.is_settled():
             return None
-        snapshot = _Snapshot(self._observer.existed, self._memory, self._numbers, self._kept)
-        key = snapshot.take(variables, looked, tensors)
+        if any(sites) and not can_reach_stacks():
+            return None
+        stacks = [
+            [stack_entry(each, height) for height in heights] for each, heights in zip(frames, sites, strict=True)
+        ]
+        self._trace_counters(place, frames, variables, stacks, sites, looked, tensors)
+        snapshot = self._snapshot()
+        key = snapshot.take(variables, stacks, looked, tensors)
         return None if key is None else PythonState((place, kind, self._context(), key), tuple(snapshot.values))
+
+    def _snapshot(self) -> _Snapshot:
+        return _Snapshot(self._observer.existed, self._memory, self._numbers, self._kept)
+
+    def _trace_counters(
+        self,
+        place: Hashable,
+        frames: Sequence[types.FrameType],
+        variables: Sequence[dict[str, Any]],
+        stacks: Sequence[list[Any]],
+        heights: Sequence[Sequence[int]],
+        looked: Value,
+        tensors: Sequence[torch.Tensor],
+    ) -> None:
+        """Make traced numbers of those in which this round differs from the one before, if it does so in nothing else.
+
+        stacks: the iterators on the stacks of `frames`, at these `heights`.
+        """
+        parts = zip(frames, variables, stacks, heights, strict=True)
+        counters = [each for part in parts for each in find_counters(*part, self._numbers.is_traced)]
+        named = {(id(each.variables), each.place) for each in counters}
+        others = [{k: v for k, v in each.items() if (id(each), k) not in named} for each in variables]
+        kept = [[entry for entry in stack if type(entry) is not RANGE_ITERATOR] for stack in stacks]
+        names = tuple([each.place for each in counters])
+        key = names, self._snapshot().take(others, kept, looked, tensors)
+        former, values = self._rounds.get(place, (None, ()))
+        self._rounds[place] = key, [each.value for each in counters]
+        if key[1] is None or key != former:
+            return
+        different = changed(counters, values)
+        if different and self._numbers.may_trace():
+            for counter in different:
+                counter.trace(self._numbers.of_constant)
 
     def _mark(self, frame: types.FrameType) -> int:
         """Tells frames apart, also one that has ended from one that took its place in memory."""
@@ -188,15 +231,27 @@ class _Snapshot:
         self._seen_numbers: dict[int, int] = {}
 
     def take(
-        self, variables: Sequence[Mapping[str, Any]], looked: Value, tensors: Sequence[torch.Tensor]
+        self,
+        variables: Sequence[Mapping[str, Any]],
+        stacks: Sequence[Sequence[Any]],
+        looked: Value,
+        tensors: Sequence[torch.Tensor],
     ) -> Hashable | None:
-        """variables: of each frame. looked, tensors: as in `StateWatch.at_look`."""
+        """variables, stacks: of each frame; of its stack, the iterators. looked, tensors: as in `StateWatch.at_look`."""
         try:
+            iterators = tuple([tuple([self._iterator(each) for each in stack]) for stack in stacks])
             known = tuple([tuple([(name, self._describe(each[name])) for name in sorted(each)]) for each in variables])
             operands = tuple([self._tensor(tensor) for tensor in tensors])
-            return known, operands, self._other_tensors(), self._other_numbers(looked)
+            return iterators, known, operands, self._other_tensors(), self._other_numbers(looked)
         except _Unknown:
             return None
+
+    def _iterator(self, iterator: Any) -> Hashable:
+        if type(iterator) is TracedRange:
+            return TracedRange, self._describe(iterator.number), iterator.stop, iterator.step
+        if type(iterator) is RANGE_ITERATOR:
+            return RANGE_ITERATOR, repr(remaining(iterator))
+        raise _Unknown
 
     def _describe(self, obj: Any) -> Hashable:
         kind = type(obj)
@@ -291,12 +346,11 @@ class _Snapshot:
             return "number", self._seen_numbers[id(number)]
         self._seen_numbers[id(number)] = len(self._seen_numbers)
         value, bound, pinned = self._numbers.describe(number)
-        return "number", self._value(value), bound, _exact(float.__pos__(number)) if pinned else None
+        return "number", self._value(value), bound, _exact(plain(number)) if pinned else None
 
     def _other_numbers(self, looked: Value) -> Hashable:
         """Those that no variable holds; the operands of the look will be gone after it."""
-        last = self._memory.nodes[-1] if self._memory.nodes else None
-        operands = set(_operands(last, looked))
+        operands = set(_operands(self._memory.nodes, looked))
         found: list[Hashable] = []
         for number, value, entry in self._numbers.held():
             if id(number) not in self._seen_numbers and value not in operands:
@@ -314,5 +368,6 @@ def _exact(constant: Any) -> Hashable:
     return kind, repr(constant) if kind in (slice, range, frozenset) else constant
 
 
-def _operands(node: Node | None, looked: Value) -> Iterable[Value]:
-    return node.inputs() if node is not None and looked in node.outputs else ()
+def _operands(nodes: Sequence[Node], looked: Value) -> Iterable[Value]:
+    made = next((node for node in reversed(nodes) if looked in node.outputs), None)
+    return () if made is None else made.inputs()

@@ -93,7 +93,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.forward_sources: dict[int, Source] = {}
         self.hooked = False
         self.numbers = Numbers(self, may_hand_out)
-        self.escapes = EscapeWatch(self._on_escape, self._listener(self._on_look), self._on_item)
+        self.escapes = EscapeWatch(self._on_escape, self._listener(self._on_look), self._on_item, self._on_convert)
         self.generator = GeneratorWatch(self._listener(self._on_generator))
         self.state_at: StateAtLook = lambda kind, looked, tensors: None
         self.generators = DrawnGenerators(self.memory, state_of)
@@ -202,12 +202,43 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.resume()
         if value is None:
             return item()
-        self.escapes.on_call = self._on_call
         self.escapes.looking = True
         try:
             number = item()
             try:
-                return self.numbers.hand_out(number, value, torch.finfo(tensor.dtype).max)
+                return self.numbers.hand_out(number, value, _most(tensor.dtype))
+            except Exception as error:
+                self.problems.append(_untraceable(error, self.sources.current()))
+                return number
+        finally:
+            self.escapes.looking = False
+
+    def _on_convert(self, tensor: torch.Tensor, kind: type[float], convert: Callable[[], Any]) -> Any:
+        """`kind(tensor)`, which `convert` does: what Python gets."""
+        value = None
+        self.pause()
+        try:
+            with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+                if self.numbers.conversions.begin(kind):
+                    value = self.numbers.value_to_hand_out(tensor)
+        except Exception as error:
+            self.problems.append(_untraceable(error, self.sources.current()))
+        finally:
+            self.resume()
+        if value is None:
+            if kind is int:
+                self._listener(self._on_look)(OutcomeKind.INTEGER, tensor)
+            self.escapes.looking = kind is int
+            try:
+                return convert()
+            finally:
+                self.escapes.looking = False
+        self.escapes.looking = True
+        try:
+            number = convert()
+            try:
+                value = self.numbers.convert(value, kind)
+                return self.numbers.hand_out_converted(number, value, _most(tensor.dtype))
             except Exception as error:
                 self.problems.append(_untraceable(error, self.sources.current()))
                 return number
@@ -224,6 +255,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def alive(self) -> tuple[Value, ...]:
         """What Python can still reach: the content of tensors, and numbers."""
         return (*self.memory.alive(), *self.numbers.alive())
+
+    def watch_calls(self) -> None:
+        self.escapes.on_call = self._on_call
 
     def is_recording(self) -> bool:
         return not self.problems
@@ -248,9 +282,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def look_at(self, kind: OutcomeKind, value: Value, outcome: Outcome) -> None:
         if not self.problems:
-            position, source = len(self.memory.nodes), self.sources.current()
-            state = self.state_at(kind, value, ())
-            self.looks.append(Look(position, kind, (value,), outcome, self.alive(), source, state))
+            source, state = self.sources.current(), self.state_at(kind, value, ())
+            self.looks.append(Look(len(self.memory.nodes), kind, (value,), outcome, self.alive(), source, state))
 
     def _look(self, kind: OutcomeKind, tensors: Sequence[torch.Tensor], source: Source) -> None:
         """Python sees something of these tensors: another outcome may lead another way."""
@@ -474,6 +507,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             looks=tuple([replace(look, position=look.position + before) for look in self.looks]),
             constants=dict(self.constants),
         )
+
+
+def _most(dtype: torch.dtype) -> float:
+    """What the magnitude of a finite number of this dtype cannot exceed."""
+    return torch.finfo(dtype).max if dtype.is_floating_point else -float(torch.iinfo(dtype).min or -255)
 
 
 def _untraceable(error: Exception, source: Source) -> Untraceable:

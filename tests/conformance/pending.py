@@ -12,7 +12,6 @@ __all__ = ["PENDING"]
 
 PENDING: Final[frozenset[str]] = frozenset(
     {
-        "branches.numbers_of_several_items_are_computed_in_python",
         "changed_modules.batch_norm_with_a_cumulative_average",
         "effects.a_counter_decides_what_is_computed",
         "effects.a_function_with_a_cache_is_called",
@@ -22,14 +21,12 @@ PENDING: Final[frozenset[str]] = frozenset(
         "effects.text_is_printed_in_order_with_real_values",
         "effects.text_is_printed_into_a_buffer_of_the_program",
         "effects.the_class_counts_its_instances",
-        "exceptions.division_and_conversion_by_values_raise",
         "floating_point.conjugates",
         "loops.a_loop_that_never_runs_the_same_way_twice",
         "lost_effects.containers_of_nested_classes",
         "mutation.a_tensor_is_given_other_data",
         "mutation.running_statistics_are_updated",
         "practice.calls_are_counted_by_name",
-        "practice.right_answers_are_counted_as_a_number",
         "shapes.a_size_is_used_as_a_number",
         "shapes.views_are_made_of_changing_sizes",
         "stale_values.counter_that_selects",

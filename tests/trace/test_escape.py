@@ -39,12 +39,23 @@ def test_ordinary_ops_are_no_escape() -> None:
     assert reasons == []
 
 
+def test_conversions_go_to_who_hands_out_numbers() -> None:
+    asked: list[type] = []
+
+    def convert(tensor: torch.Tensor, kind: type[float], call: Callable[[], Any]) -> Any:
+        asked.append(kind)
+        return call()
+
+    with EscapeWatch(lambda reason: None, lambda kind, tensor: None, on_convert=convert):
+        assert (int(torch.ones(1)), float(torch.ones(1))) == (1, 1.0)
+    assert asked == [int, float]
+
+
 @pytest.mark.parametrize(
     ("look", "kind"),
     [
         (lambda t: t.tolist(), OutcomeKind.CONTENT),
         (lambda t: bool(t), OutcomeKind.TRUTH),
-        (lambda t: int(t), OutcomeKind.INTEGER),
         (lambda t: [1, 2, 3][t.long()], OutcomeKind.INTEGER),
     ],
 )
