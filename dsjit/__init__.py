@@ -7,11 +7,13 @@ def f(x, y):
     return (x.sigmoid() * y).softmax(-1)
 
 dsjit.explain(f)(x, y)      # what was fused, and why the rest was not
+dsjit.profile(f)(x, y)      # where the time goes, by line
 dsjit.stats()               # what ran compiled
 """
 
 from dsjit.api.entry import disable, jit, mark_dynamic, mark_static, reset_stats, set_stance, stats
 from dsjit.api.explain import Explanation, explain
+from dsjit.api.profiling import Profile, profile
 from dsjit.errors import (
     BackendError,
     CaptureError,
@@ -20,10 +22,12 @@ from dsjit.errors import (
     GradientError,
     NotEquivalentError,
     OptionError,
+    ProfileError,
     RecompileError,
     UnsupportedCallableError,
     VerificationError,
 )
+from dsjit.profiler.compare import Comparison, compare_profiles
 from dsjit.verification.report import Verification
 from dsjit.verification.verify import verify, verify_calls
 
@@ -32,21 +36,26 @@ __version__ = "0.1.0"
 __all__ = [
     "BackendError",
     "CaptureError",
+    "Comparison",
     "DsjitError",
     "DsjitWarning",
     "Explanation",
     "GradientError",
     "NotEquivalentError",
     "OptionError",
+    "Profile",
+    "ProfileError",
     "RecompileError",
     "UnsupportedCallableError",
     "Verification",
     "VerificationError",
+    "compare_profiles",
     "disable",
     "explain",
     "jit",
     "mark_dynamic",
     "mark_static",
+    "profile",
     "reset_stats",
     "set_stance",
     "stats",

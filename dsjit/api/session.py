@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
@@ -25,13 +25,14 @@ class Session:
     """Shared state, handed to each jitted object when it is made.
 
     fuel: of the whole process, when rewrites are counted (DSJIT_FUEL) or written down (DSJIT_DUMP).
-    programs, trainings: by numerics and structure, as long as they are used.
+    programs, trainings: by numerics and structure, as long as they are used. on_compiled: are told each new one.
     """
 
     environment: Environment
     kernels: KernelCache = field(default_factory=KernelCache)
     programs: WeakValueDictionary[Hashable, Compilation] = field(default_factory=WeakValueDictionary)
     trainings: WeakValueDictionary[Hashable, Training] = field(default_factory=WeakValueDictionary)
+    on_compiled: tuple[Callable[[Compilation], None], ...] = ()
     registry: Registry = field(default_factory=Registry)
     marks: SizeMarks = field(default_factory=SizeMarks)
     local: threading.local = field(default_factory=threading.local)

@@ -14,15 +14,15 @@ import ctypes
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import FunctionType
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
-from dsjit.codegen.llvm.executor import Call, build_sequence
+from dsjit.codegen.llvm.executor import Call, StepSequence, build_sequence
 from dsjit.codegen.memory_plan import Lifetime, check_plan, plan_memory
 from dsjit.errors import VerificationError
 
-__all__ = ["ArenaTensor", "Frame", "Program", "ProgramParts", "compile_source", "link"]
+__all__ = ["ArenaTensor", "Frame", "Program", "ProgramParts", "Run", "compile_source", "link"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,6 @@ class ProgramParts:
 
     slots: number of entries in the table of addresses; `fixed` gives those that are buffers in the arena, as
         (slot, buffer), and `constants` as (slot, tensor). buffers: in the arena.
-    timed: the sequences take the address where they write timestamps.
     """
 
     source: str
@@ -53,7 +52,6 @@ class ProgramParts:
     constants: tuple[tuple[int, torch.Tensor], ...]
     arena_tensors: tuple[ArenaTensor, ...]
     buffers: tuple[Lifetime[int], ...]
-    timed: bool = False
 
 
 @dataclass(slots=True)
@@ -71,20 +69,27 @@ class Frame:
     address: int
 
 
+Run: TypeAlias = Callable[[Sequence[torch.Tensor], Frame, int], list[torch.Tensor]]
+
+
 @dataclass(slots=True)
 class Program:
     """A compiled Graph.
 
     run: `run(inputs, frame, threads)` returns the output tensors.
     source: the text of `run`, for reading.
+    function: `run` as it was linked, whatever stands in for it. sequences: its native sequences, by the names that it
+        calls them, in the order in which they run.
     slots: number of entries in the table of addresses; `fixed` gives those that never change within a frame, as
         (slot, byte offset in the arena), and `constants` as (slot, tensor).
     arena_tensors: with their byte offsets.
     arena_bytes: size of the arena. intermediate_bytes: sum of the buffers that share it.
     """
 
-    run: Callable[[Sequence[torch.Tensor], Frame, int], list[torch.Tensor]]
+    run: Run
     source: str
+    function: FunctionType
+    sequences: Mapping[str, StepSequence]
     slots: int
     fixed: tuple[tuple[int, int], ...]
     constants: tuple[tuple[int, torch.Tensor], ...]
@@ -130,17 +135,18 @@ def link(parts: ProgramParts, function: FunctionType | None = None, check: bool 
 
     check: raise VerificationError when buffers that are alive together overlap in the arena.
     """
-    names = dict(parts.names)
-    for name, calls in parts.sequences.items():
-        sequence = build_sequence(calls)
-        names[name] = sequence.run_timed if parts.timed else sequence.run
+    sequences = {name: build_sequence(calls) for name, calls in parts.sequences.items()}
+    names = {**parts.names, **{name: sequence.run for name, sequence in sequences.items()}}
     plan = plan_memory(parts.buffers)
     for one, other in check_plan(parts.buffers, plan) if check else ():
         raise VerificationError(f"buffers {one} and {other} of the arena are alive together, and overlap")
     function = function or compile_source(parts.source)
+    run = FunctionType(function.__code__, {**function.__globals__, **names}, "run")
     return Program(
-        run=FunctionType(function.__code__, {**function.__globals__, **names}, "run"),
+        run=run,
         source=parts.source,
+        function=run,
+        sequences=sequences,
         slots=parts.slots,
         fixed=tuple([(slot, plan.offsets[buffer]) for slot, buffer in parts.fixed]),
         constants=parts.constants,
