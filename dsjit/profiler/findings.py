@@ -218,8 +218,8 @@ def _slow_steps(steps: Sequence[StepProfile], told: set[int], whole: float) -> I
         yield Finding(
             "slow",
             f"{_place(file, line)} runs below what this machine attains: {percent_text(ns / whole)} of the time",
-            f"{slowest.name} reaches {rate}; at the full rate up to {time_text(saves)} could be saved. Small steps, shapes "
-            "that libraries do not like, and too few rows for the threads are the usual causes.",
+            f"{slowest.name} reaches {rate}; at the full rate up to {time_text(saves)} could be saved. Small steps, "
+            "shapes that libraries do not like, and too few rows for the threads are the usual causes.",
             saves, file, line, tuple(step.number for step in _longest(group)),
         )  # fmt: skip
 

@@ -82,7 +82,8 @@ def node_flops(node: Node) -> int:
     """Of a product, a convolution or attention, as torch counts them; 0 for every other op."""
     if node.op is direct_convolution:
         image, weight = node.args[:2]
-        return 2 * node.output.type.numel * int(image.type.shape[1]) * prod(weight.type.shape[2:4])
+        _, _, height, width, _, _ = weight.type.shape
+        return int(2 * node.output.type.numel * image.type.shape[1] * height * width)
     if node.op is torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default:
         query, key, value = (arg.type.shape for arg in node.args[:3])
         return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
