@@ -57,18 +57,17 @@ register("flame", "Flame", (main, profile) => {
     const place_ = (node, left, width, depth, dim) => {
       if (width < 0.0012) return;
       deepest = Math.max(deepest, depth);
-      const part = node.ns ? node.backward / node.ns : 0;
-      const paint = part > 0.5 ? "--backward" : "--forward";
-      const shade = 62 + ((depth * 7 + node.name.length * 5) % 5) * 8;
+      const forward = Math.round(node.ns ? (100 * node.forward) / node.ns : 100);
+      const shade = 84 + ((depth * 7 + node.name.length * 5) % 3) * 8;
       const button = el("button", { type: "button", class: dim ? "node dim" : "node", role: "treeitem",
         "aria-level": depth + 1, "aria-label": node.name + ", " + time(node.ns) + ", " + percent(node.ns / (root.ns || 1)),
         style: "left:" + (100 * left).toFixed(4) + "%;width:calc(" + (100 * width).toFixed(4) + "% - 1px);top:" +
-          depth * ROW + "px;background:color-mix(in oklab, var(" + paint + ") " + shade + "%, var(--panel))",
+          depth * ROW + "px;background:color-mix(in oklab, color-mix(in oklab, var(--forward) " + forward + "%, var(--backward)) " +
+          shade + "%, var(--panel))" + (width < 0.02 ? ";padding:0" : ""),
         onclick: () => { zoomed = node; draw(); describe(node); },
         onfocus: () => describe(node),
         onmousemove: (event) => showTip(event, node.name, time(node.ns) + " · " + percent(node.ns / (root.ns || 1))),
         onmouseleave: hideTip }, width > 0.02 ? node.name : "");
-      if (100 - shade > 22) button.style.color = "var(--ink)";
       nodes.push(button);
       let at = left;
       if (dim) return;

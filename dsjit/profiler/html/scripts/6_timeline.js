@@ -19,9 +19,14 @@ register("timeline", "Timeline", (main, profile) => {
   const firstStep = stepSpans.length ? Math.min(...stepSpans.slice(0, 2000).map((span) => span.begin_ns)) : 0;
   const firstRun = spans.find((span) => span.kind === "program" && span.begin_ns <= firstStep && span.end_ns >= firstStep);
   const colors = chartColors();
+  const onPaint = css("--on-paint");
   const paints = [0, 1, 2, 3, 4, 5, 6, 7, 8].map((number) => css("--c" + number));
   const threads = 1 + Math.max(...spans.map((span) => span.thread));
-  const hash = (name) => { let found = 7; for (const c of name) found = (found * 31 + c.codePointAt(0)) % 9973; return found % 9; };
+  const hash = (name) => {
+    let found = 7;
+    for (const c of name) found = (found * 31 + c.codePointAt(0)) % 9973;
+    return 1 + (found % 8);
+  };
   const main_ = panel("The first runs, as they happened", detail, holder);
   main.append(main_);
   const lane = (span) => (span.thread * 3 + LANES[span.kind]) * LANE + 4;
@@ -40,6 +45,7 @@ register("timeline", "Timeline", (main, profile) => {
       context.beginPath(); context.rect(left, top, width, u.bbox.height); context.clip();
       context.font = 11.5 * ratio + "px ui-monospace, monospace";
       context.textBaseline = "middle";
+      context.textAlign = "left";
       for (const span of spans) {
         if (span.end_ns < min || span.begin_ns > max) continue;
         const from = left + (width * (span.begin_ns - min)) / (max - min);
@@ -51,9 +57,10 @@ register("timeline", "Timeline", (main, profile) => {
         context.fillRect(from, y, Math.max(long - 0.5, 0.6), (LANE - 6) * ratio);
         if (long > 46 * ratio) {
           context.globalAlpha = 1;
-          context.fillStyle = "#fff";
-          const shown = Math.floor(long / (7 * ratio));
-          context.fillText(span.name.slice(0, shown), Math.max(from, left) + 5 * ratio, y + ((LANE - 6) / 2) * ratio);
+          context.fillStyle = span.kind === "compiled" ? css("--ink") : onPaint;
+          const start = Math.max(from, left) + 5 * ratio;
+          const shown = Math.floor((from + long - start - 3 * ratio) / (7 * ratio));
+          if (shown > 3) context.fillText(span.name.slice(0, shown), start, y + ((LANE - 6) / 2) * ratio);
         }
       }
       context.restore();

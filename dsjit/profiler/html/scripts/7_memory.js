@@ -43,8 +43,8 @@ register("memory", "Memory", (main, profile) => {
       cursor: { points: { show: false }, drag: { x: true, y: false } },
       scales: { x: { time: false }, y: { range: (u, low, high) => [0, Math.max(high, memory.arena_bytes) * 1.1 || 1] } },
       axes: [{ ...axis(colors, (u, ticks) => ticks.map((x) => (Number.isInteger(x) ? x : "")), 34) },
-        axis(colors, (u, ticks) => ticks.map((y) => bytes(y)), 78)],
-      series: [{}, { stroke: colors.accent, width: 2, fill: css("--accent-soft"), paths: uPlot.paths.stepped({ align: 1 }) },
+        { ...axis(colors, (u, ticks) => ticks.map((y) => bytes(y)), 78), incrs: Array.from({ length: 42 }, (_, n) => 2 ** n) }],
+      series: [{}, { stroke: colors.accent, width: 2, fill: css("--accent-soft"), points: { show: false }, paths: uPlot.paths.stepped({ align: 1 }) },
         { stroke: colors.heat, width: 1.5, dash: [6, 4], points: { show: false } }],
     }, [steps, memory.live, steps.map(() => memory.arena_bytes)], chart);
     plot.over.addEventListener("mousemove", (event) => {
