@@ -132,6 +132,7 @@ class _Builder:
             self.steps.append(profile)
             self.facts.append(StepFacts.of(step, widened, subject.plan.views, subject.fast))
             self._attribute(profile, subject.phase)
+        self._attribute_ends(subject)
         numbers = tuple(range(first, len(self.steps)))
         for samples in subject.samples:
             self.numbers[id(samples)] = numbers
@@ -208,6 +209,20 @@ class _Builder:
                 line.add(phase, ns)
                 line.steps[step.number] = None
             self.by_scope.setdefault(op.scope, _Cost()).add(phase, ns)
+
+    def _attribute_ends(self, subject: Subject) -> None:
+        """What a run does before its first step and after its last one is done for its results."""
+        ns = sum(samples.before + samples.after for samples in subject.samples)
+        producers = subject.optimized.producers()
+        made = [
+            (producers[value], value.type.nbytes + 1) for value in subject.optimized.results() if value in producers
+        ]
+        whole = sum(weight for _, weight in made)
+        for node, weight in made:
+            source, cost = node.source, ns * weight / whole
+            if source.line:
+                self.by_line.setdefault((source.file, source.line, source.function), _Cost()).add(subject.phase, cost)
+            self.by_scope.setdefault(source.scope, _Cost()).add(subject.phase, cost)
 
     def lines(self, whole: float) -> tuple[LineProfile, ...]:
         """Most expensive first."""

@@ -22,7 +22,9 @@ from dsjit.profiler.units import percent_text, time_text
 __all__ = ["Comparison", "Difference", "compare_profiles"]
 
 SHOWN: Final = 10
-WORDS: Final = 5
+WORDS: Final = 6
+WORTH: Final = 0.02
+"""Of a call: smaller differences are not told in words."""
 
 
 class _HasDict(Protocol):
@@ -59,9 +61,10 @@ class Comparison:
         old, new = self.call.before_ns, self.call.after_ns
         a, b = self.before["title"], self.after["title"]
         told = [f"A call of {b} takes {time_text(new)}, one of {a} {time_text(old)}: {_times(old, new)}."]
-        for each in (*self.parts, *self.lines)[:WORDS] if old or new else ():
-            verb = "costs" if each.after_ns > each.before_ns else "saves"
-            told.append(f"{each.name} {verb} {time_text(abs(each.after_ns - each.before_ns))} a call.")
+        changed = [each for each in (*self.parts, *self.lines) if abs(each.after_ns - each.before_ns) > WORTH * old]
+        for each in changed[:WORDS]:
+            more = "more" if each.after_ns > each.before_ns else "less"
+            told.append(f"{each.name}: {time_text(abs(each.after_ns - each.before_ns))} {more} a call.")
         return tuple(told)
 
     def to_dict(self) -> dict[str, Any]:

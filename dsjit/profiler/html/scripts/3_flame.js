@@ -32,6 +32,8 @@ function flameTree(profile, mode) {
   return root;
 }
 
+function paint(name, shade) { return "color-mix(in oklab, var(" + name + ") " + shade + "%, var(--panel))"; }
+
 register("flame", "Flame", (main, profile) => {
   const holder = el("div", { class: "flame", role: "tree", "aria-label": "Time by " + flameMode });
   const detail = el("div", { class: "detail", "aria-live": "polite" });
@@ -62,8 +64,8 @@ register("flame", "Flame", (main, profile) => {
       const button = el("button", { type: "button", class: dim ? "node dim" : "node", role: "treeitem",
         "aria-level": depth + 1, "aria-label": node.name + ", " + time(node.ns) + ", " + percent(node.ns / (root.ns || 1)),
         style: "left:" + (100 * left).toFixed(4) + "%;width:calc(" + (100 * width).toFixed(4) + "% - 1px);top:" +
-          depth * ROW + "px;background:color-mix(in oklab, color-mix(in oklab, var(--forward) " + forward + "%, var(--backward)) " +
-          shade + "%, var(--panel))" + (width < 0.02 ? ";padding:0" : ""),
+          depth * ROW + "px;background:linear-gradient(90deg," + paint("--forward", shade) + " " + forward + "%," +
+          paint("--backward", shade) + " " + forward + "%)" + (width < 0.02 ? ";padding:0" : ""),
         onclick: () => { zoomed = node; draw(); describe(node); },
         onfocus: () => describe(node),
         onmousemove: (event) => showTip(event, node.name, time(node.ns) + " · " + percent(node.ns / (root.ns || 1))),

@@ -23,7 +23,7 @@ if (report.comparison) {
   register("compare", "Comparison", (main) => {
     const { before, after, parts, lines, steps, modules, words } = report.comparison;
     const most = Math.max(...parts.flatMap((part) => [part.before_ns, part.after_ns]), 1);
-    const bar = (ns, paint) => el("i", { class: "bar", style: "width:" + (100 * ns) / most + "%;background:var(" + paint + ")" });
+    const bar = (ns, paint) => el("i", { class: "bar", style: "width:" + (86 * ns) / most + "%;background:var(" + paint + ")" });
     main.append(
       el("div", { class: "cards" }, card(time(before.call_ns), before.title + ", a call"),
         card(time(after.call_ns), after.title + ", a call"), card(change(before.call_ns, after.call_ns), "change")),
