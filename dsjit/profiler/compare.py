@@ -162,13 +162,13 @@ def _differences(before: Sequence[tuple[str, float]], after: Sequence[tuple[str,
 
 
 def _line(line: Mapping[str, Any]) -> str:
-    return f"{os.path.basename(line['file'])}:{line['line']}  {line['text'].strip()}"
+    return f"{os.path.basename(line['file'])}:{line['line']} {line['text'].strip()}"
 
 
 def _step(step: Mapping[str, Any]) -> str:
     main = max(step["ops"], key=lambda op: op["share"], default=None)
     place = f"{os.path.basename(main['file'])}:{main['line']}" if main is not None and main["line"] else ""
-    return f"{step['name']}  {place}".strip()
+    return f"{step['name']} {place}".strip()
 
 
 def _times(old: float, new: float) -> str:

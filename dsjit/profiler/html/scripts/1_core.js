@@ -99,7 +99,7 @@ function sortedTable({ label, columns, rows, sortBy, detail, key, batch = 150 })
     const column = columns[order];
     const found = rows.filter(matches).sort((a, b) => {
       const [x, y] = [column.value(a), column.value(b)];
-      const compared = typeof x === "string" ? x.localeCompare(y) : x - y;
+      const compared = x < y ? -1 : x > y ? 1 : 0;
       return ascending ? compared : -compared;
     });
     const drawn = [];

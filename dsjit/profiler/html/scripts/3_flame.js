@@ -32,7 +32,7 @@ function flameTree(profile, mode) {
   return root;
 }
 
-function paint(name, shade) { return "color-mix(in oklab, var(" + name + ") " + shade + "%, var(--panel))"; }
+function paint(name, shade) { return "color-mix(in oklab, var(" + name + ") " + shade + "%, var(--depth))"; }
 
 register("flame", "Flame", (main, profile) => {
   const holder = el("div", { class: "flame", role: "tree", "aria-label": "Time by " + flameMode });

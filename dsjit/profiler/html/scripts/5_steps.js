@@ -18,18 +18,15 @@ function roofline(holder, steps, machine, marked) {
   const sorted = [...points].sort((a, b) => intensity(a) - intensity(b));
   const xs = sorted.map(intensity);
   const ys = sorted.map((step) => step.flop_rate);
-  const own = sorted.map((step) => (marked && step.number === marked.number ? step.flop_rate : null));
   const bandwidth = machine.bandwidth[machine.bandwidth.length - 1][1];
   const cached = Math.max(...machine.bandwidth.map((pair) => pair[1]));
   const peak = machine.flops.float32;
   const [low, high] = [Math.min(xs[0], 0.05) / 2, Math.max(xs[xs.length - 1], 4 * peak / bandwidth) * 2];
   const roof = [low, peak / cached, peak / bandwidth, high].sort((a, b) => a - b);
   const all = [...new Set([...roof, ...xs])].sort((a, b) => a - b);
-  const spread = (values) => { const by = new Map(xs.map((x, n) => [x, values[n]])); return all.map((x) => by.get(x) ?? null); };
   const onRoof = (rate_) => all.map((x) => Math.min(peak, x * rate_));
   const colors = chartColors();
-  const dots = (stroke, size) => ({ stroke, paths: () => null, points: { show: true, size, fill: stroke, width: 1 } });
-  // Several steps may have one intensity: every one is drawn, in the hook below.
+  // Several steps may have one intensity: every one is drawn, in the hook below, not as a series.
   const plot = new uPlot({
     width: Math.max(320, holder.clientWidth || 600), height: 300, cursor: { drag: { x: false, y: false }, points: { show: false } },
     legend: { show: false },
@@ -37,8 +34,8 @@ function roofline(holder, steps, machine, marked) {
       y: { distr: 3, range: () => [Math.max(1e6, Math.min(...ys) / 2), peak * 2] } },
     axes: [axis(colors, (u, ticks) => ticks.map((x) => (x === null ? "" : x >= 1 ? x : x.toPrecision(1))), 34),
       axis(colors, (u, ticks) => ticks.map((y) => (y === null ? "" : rate(y, ""))), 66)],
-    series: [{}, { stroke: colors.ink, width: 2 }, { stroke: colors.ink, width: 1, dash: [5, 4] },
-      { ...dots("transparent", 0) }],
+    series: [{}, { stroke: colors.ink, width: 2, points: { show: false } },
+      { stroke: colors.ink, width: 1, dash: [5, 4], points: { show: false } }],
     hooks: { draw: [(u) => {
       const context = u.ctx;
       for (const step of points) {
@@ -52,7 +49,7 @@ function roofline(holder, steps, machine, marked) {
       }
       context.globalAlpha = 1;
     }] },
-  }, [all, onRoof(bandwidth), onRoof(cached), spread(own)], holder);
+  }, [all, onRoof(bandwidth), onRoof(cached)], holder);
   plot.over.addEventListener("mousemove", (event) => {
     const box = plot.over.getBoundingClientRect();
     let best = null;
