@@ -21,7 +21,7 @@ from dsjit.ir.graph import Graph, Node, Value
 from dsjit.ir.print_graph import print_graph
 from dsjit.ir.print_kernel import print_kernel
 from dsjit.profiler.attribution import op_shares
-from dsjit.profiler.findings import StepFacts, find, widenings
+from dsjit.profiler.findings import StepFacts, copying_lines, find, widenings
 from dsjit.profiler.machine import Machine
 from dsjit.profiler.memory import profile_memory
 from dsjit.profiler.profile import (
@@ -116,7 +116,8 @@ class _Builder:
     def program(self, subject: Subject) -> None:
         first = len(self.steps)
         totals, launch, least, medians, runs = _summed(subject)
-        widened, reasons = widenings(subject.optimized), subject.reasons()
+        widened, copying = widenings(subject.optimized, subject.captured), copying_lines(subject.captured)
+        reasons = subject.reasons()
         for position, step in enumerate(subject.steps):
             profile = self._step(subject, position, step, reasons)
             count = int(runs)
@@ -130,7 +131,7 @@ class _Builder:
             )
             profile = self._rated(profile)
             self.steps.append(profile)
-            self.facts.append(StepFacts.of(step, widened, subject.plan.views, subject.fast))
+            self.facts.append(StepFacts.of(step, widened, copying, subject.plan.views, subject.fast))
             self._attribute(profile, subject.phase)
         self._attribute_ends(subject)
         numbers = tuple(range(first, len(self.steps)))

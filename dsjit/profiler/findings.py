@@ -23,7 +23,7 @@ from dsjit.profiler.profile import CompilerProfile, Finding, StepProfile, TimePa
 from dsjit.profiler.traffic import reads_across
 from dsjit.profiler.units import percent_text, time_text
 
-__all__ = ["StepFacts", "find", "widenings"]
+__all__ = ["StepFacts", "copying_lines", "find", "widenings"]
 
 aten = torch.ops.aten
 
@@ -54,8 +54,10 @@ class StepFacts:
     fast: bool = False
 
     @classmethod
-    def of(cls, step: Step, widened: Mapping[Value, Node], views: Views, fast: bool) -> StepFacts:
-        """widened: see `widenings`."""
+    def of(
+        cls, step: Step, widened: Mapping[Value, Node], copying: frozenset[Source], views: Views, fast: bool
+    ) -> StepFacts:
+        """widened: see `widenings`. copying: see `copying_lines`."""
         fused = step.work if isinstance(step.work, FusedKernel) else None
         nodes = fused.nodes if fused is not None else (step.work.node,)  # type: ignore[union-attr]
         values = [value for node in nodes for value in (*node.inputs(), *node.outputs)]
@@ -64,23 +66,31 @@ class StepFacts:
         across = next((node.source for node in nodes for v in node.inputs() if views.base(v) in turned), None)
         relaid = scatter = None
         if all(node.op in _COPIES for node in nodes) and any(map(_changes_layout, nodes)):
-            relaid, across = nodes[0].source, None
+            across = None
+            relaid = nodes[0].source if nodes[0].source in copying else None
         if fused is None and isinstance(nodes[0].op, OpOverload) and _name(nodes[0].op).startswith(_SCATTERS):
             scatter = nodes[0].source
         return cls(fused.kernel if fused is not None else None, wide, relaid, across, scatter, fast)
 
 
-def widenings(graph: Graph) -> dict[Value, Node]:
-    """For each float64 Value that comes from narrower floats: the node that made float64 of them."""
+def copying_lines(captured: Graph) -> frozenset[Source]:
+    """The lines whose own ops copy; copies at others are the compiler's."""
+    return frozenset(node.source for node in captured.nodes if node.op in _COPIES)
+
+
+def widenings(graph: Graph, captured: Graph) -> dict[Value, Node]:
+    """For each float64 Value that comes from narrower floats: the node that made float64 of them, on a line where the
+    captured Graph has float64, too."""
     found: dict[Value, Node] = {}
+    wide_lines = {node.source for node in captured.nodes if _is_wide(node)}
     for node in graph.nodes:
-        if not any(value.type.dtype is torch.float64 for value in node.outputs):
+        if not _is_wide(node):
             continue
         inputs = list(node.inputs())
         before = next((found[value] for value in inputs if value in found), None)
         narrow = any(value.type.dtype in (torch.float32, torch.bfloat16, torch.float16) for value in inputs)
         wide = any(value.type.dtype is torch.float64 for value in inputs)
-        origin = before or (node if narrow and not wide else None)
+        origin = before or (node if narrow and not wide and node.source in wide_lines else None)
         if origin is not None:
             found.update((value, origin) for value in node.outputs)
     return found
@@ -241,6 +251,10 @@ _ADVICE: Final = {
     "guards and dispatch": "It is the same for any size: jit a larger part of the program, or make larger batches.",
     "looks at data": "torch.where and tensor arithmetic need no look.",
 }
+
+
+def _is_wide(node: Node) -> bool:
+    return any(value.type.dtype is torch.float64 for value in node.outputs)
 
 
 def _longest(group: Sequence[StepProfile]) -> list[StepProfile]:

@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dsjit.codegen.placement import Step
-from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.planner import FusionPlan
 from dsjit.ir.graph import Graph, Node, Value
 from dsjit.profiler.profile import Phase
@@ -47,6 +46,3 @@ class Subject:
             for node in filter(None, (reason.producer, reason.consumer)):
                 found.setdefault(node, []).append(str(reason))
         return found
-
-    def is_kernel(self, step: Step) -> bool:
-        return isinstance(step.work, FusedKernel)

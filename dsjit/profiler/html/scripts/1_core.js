@@ -8,6 +8,11 @@ const state = { profile: report.profiles[0], view: null, target: null };
 
 function text(number) { return number < 0 ? "" : texts[number]; }
 
+// What would turn the direction of the text around it is spelled out.
+function visible(string) {
+  return string.replace(/[\u202a-\u202e\u2066-\u2069]/g, (c) => "<U+" + c.codePointAt(0).toString(16).toUpperCase() + ">");
+}
+
 function el(tag, attributes, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes || {})) {
@@ -18,7 +23,7 @@ function el(tag, attributes, ...children) {
   }
   for (const child of children.flat(Infinity)) {
     if (child === null || child === undefined || child === false) continue;
-    node.append(child instanceof Node ? child : document.createTextNode(String(child)));
+    node.append(child instanceof Node ? child : document.createTextNode(visible(String(child))));
   }
   return node;
 }

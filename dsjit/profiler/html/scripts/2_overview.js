@@ -53,7 +53,7 @@ register("overview", "Overview", (main, profile) => {
 function machinePanel(machine) {
   const [small, large] = [machine.bandwidth[0][1], machine.bandwidth[machine.bandwidth.length - 1][1]];
   return panel("This machine",
-    el("p", {}, machine.processor + ", " + machine.threads + " threads, torch " + machine.torch),
+    el("p", {}, machine.processor + ", " + machine.threads + (machine.threads === 1 ? " thread" : " threads") + ", torch " + machine.torch),
     plainTable("What the machine attains", ["measured", "attains#"], [
       ["bytes from memory", rate(large, "B/s")], ["bytes from the caches", rate(small, "B/s")],
       ...Object.entries(machine.flops).map(([dtype, flops]) => [dtype + " products", rate(flops, "FLOP/s")])]));

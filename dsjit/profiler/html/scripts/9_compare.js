@@ -42,6 +42,8 @@ if (report.comparison) {
 function start() {
   if (report.comparison) views.unshift(views.pop());
   document.body.append(tip);
+  const title = document.getElementById("title");
+  title.textContent = visible(title.textContent);
   const tabs = document.getElementById("tabs");
   tabs.append(...views.map((view) => el("button", { type: "button", role: "tab", "data-view": view.name, "aria-controls": "main",
     onclick: () => show(view.name) }, view.title)));
