@@ -1,4 +1,4 @@
-"""The command line: `python -m dsjit demo`, `verify`, `bisect`, `env`, and `python -m dsjit --version`."""
+"""The command line: `python -m dsjit demo`, `profile`, `verify`, `bisect`, `env`, and `python -m dsjit --version`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dsjit import demo
+from dsjit.api.profile_command import add_parser, profile_command
 from dsjit.config import OPTION_ROWS, VARIABLE_ROWS, Environment, Options, defaults
 from dsjit.errors import OptionError
 from dsjit.verification.commands import add_parsers, bisect_command, verify_command
@@ -27,6 +28,8 @@ def main(arguments: Sequence[str]) -> int:
         return _env(console)
     if options.command == "verify":
         return verify_command(options, console)
+    if options.command == "profile":
+        return profile_command(options, console)
     if options.command == "bisect":
         return bisect_command(options, console)
     with_torch_compile = options.torch_compile and demo.cpp_compiler() is not None
@@ -45,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     demo_parser.add_argument(
         "--no-torch-compile", dest="torch_compile", action="store_false", help="leave torch.compile out"
     )
+    add_parser(commands)
     add_parsers(commands)
     commands.add_parser("env", help="list the options and the environment variables, with their values now")
     return parser

@@ -16,6 +16,7 @@ __all__ = [
     "MissingPackageError",
     "NotEquivalentError",
     "OptionError",
+    "ProfileError",
     "RecompileError",
     "UnsupportedCallableError",
     "VerificationError",
@@ -60,6 +61,10 @@ class MissingPackageError(DsjitError, ModuleNotFoundError):
 
 class NotEquivalentError(DsjitError, AssertionError):
     """A function does not do the same compiled as it does eagerly; the message is the report of `dsjit.verify`."""
+
+
+class ProfileError(DsjitError, RuntimeError):
+    """A profile is read before it has ended, or used twice; or a file holds no profile."""
 
 
 class DsjitWarning(UserWarning):

@@ -124,6 +124,8 @@ class Builder:
             dump = open_dump(session.environment.dump, self.name) if session.environment.dump else None
             counters.compiles += 1
             compilation = session.programs[key] = make(dump)
+            for watch in session.on_compiled:
+                watch(compilation)
             counters.kernels_generated += compilation.generated
             counters.kernels_reused += compilation.reused
         else:

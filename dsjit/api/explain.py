@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, Final
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -18,10 +17,10 @@ from dsjit.api.recompiles import Cause
 from dsjit.api.trace_tree import TraceTree
 from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.views import is_view
-from dsjit.ir.graph import UNKNOWN_SOURCE, Graph, Node, Source, Value
-from dsjit.ir.kernel import Index, Kernel, Load, Store, typical
+from dsjit.ir.graph import UNKNOWN_SOURCE, Graph, Source
 from dsjit.ir.print_graph import op_name, print_graph
 from dsjit.ir.print_kernel import print_kernel
+from dsjit.profiler.traffic import kernel_traffic, node_traffic
 from dsjit.trace.guards import GuardLine
 from dsjit.trace.outcome import Outcome, OutcomeKind, describe_outcome
 
@@ -247,7 +246,7 @@ def _report(name: str, tree: TraceTree) -> Explanation:
         intermediate_bytes=sum(compilation.program.intermediate_bytes for compilation in compilations),
         reasons=tuple(str(reason) for compilation in compilations for reason in compilation.plan.reasons),
         guards=guards,
-        branches=tuple(_branches(tree)),
+        branches=tuple(branches_of(tree)),
         effects=tuple(dict.fromkeys(_effects(tree))),
         compile_seconds=seconds,
         captured="\n".join(print_graph(compilation.captured) for compilation in compilations),
@@ -264,7 +263,7 @@ def _effects(tree: TraceTree) -> Iterator[EffectReport]:
             yield EffectReport(effect.text, effect.source if known else reader_of(str(effect.path), guards))
 
 
-def _branches(tree: TraceTree) -> Iterator[str]:
+def branches_of(tree: TraceTree) -> Iterator[str]:
     """A line for each line of the user's that looks at data: at what, and what was seen (at first, for long lists)."""
     found: dict[tuple[str, OutcomeKind], dict[Outcome, None]] = {}
     for branch in tree.branches:
@@ -287,53 +286,6 @@ def kernel_report(fused: FusedKernel) -> KernelReport:
         written,
         print_kernel(fused.kernel),
     )
-
-
-def kernel_traffic(kernel: Kernel, values: tuple[Value, ...]) -> tuple[int, int]:
-    """(bytes read, bytes written), each element once. `values` are what the params stand for."""
-    sizes = {axis.name: typical(axis.size) for axis in kernel.outer}
-    for block in kernel.blocks:
-        sizes.update((axis.name, typical(axis.size)) for axis in block.axes)
-    read: dict[str, dict[Index, int]] = {}
-    written: dict[str, int] = {}
-    for block in kernel.blocks:
-        for stmt in block.body:
-            if isinstance(stmt, Load):
-                read.setdefault(stmt.param, {})[stmt.index] = _points(stmt.index, sizes)
-            elif isinstance(stmt, Store):
-                written[stmt.param] = _points(stmt.index, sizes)
-    total_read = total_written = 0
-    for param, value in zip(kernel.params, values, strict=True):
-        if param.name in written:
-            total_written += written[param.name] * param.dtype.itemsize
-        elif param.name in read:
-            # Several windows on one buffer overlap at most to the whole of it.
-            points = min(sum(read[param.name].values()), max(value.type.numel, 1))
-            total_read += points * param.dtype.itemsize
-    return total_read, total_written
-
-
-def _points(index: Index, sizes: Mapping[str, int]) -> int:
-    count = 1
-    for axis, _ in index.terms:
-        count *= sizes[axis]
-    return count
-
-
-_COPIES_FIRST: Final = frozenset(
-    {torch.ops.aten.addmm.default, torch.ops.aten.addmv.default, torch.ops.aten.baddbmm.default}
-)
-"""Ops that copy their first operand into the result, and then add the product to it."""
-
-
-def node_traffic(node: Node) -> tuple[int, int]:
-    """(bytes read, bytes written) of one op run on its own by torch: its operands and its results, each once; the
-    result twice more, written and read, by products that start from a copy of an operand."""
-    read = sum(value.type.nbytes for value in dict.fromkeys(node.inputs()))
-    written = sum(value.type.nbytes for value in node.outputs)
-    if node.op in _COPIES_FIRST:
-        return read + written, 2 * written
-    return read, written
 
 
 def _graph_traffic(graph: Graph) -> int:

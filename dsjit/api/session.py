@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
@@ -30,7 +30,7 @@ class Session:
 
     fuel: of the whole process, when rewrites are counted (DSJIT_FUEL) or written down (DSJIT_DUMP).
     gpus: by device, when kernels were wanted there.
-    programs, trainings: by numerics and structure, as long as they are used.
+    programs, trainings: by numerics and structure, as long as they are used. on_compiled: are told each new one.
     """
 
     environment: Environment
@@ -38,6 +38,7 @@ class Session:
     gpus: dict[torch.device, GpuMachine] = field(default_factory=dict)
     programs: WeakValueDictionary[Hashable, Compilation] = field(default_factory=WeakValueDictionary)
     trainings: WeakValueDictionary[Hashable, Training] = field(default_factory=WeakValueDictionary)
+    on_compiled: tuple[Callable[[Compilation], None], ...] = ()
     registry: Registry = field(default_factory=Registry)
     marks: SizeMarks = field(default_factory=SizeMarks)
     local: threading.local = field(default_factory=threading.local)

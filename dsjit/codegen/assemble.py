@@ -7,15 +7,13 @@ returned.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field
 from typing import Any, TypeAlias
 
 import torch
 from torch._ops import OpOverload
 
-from dsjit.codegen.clock import StepClock
 from dsjit.codegen.gemm import MatmulPlan, plan_matmul
 from dsjit.codegen.llvm.engine import CompiledKernel
 from dsjit.codegen.llvm.executor import Call, DeviceKernel, GemmCall, KernelCall, gemm_available
@@ -32,7 +30,7 @@ from dsjit.ops.library import fast_callable, out_variant
 from dsjit.ops.properties import is_dynamic
 from dsjit.ops.strided import strided_view
 
-__all__ = ["NativePlan", "assemble", "assemble_parts", "choose_steps", "templates_of"]
+__all__ = ["NativePlan", "assemble", "assemble_parts", "choose_steps", "library_aliases", "templates_of"]
 
 NativePlan: TypeAlias = MatmulPlan | ConvolutionPlan
 """How a library node runs as a native step."""
@@ -51,6 +49,15 @@ def choose_steps(units: Sequence[FusedKernel | LibraryUnit], views: Views) -> tu
             planned = plan is not None or _takes_out(unit.node)
         steps.append(Step(unit, planned))
     return steps, native
+
+
+def library_aliases(steps: Sequence[Step]) -> dict[Value, Value]:
+    """The results of library calls that are views, and what each is a view of."""
+    found: dict[Value, Value] = {}
+    for step in steps:
+        if isinstance(step.work, LibraryUnit) and not step.planned and (step.work.view or _aliases(step.work.node)):
+            found.update((value, step.work.node.args[0]) for value in step.work.node.outputs)
+    return found
 
 
 def templates_of(native: Mapping[Node, NativePlan]) -> dict[Node, ConvolutionTemplate]:
@@ -89,7 +96,6 @@ def assemble(
     native: Mapping[Node, NativePlan],
     views: Views,
     kernels: Mapping[FusedKernel | Node, CompiledKernel | DeviceKernel],
-    clock: StepClock | None = None,
     watch: StepWatch | None = None,
     check: bool = False,
     executor: Executor = CPU_EXECUTOR,
@@ -97,10 +103,10 @@ def assemble(
     """The Program that runs `steps` in order and returns the Graph's outputs.
 
     native: which library nodes run natively. kernels: of the fused kernels, and of the nodes that have a template.
-    clock: is told when each step ran; watch: what each step left in memory. The Program is then not reentrant; without
-    them, they cost nothing. check: verify the memory plan; raises VerificationError. executor: runs the kernels.
+    watch: is told what each step left in memory; the Program is then not reentrant. check: verify the memory plan;
+        raises VerificationError. executor: runs the kernels.
     """
-    assembler = _Assembler(graph, steps, native, views, kernels, clock, watch=watch, executor=executor)
+    assembler = _Assembler(graph, steps, native, views, kernels, watch=watch, executor=executor)
     return link(assembler.assemble(), check=check)
 
 
@@ -126,11 +132,10 @@ class _Assembler:
     native: Mapping[Node, NativePlan]
     views: Views
     kernels: Mapping[FusedKernel | Node, CompiledKernel | DeviceKernel]
-    clock: StepClock | None = None
     sizes: Mapping[FusedKernel, tuple[int, ...]] | None = None
     watch: StepWatch | None = None
     executor: Executor = CPU_EXECUTOR
-    aliases: dict[Value, Value] = field(default_factory=dict)
+    aliases: dict[Value, Value] = field(init=False)
     placement: Placement = field(init=False)
     lines: list[str] = field(default_factory=list)
     names: dict[str, Any] = field(default_factory=dict)
@@ -139,20 +144,13 @@ class _Assembler:
     bound: dict[Any, str] = field(default_factory=dict)
     pending: list[Call] = field(default_factory=list)
     sequences: dict[str, tuple[Call, ...]] = field(default_factory=dict)
-    pending_steps: list[int] = field(default_factory=list)
-    current: int = 0
     dropped: list[str] = field(default_factory=list)
     arena_tensors: dict[ArenaTensor, int] = field(default_factory=dict)
     variables: dict[Value, str] = field(default_factory=dict)
     constants: list[torch.Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        for step in self.steps:
-            if isinstance(step.work, LibraryUnit) and not step.planned:
-                node = step.work.node
-                if step.work.view or _aliases(node):
-                    for value in node.outputs:
-                        self.aliases[value] = node.args[0]
+        self.aliases = library_aliases(self.steps)
         self.constants = list(self.graph.constants.values())
         self.placement = place_values(self.graph, self.steps, self.views, self.aliases, self.executor.in_place)
         for step in self.steps:
@@ -173,15 +171,13 @@ class _Assembler:
     def assemble(self) -> ProgramParts:
         dying = self._deaths()
         for number, step in enumerate(self.steps):
-            self.current = number
             if isinstance(step.work, FusedKernel):
                 self._kernel(step.work)
             elif step.work.node in self.native:
                 self._native(step.work.node, self.native[step.work.node])
             else:
                 self._flush()
-                with self._timed(number):
-                    self._library(step.work.node, step.planned)
+                self._library(step.work.node, step.planned)
             if self.watch is not None:
                 self._flush()
                 self._watched(number, self.watch)
@@ -202,7 +198,6 @@ class _Assembler:
             constants=tuple((s, self.constants[p.number]) for p, s in self.slots.items() if p.home is Home.CONSTANT),
             arena_tensors=tuple(self.arena_tensors),
             buffers=self.placement.buffers,
-            timed=self.clock is not None,
             executor=self.executor,
         )
 
@@ -260,7 +255,6 @@ class _Assembler:
         slots = tuple(self._slot(value) for value in fused.values)
         sizes = self.sizes[fused] if self.sizes is not None else ()
         self.pending.append(KernelCall(self.kernels[fused], slots, sizes=sizes, zero=self._zero() if sizes else 0))
-        self.pending_steps.append(self.current)
 
     def _zero(self) -> int:
         """A slot of the table that holds 0."""
@@ -274,27 +268,14 @@ class _Assembler:
         else:
             a, b, c = (self._slot(matrix.base) for matrix in (plan.a, plan.b, plan.c))
             self.pending.append(GemmCall.row_major(plan, (a, b, c)))
-        self.pending_steps.append(self.current)
 
     def _flush(self) -> None:
         if self.pending:
             name = f"q{len(self.sequences)}"
             self.sequences[name] = tuple(self.pending)
-            stamps = "" if self.clock is None else f", {self.clock.native(tuple(self.pending_steps))}"
-            self.lines.append(f"{name}(address, threads{stamps})")
-            self.pending, self.pending_steps = [], []
+            self.lines.append(f"{name}(address, threads)")
+            self.pending = []
             self._drop()
-
-    @contextmanager
-    def _timed(self, number: int) -> Iterator[None]:
-        """Around the lines of a step that runs in Python."""
-        if self.clock is None:
-            yield
-            return
-        self.names["tick"] = self.clock.tick
-        self.lines.append(f"tick({number}, False)")
-        yield
-        self.lines.append(f"tick({number}, True)")
 
     def _watched(self, number: int, watch: StepWatch) -> None:
         """Hand over what is alive after a step, and what is dead."""
@@ -394,7 +375,7 @@ class _Assembler:
         return f"strided_view({tensor}, {shape}, {strides}, {self._integer(offset)})"
 
     def _view_call(self, node: Node, value: Value) -> str:
-        function = self._bind("f", node.op)
+        function = self._bind("v", node.op)
         args = [self._argument(arg) for arg in node.args]
         args += [f"{name}={self._argument(arg)}" for name, arg in node.kwargs.items()]
         call = f"{function}({', '.join(args)})"

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from types import FunctionType
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 
@@ -25,8 +25,8 @@ from dsjit.codegen.memory_plan import Lifetime, check_plan, plan_memory
 from dsjit.errors import VerificationError
 
 __all__ = [
-    "CPU_EXECUTOR", "ArenaTensor", "Executor", "Frame", "Program", "ProgramParts", "address_writer", "compile_source",
-    "link",
+    "CPU_EXECUTOR", "ArenaTensor", "Executor", "Frame", "Program", "ProgramParts", "Run", "address_writer",
+    "compile_source", "link",
 ]  # fmt: skip
 
 
@@ -63,7 +63,6 @@ class ProgramParts:
 
     slots: number of entries in the table of addresses; `fixed` gives those that are buffers in the arena, as
         (slot, buffer), and `constants` as (slot, tensor). buffers: in the arena.
-    timed: the sequences take the address where they write timestamps.
     executor: where the Program runs.
     """
 
@@ -75,7 +74,6 @@ class ProgramParts:
     constants: tuple[tuple[int, torch.Tensor], ...]
     arena_tensors: tuple[ArenaTensor, ...]
     buffers: tuple[Lifetime[int], ...]
-    timed: bool = False
     executor: Executor = CPU_EXECUTOR
 
 
@@ -94,20 +92,27 @@ class Frame:
     address: int
 
 
+Run: TypeAlias = Callable[[Sequence[torch.Tensor], Frame, int], list[torch.Tensor]]
+
+
 @dataclass(slots=True)
 class Program:
     """A compiled Graph.
 
     run: `run(inputs, frame, threads)` returns the output tensors.
     source: the text of `run`, for reading.
+    function: `run` as it was linked, whatever stands in for it. sequences: its native sequences, by the names that it
+        calls them, in the order in which they run.
     slots: number of entries in the table of addresses; `fixed` gives those that never change within a frame, as
         (slot, byte offset in the arena), and `constants` as (slot, tensor).
     arena_tensors: with their byte offsets.
     arena_bytes: size of the arena. intermediate_bytes: sum of the buffers that share it. device: of the arena.
     """
 
-    run: Callable[[Sequence[torch.Tensor], Frame, int], list[torch.Tensor]]
+    run: Run
     source: str
+    function: FunctionType
+    sequences: Mapping[str, StepSequence]
     slots: int
     fixed: tuple[tuple[int, int], ...]
     constants: tuple[tuple[int, torch.Tensor], ...]
@@ -154,17 +159,18 @@ def link(parts: ProgramParts, function: FunctionType | None = None, check: bool 
 
     check: raise VerificationError when buffers that are alive together overlap in the arena.
     """
-    names = dict(parts.names)
-    for name, calls in parts.sequences.items():
-        sequence = parts.executor.build(calls)
-        names[name] = sequence.run_timed if parts.timed else sequence.run
+    sequences = {name: parts.executor.build(calls) for name, calls in parts.sequences.items()}
+    names = {**parts.names, **{name: sequence.run for name, sequence in sequences.items()}}
     plan = plan_memory(parts.buffers)
     for one, other in check_plan(parts.buffers, plan) if check else ():
         raise VerificationError(f"buffers {one} and {other} of the arena are alive together, and overlap")
     function = function or compile_source(parts.source)
+    run = FunctionType(function.__code__, {**function.__globals__, **names}, "run")
     return Program(
-        run=FunctionType(function.__code__, {**function.__globals__, **names}, "run"),
+        run=run,
         source=parts.source,
+        function=run,
+        sequences=sequences,
         slots=parts.slots,
         fixed=tuple([(slot, plan.offsets[buffer]) for slot, buffer in parts.fixed]),
         constants=parts.constants,

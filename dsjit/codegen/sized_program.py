@@ -7,7 +7,7 @@ polynomials in the open sizes. A shape that is met for the first time evaluates 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import FunctionType
 from typing import Final
@@ -65,7 +65,7 @@ class SizedProgram:
     """Called as a `Program`, with tensors of any shape that its guard admits.
 
     sources: where the open sizes are read. sizes: the polynomials that the templates refer to.
-    example: the Program of the shape that it was made from.
+    example: the Program of the shape that it was made from. on_program: is told each Program that is made for a shape.
     """
 
     sources: tuple[SizeSource, ...]
@@ -78,6 +78,7 @@ class SizedProgram:
     function: FunctionType
     programs: OrderedDict[tuple[int, ...], Program] = field(default_factory=OrderedDict)
     example: Program = field(init=False)
+    on_program: Callable[[Program], None] | None = None
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         point = tuple([inputs[source.number].shape[source.dim] for source in self.sources])
@@ -85,6 +86,8 @@ class SizedProgram:
         if program is None:
             self._make_room()
             program = self.programs[point] = self.at(point)
+            if self.on_program is not None:
+                self.on_program(program)
         return program(inputs)
 
     def _make_room(self) -> None:
@@ -128,7 +131,7 @@ def make_sized_program(
     """parts: at the points of `fit`, assembled with open sizes. Raises Mismatch."""
     maker = TemplateMaker(fit)
     first = parts[0]
-    maker.make([(each.source, each.slots, each.fixed, each.constants, each.timed) for each in parts])
+    maker.make([(each.source, each.slots, each.fixed, each.constants) for each in parts])
     if maker.sizes:
         raise Mismatch("other sizes are placed otherwise")
     program = SizedProgram(

@@ -28,12 +28,16 @@ Arg: TypeAlias = Any
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A line of the user's code. `scope` is the module path when known (`encoder.layer.3.attention`)."""
+    """A line of the user's code.
+
+    scope: the path of the module whose forward was running, when one was (`encoder.layer.3.attention`). It is for
+        profiles, and does not tell lines apart: equal layers are one program.
+    """
 
     file: str
     line: int
     function: str
-    scope: str = ""
+    scope: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"

@@ -122,7 +122,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return func(*args, **kwargs)
         self.pause()
         try:
-            source = self.at or self.sources.current(2)
+            source = self.at or self.sources.of_op(2)
             if torch.is_grad_enabled():
                 self.forward_sources.setdefault(_sequence_number() - 1, source)
                 self.hooked = self.hooked or _saved_tensor_hooks(True) is not None

@@ -85,7 +85,7 @@ def test_each_convolution_is_timed_and_interpreted(inference):
     [tree] = jitted_of(jitted).trees
     inputs = tree.guard.check(args, {})
     [found] = tree.compilations
-    times = time_steps(found.optimized, found.steps, found.native, found.plan.views, found.compiled, inputs, repeats=2)
+    times = time_steps(found.program, found.steps, found.native, inputs, repeats=2)
     assert [time.nanoseconds > 0 for time in times if time.name == STEP] == [True] * 3
     (interpreted,) = InterpretedProgram(found.optimized, found.steps, found.plan.views)(inputs)
     torch.testing.assert_close(interpreted, call_compiled(jitted, *args))

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from dsjit.codegen.assemble import assemble, choose_steps
-from dsjit.codegen.clock import StepClock
 from dsjit.codegen.llvm.engine import KernelCache
 from dsjit.codegen.placement import Step
 from dsjit.codegen.program import Program
@@ -37,14 +36,14 @@ class Assembled:
         return step
 
 
-def assembled(graph: Graph, clock: StepClock | None = None) -> Assembled:
+def assembled(graph: Graph) -> Assembled:
     graph = run_passes(graph, check=True)
     plan = plan_fusion(graph, Limits(), torch.device("cpu"))
     units = [lower_group(u, plan.info, plan.views) if isinstance(u, Group) else u for u in plan.units]
     steps, matmuls = choose_steps(units, plan.views)
     fused = [unit for unit in units if isinstance(unit, FusedKernel)]
     kernels = dict(zip(fused, KernelCache().compile_kernels([unit.kernel for unit in fused]).kernels, strict=True))
-    program = assemble(graph, steps, matmuls, plan.views, kernels, clock)
+    program = assemble(graph, steps, matmuls, plan.views, kernels)
     return Assembled(graph, steps, [str(node.op) for node in matmuls], program)
 
 
@@ -197,14 +196,3 @@ def test_a_result_that_a_library_lays_out_otherwise_is_copied_to_the_strides_of_
     turned = tuple(replace(v, type=replace(v.type, strides=(1, 3))) for v in node.outputs)
     graph = replace(graph, nodes=(replace(node, outputs=turned),), outputs=turned[:1])
     assert_computes(graph, X)
-
-
-@pytest.mark.parametrize(("function", "inputs"), PROGRAMS.values(), ids=list(PROGRAMS))
-def test_a_clock_sees_every_step_and_changes_nothing(function, inputs):
-    graph, clock = trace(function, *inputs), StepClock()
-    found = assembled(graph, clock)
-    for a, b in zip(found.program(list(inputs)), assembled(graph).program(list(inputs)), strict=True):
-        assert torch.equal(a, b)
-    timed = clock.nanoseconds()
-    assert timed.keys() == set(range(len(found.steps)))
-    assert all(nanoseconds >= 0 for nanoseconds in timed.values())

@@ -20,6 +20,11 @@ def counters_from_zero():
     dsjit.reset_stats()
 
 
+@pytest.fixture(autouse=True)
+def cache_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+
 def test_there_are_pages_with_code():
     assert {"tutorial.md", "pipeline.md", "extending.md"} <= set(WITH_CODE)
 

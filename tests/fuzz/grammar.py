@@ -23,7 +23,17 @@ from dsjit.ops.pointwise import POINTWISE_ROWS
 from dsjit.ops.row import OpRow, Pointwise
 from tests.ops.samples import NUMBERS, PARAMETERS, overload
 
-__all__ = ["DIFFERENTIABLE", "FAMILIES", "NUMBERS", "TABLE", "Family", "TableCall", "arity", "exact_row", "sensitive_row"]
+__all__ = [
+    "DIFFERENTIABLE",
+    "FAMILIES",
+    "NUMBERS",
+    "TABLE",
+    "Family",
+    "TableCall",
+    "arity",
+    "exact_row",
+    "sensitive_row",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,17 +156,87 @@ DIFFERENTIABLE: Final = ("arithmetic", "views", "movement", "selections", "sums"
 # -- every pointwise row of the op table -----------------------------------------------------------------------------
 
 _EXACT: Final = frozenset(
-    "add sub rsub mul div neg abs sqrt reciprocal relu relu6 clamp clamp_min clamp_max maximum minimum max min fmax "
-    "fmin where masked_fill clone copy zero fill full_like zeros_like ones_like new_full new_zeros new_ones "
-    "lift_fresh_copy square hardtanh leaky_relu nan_to_num true_divide _to_copy _prelu_kernel rrelu".split()
+    [
+        "add",
+        "sub",
+        "rsub",
+        "mul",
+        "div",
+        "neg",
+        "abs",
+        "sqrt",
+        "reciprocal",
+        "relu",
+        "relu6",
+        "clamp",
+        "clamp_min",
+        "clamp_max",
+        "maximum",
+        "minimum",
+        "max",
+        "min",
+        "fmax",
+        "fmin",
+        "where",
+        "masked_fill",
+        "clone",
+        "copy",
+        "zero",
+        "fill",
+        "full_like",
+        "zeros_like",
+        "ones_like",
+        "new_full",
+        "new_zeros",
+        "new_ones",
+        "lift_fresh_copy",
+        "square",
+        "hardtanh",
+        "leaky_relu",
+        "nan_to_num",
+        "true_divide",
+        "_to_copy",
+        "_prelu_kernel",
+        "rrelu",
+    ]
 )
 _SENSITIVE: Final = frozenset(
-    "floor_divide remainder fmod sign sgn copysign heaviside nextafter floor ceil trunc round frac hardshrink "
-    "threshold eq ne lt le gt ge signbit isnan isinf isfinite isposinf isneginf _to_copy".split()
+    [
+        "floor_divide",
+        "remainder",
+        "fmod",
+        "sign",
+        "sgn",
+        "copysign",
+        "heaviside",
+        "nextafter",
+        "floor",
+        "ceil",
+        "trunc",
+        "round",
+        "frac",
+        "hardshrink",
+        "threshold",
+        "eq",
+        "ne",
+        "lt",
+        "le",
+        "gt",
+        "ge",
+        "signbit",
+        "isnan",
+        "isinf",
+        "isfinite",
+        "isposinf",
+        "isneginf",
+        "_to_copy",
+    ]
 )
 
 
-_LEFT_OUT: Final = frozenset("copy maximum minimum max min fmax fmin clamp clamp_min clamp_max".split())
+_LEFT_OUT: Final = frozenset(
+    ["copy", "maximum", "minimum", "max", "min", "fmax", "fmin", "clamp", "clamp_min", "clamp_max"]
+)
 """What chooses between zeros, and `copy`, which no program calls: it keeps the storage offset of what it replaces."""
 
 

@@ -22,7 +22,7 @@ def timed_layer() -> tuple[StepTime, ...]:
     [tree] = jitted_of(jitted).trees
     inputs = tree.guard.check((x, w), {})
     [found] = tree.compilations
-    return time_steps(found.optimized, found.steps, found.native, found.plan.views, found.compiled, inputs, repeats=3)
+    return time_steps(found.program, found.steps, found.native, inputs, repeats=3)
 
 
 def test_kernels_products_and_library_calls_are_timed_in_order() -> None:

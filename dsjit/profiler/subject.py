@@ -1,0 +1,48 @@
+"""A Program that is profiled, with what it was made from."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from dsjit.codegen.placement import Step
+from dsjit.fusion.planner import FusionPlan
+from dsjit.ir.graph import Graph, Node, Value
+from dsjit.profiler.profile import Phase
+from dsjit.profiler.recording import ProgramSamples
+
+__all__ = ["Subject"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """name: of the function. captured, optimized, plan, steps, native: see `api.compile.Compilation`.
+
+    samples: one for each shape that ran; Graphs and sizes are those of the typical one.
+    arena_bytes, intermediate_bytes: of the Program. source: its text.
+    saved: what the forward keeps. recomputed: nodes that the backward does again.
+    fast: whether `numerics="fast"`.
+    """
+
+    name: str
+    phase: Phase
+    captured: Graph
+    optimized: Graph
+    plan: FusionPlan
+    steps: Sequence[Step]
+    native: Collection[Node]
+    samples: Sequence[ProgramSamples]
+    arena_bytes: int
+    intermediate_bytes: int
+    source: str
+    fast: bool = False
+    saved: Sequence[Value] = ()
+    recomputed: Iterable[Node] = ()
+
+    def reasons(self) -> Mapping[Node, list[str]]:
+        """Why nodes were not fused, by producer and by consumer."""
+        found: dict[Node, list[str]] = {}
+        for reason in self.plan.reasons:
+            for node in filter(None, (reason.producer, reason.consumer)):
+                found.setdefault(node, []).append(str(reason))
+        return found
