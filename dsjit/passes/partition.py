@@ -114,7 +114,7 @@ def can_compute_again(node: Node) -> bool:
     """Whether the node costs next to nothing inside a fused kernel, and gives the same bits a second time."""
     if not is_reproducible(node):
         return False
-    return shares_memory(node.op) or isinstance(rule_of(node), Pointwise | View)
+    return shares_memory(node.op) or isinstance(rule_of(node), Pointwise | View) or not inputs_of(node)
 
 
 class _Cut:

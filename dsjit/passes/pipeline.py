@@ -16,6 +16,7 @@ from dsjit.passes.drop_copies import drop_copies
 from dsjit.passes.fold_constants import fold_constants
 from dsjit.passes.fuel import Fuel, Rewrite
 from dsjit.passes.hoist_matmul import hoist_matmul
+from dsjit.passes.narrow_masks import narrow_masks
 from dsjit.passes.simplify import simplify
 from dsjit.passes.split_reductions import split_reductions
 
@@ -67,6 +68,8 @@ JOINT_PASSES: Final[tuple[Pass, ...]] = (
     Pass("drop_copies", drop_copies),
     Pass("simplify", simplify),
     Pass("cse", eliminate_common_subexpressions),
+    # What is drawn is kept for the backward.
+    Pass("narrow_masks", narrow_masks),
     Pass("dce", eliminate_dead_code),
 )
 """For a Graph of forward and backward; both halves go through PASSES later."""
