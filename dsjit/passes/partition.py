@@ -45,12 +45,16 @@ from dsjit.ops.properties import is_reproducible, shares_memory
 from dsjit.ops.row import Pointwise, View
 from dsjit.ops.table import rule_of
 from dsjit.passes.dce import eliminate_dead_code
+from dsjit.passes.recompute_cost import BYTES_PER_SECOND, is_product, recompute_seconds
 from dsjit.passes.rewrite import inputs_of
 
 __all__ = ["Partition", "partition"]
 
 ALIVE_ANYWAY: Final = 0.01
 """What a byte weighs that the caller holds as well (an argument, a result)."""
+
+WORTH: Final = 4
+"""How much longer than to write and read a value it may take to compute it again, since it then takes no memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +91,8 @@ def partition(joint: JointGraph) -> Partition:
     early += copies.values()
     outputs = (*results, *(copies[value].output if value in copies else value for value in rest))
     forward = Graph(primals, tuple(early), outputs, graph.writes, graph.constants, graph.name)
-    again = _nodes_after(graph, kept, gradients)
-    backward = Graph((*ordered, *tangents), again, gradients, (), graph.constants, f"{graph.name}_backward")
+    again = _nodes_after(graph, kept, gradients, late)
+    backward = Graph((*ordered, *tangents), tuple(again), gradients, (), graph.constants, f"{graph.name}_backward")
     backward = _own_outputs(eliminate_dead_code(backward), len(ordered))
     return Partition(eliminate_dead_code(forward), backward, ordered, frozenset(shared))
 
@@ -115,6 +119,13 @@ def can_compute_again(node: Node) -> bool:
     if not is_reproducible(node):
         return False
     return shares_memory(node.op) or isinstance(rule_of(node), Pointwise | View) or not inputs_of(node)
+
+
+def _price(node: Node) -> float | None:
+    """What it costs to compute the product again, in bytes kept; None when the node is none, or differs next time."""
+    if not is_product(node) or not is_reproducible(node):
+        return None
+    return recompute_seconds(node) * BYTES_PER_SECOND / (2 * WORTH)
 
 
 class _Cut:
@@ -149,8 +160,11 @@ class _Cut:
             network.add_edge((value, "in"), (value, "out"), **capacity)
             node = self.producers.get(value)
             if node is None or not can_compute_again(node):
-                network.add_edge("source", (value, "in"))
-                continue
+                price = None if node is None else _price(node)
+                if price is None or weight is None or price >= weight:
+                    network.add_edge("source", (value, "in"))
+                    continue
+                network.add_edge("source", (value, "in"), capacity=price)
             for before in inputs_of(node):
                 if before in self.graph.constants:
                     continue
@@ -179,15 +193,30 @@ def _cut_piece(network: networkx.DiGraph, piece: Collection[tuple[Value, str]]) 
     return {value for value, side in piece if side == "out" and (value, "out") in after and (value, "in") not in after}
 
 
-def _nodes_after(graph: Graph, kept: Collection[Value], gradients: Iterable[Value]) -> tuple[Node, ...]:
-    """The nodes that lead from `kept` and the gradients of results to `gradients`."""
+def _nodes_after(graph: Graph, kept: Collection[Value], gradients: Iterable[Value], late: set[Value]) -> list[Node]:
+    """The nodes that lead from `kept` and the gradients of results to `gradients`. What is computed again comes just
+    before it is first wanted, so that no more of it is alive at once than has to be."""
     wanted = {value for value in gradients if value not in kept}
     found: list[Node] = []
     for node in reversed(graph.nodes):
         if not wanted.isdisjoint(node.outputs):
             found.append(node)
             wanted.update(value for value in inputs_of(node) if value not in kept)
-    return tuple(reversed(found))
+    again = {value: node for node in found for value in node.outputs if value not in late}
+    ordered: dict[Node, None] = {}
+    for node in reversed(found):
+        if late.isdisjoint(node.outputs):
+            continue
+        stack = [node]
+        while stack:
+            top = stack[-1]
+            missing = [again[value] for value in inputs_of(top) if value in again and again[value] not in ordered]
+            if not missing:
+                ordered[stack.pop()] = None
+            else:
+                stack += missing
+    ordered.update((node, None) for node in reversed(found))
+    return list(ordered)
 
 
 def _copies(graph: Graph, values: Iterable[Value]) -> dict[Value, Node]:
