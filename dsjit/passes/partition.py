@@ -159,8 +159,11 @@ class _Cut:
             capacity = {} if weight is None else {"capacity": weight}
             network.add_edge((value, "in"), (value, "out"), **capacity)
             node = self.producers.get(value)
-            if node is None or not can_compute_again(node):
-                price = None if node is None else _price(node)
+            if node is None:
+                network.add_edge("source", (value, "in"))
+                continue
+            if not can_compute_again(node):
+                price = _price(node)
                 if price is None or weight is None or price >= weight:
                     network.add_edge("source", (value, "in"))
                     continue

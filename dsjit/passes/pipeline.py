@@ -9,6 +9,7 @@ from typing import Final
 from dsjit.ir.graph import Graph
 from dsjit.ir.verify_graph import verify_graph
 from dsjit.passes.channels_last import channels_last
+from dsjit.passes.chunk_cross_entropy import chunk_cross_entropy
 from dsjit.passes.cse import eliminate_common_subexpressions
 from dsjit.passes.dce import eliminate_dead_code
 from dsjit.passes.decompose import decompose
@@ -63,6 +64,8 @@ JOINT_PASSES: Final[tuple[Pass, ...]] = (
     Pass("dce", eliminate_dead_code),
     Pass("simplify", simplify),
     Pass("cse", eliminate_common_subexpressions),
+    # While softmax and loss are single nodes.
+    Pass("chunk_cross_entropy", chunk_cross_entropy),
     Pass("decompose", decompose),
     Pass("simplify", simplify),
     Pass("drop_copies", drop_copies),

@@ -12,7 +12,7 @@ from typing import Final
 
 import torch
 
-from dsjit.ir.graph import Node
+from dsjit.ir.graph import Node, Value
 from dsjit.ops.properties import shares_memory
 from dsjit.passes.rewrite import inputs_of
 
@@ -58,10 +58,13 @@ def recompute_seconds(node: Node) -> float:
 def _flops(node: Node) -> float:
     name = getattr(node.op, "_name", None)
     if name in _PRODUCTS:
-        return 2.0 * node.output.type.numel * node.args[_PRODUCTS[name]].type.shape[-1]
+        return 2.0 * node.output.type.numel * _shape(node.args[_PRODUCTS[name]])[-1]
     if name == _CONVOLUTION:
-        return 2.0 * node.output.type.numel * math.prod(node.args[1].type.shape[1:])
+        return 2.0 * node.output.type.numel * math.prod(_shape(node.args[1])[1:])
     if name == _ATTENTION:  # the products of queries and keys, and with values
-        queries, keys = node.args[0].type, node.args[1].type
-        return 4.0 * queries.numel * keys.shape[-2]
+        return 4.0 * math.prod(_shape(node.args[0])) * _shape(node.args[1])[-2]
     return 0.0
+
+
+def _shape(value: Value) -> tuple[int, ...]:
+    return value.type.shape
