@@ -1,6 +1,6 @@
 """Loss functions, each an elementwise part followed by a reduction.
 
-Left to the library: `binary_cross_entropy`, which raises on inputs outside [0, 1], and the forward of losses that gather.
+Left to the library: `binary_cross_entropy`, which raises on inputs outside [0, 1], and forwards that gather.
 """
 
 from __future__ import annotations
