@@ -32,7 +32,7 @@ After:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -72,13 +72,18 @@ class Partition:
     shared: frozenset[Value]
 
 
-def partition(joint: JointGraph) -> Partition:
-    """The two Graphs; `joint.graph` should have been simplified before."""
+def partition(joint: JointGraph, recomputed: Sequence[Collection[Node]] = ()) -> Partition:
+    """The two Graphs; `joint.graph` should have been simplified before.
+
+    recomputed: parts of the forward that are computed again from what enters them, at whatever cost.
+    """
     graph = joint.graph
     primals, tangents = graph.inputs[: joint.primals], graph.inputs[joint.primals :]
     results, gradients = graph.outputs[: joint.results], graph.outputs[joint.results :]
     late = _depending_on(graph, tangents)
     needed = _needed(graph, late, gradients)
+    if recomputed:
+        needed = _before(graph, needed, recomputed)
     shared = {primals[number] for number in joint.keepable_primals} - {write.target for write in graph.writes}
     shared |= {results[number] for number in joint.keepable_results}
     kept = _Cut(graph, shared).minimum(needed)
@@ -112,6 +117,36 @@ def _needed(graph: Graph, late: set[Value], gradients: Iterable[Value]) -> list[
         if not late.isdisjoint(node.outputs):
             found.update((value, None) for value in inputs_of(node) if value not in late)
     return [value for value in found if value not in graph.constants]
+
+
+def _before(graph: Graph, needed: Iterable[Value], recomputed: Sequence[Collection[Node]]) -> list[Value]:
+    """What has to be there so that the parts `recomputed`, each on its own, can give what of theirs is needed."""
+    part_of = {
+        value: number
+        for number, nodes in enumerate(recomputed)
+        for node in nodes
+        if is_reproducible(node)
+        for value in node.outputs
+    }
+    producers = graph.producers()
+    found: dict[Value, None] = {}
+    stack = list(needed)
+    seen = set(stack)
+    while stack:
+        value = stack.pop()
+        part = part_of.get(value)
+        if part is None:
+            found[value] = None
+            continue
+        for before in inputs_of(producers[value]):
+            if before in graph.constants:
+                continue
+            if part_of.get(before) != part:
+                found[before] = None
+            elif before not in seen:
+                seen.add(before)
+                stack.append(before)
+    return list(found)
 
 
 def can_compute_again(node: Node) -> bool:
