@@ -157,9 +157,9 @@ OPTION_ROWS: Final[tuple[OptionRow, ...]] = (
         'None, an int of bytes, or text such as "6GiB" or "800 MB"',
         _is_bytes_or_none,
         "The most memory that a call that is differentiated, and its backward, may take beyond the call's arguments: "
-        "results, what is kept for the backward, gradients, and what is in between. To keep to it, parts of the forward "
-        "are computed again in the backward. MemoryBudgetError, which names the smallest budget that works, when none "
-        "does. None: no limit.",
+        "results, what is kept for the backward, gradients, and what is in between. To keep to it, the backward "
+        "computes parts of the forward again. When that does not suffice, MemoryBudgetError names the smallest budget "
+        "that works. None: no limit.",
     ),
 )
 

@@ -11,6 +11,7 @@ from dsjit.codegen.footprint import peak_of_tensors
 from dsjit.errors import MemoryBudgetError
 from dsjit.ir.graph import Graph, Node, Source
 from dsjit.ir.joint_graph import JointGraph
+from dsjit.ir.print_graph import op_name
 from dsjit.passes.partition import Partition, can_compute_again, partition
 from dsjit.passes.recompute_cost import recompute_seconds
 from dsjit.passes.segments import forward_nodes, segments
@@ -45,7 +46,7 @@ class TrainingMemory:
         is kept, gradients (all that the backward returns), working memory.
     segments, recomputed: parts of the forward, and how many of them, the first ones, the backward computes again.
     seconds: modelled time that computing again takes; what is free inside kernels is not counted.
-    budget: what was allowed, or None.
+    budget: what was allowed.
     """
 
     kept: int
@@ -53,7 +54,7 @@ class TrainingMemory:
     segments: int
     recomputed: int
     seconds: float
-    budget: int | None = None
+    budget: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,15 +72,11 @@ def kept_values(joint: JointGraph, halves: Partition) -> tuple[Kept, ...]:
     producers = joint.graph.producers()
     primals = set(joint.graph.inputs)
     found = [
-        Kept(_op_name(producers[value]), producers[value].source, value.type.shape, value.type.nbytes)
+        Kept(op_name(producers[value].op), producers[value].source, value.type.shape, value.type.nbytes)
         for value in halves.kept
         if value not in halves.shared and value not in primals
     ]
     return tuple(sorted(found, key=lambda kept: -kept.nbytes))
-
-
-def _op_name(node: Node) -> str:
-    return getattr(node.op, "__name__", str(node.op)) if not hasattr(node.op, "_schema") else str(node.op)
 
 
 def plan_training(joint: JointGraph, budget: int, compile: Callable[[Graph], Compilation]) -> TrainingPlan:
@@ -147,7 +144,7 @@ def _planned(
     nodes: list[Node],
     count: int,
     recomputed: int,
-    budget: int | None,
+    budget: int,
     compile: Callable[[Graph], Compilation],
 ) -> TrainingPlan:
     chosen = segments(joint.graph, nodes, count)[:recomputed]
@@ -159,9 +156,7 @@ def _planned(
     )
     returned = sum(value.type.nbytes for value in results)
     during_forward = forward.program.arena_bytes + _tensors(forward)
-    during_backward = (
-        forward.program.arena_bytes + returned + kept + backward.program.arena_bytes + _tensors(backward)
-    )
+    during_backward = forward.program.arena_bytes + returned + kept + backward.program.arena_bytes + _tensors(backward)
     early = {value for node in nodes for value in node.outputs}
     again = [node for node in halves.backward.nodes if not early.isdisjoint(node.outputs)]
     seconds = sum(recompute_seconds(node) for node in again if not can_compute_again(node))

@@ -32,7 +32,7 @@ After:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -121,14 +121,14 @@ def _needed(graph: Graph, late: set[Value], gradients: Iterable[Value]) -> list[
 
 def _before(graph: Graph, needed: Iterable[Value], recomputed: Sequence[Collection[Node]]) -> list[Value]:
     """What has to be there so that the parts `recomputed`, each on its own, can give what of theirs is needed."""
+    producers = graph.producers()
     part_of = {
         value: number
         for number, nodes in enumerate(recomputed)
         for node in nodes
-        if is_reproducible(node)
+        if is_reproducible(node) and not _narrows_what_was_drawn(node, producers)
         for value in node.outputs
     }
-    producers = graph.producers()
     found: dict[Value, None] = {}
     stack = list(needed)
     seen = set(stack)
@@ -147,6 +147,16 @@ def _before(graph: Graph, needed: Iterable[Value], recomputed: Sequence[Collecti
                 seen.add(before)
                 stack.append(before)
     return list(found)
+
+
+def _narrows_what_was_drawn(node: Node, producers: Mapping[Value, Node]) -> bool:
+    """Whether the node's result is smaller than an operand that cannot be computed again (a mask of random numbers)."""
+    return any(
+        before in producers
+        and not is_reproducible(producers[before])
+        and node.outputs[0].type.nbytes < before.type.nbytes
+        for before in inputs_of(node)
+    )
 
 
 def can_compute_again(node: Node) -> bool:
