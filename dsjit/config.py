@@ -7,6 +7,7 @@ Nothing here reads `os.environ`: callers pass the mapping that they mean.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -32,6 +33,7 @@ __all__ = [
     "VariableRow",
     "checked_stance",
     "defaults",
+    "parse_bytes",
 ]
 
 Numerics: TypeAlias = Literal["eager", "fast"]
@@ -73,6 +75,32 @@ def _one_of(*choices: str) -> Callable[[object], bool]:
 
 
 _is_at_limit: Final = _one_of("eager", "raise")
+
+_UNITS: Final = {"B": 1, **{f"{letter}iB": 1024 ** (power + 1) for power, letter in enumerate("KMGT")}}
+_UNITS_OF_TEN: Final = {f"{letter}B": 1000 ** (power + 1) for power, letter in enumerate("KMGT")}
+
+
+def parse_bytes(amount: int | str) -> int:
+    """A number of bytes, given as such or as text: "6GiB", "1.5 GB", "800 MiB". Raises ValueError."""
+    if isinstance(amount, str):
+        units = {**_UNITS, **_UNITS_OF_TEN}
+        matched = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", amount)
+        if matched is None or matched[2] not in units:
+            raise ValueError(amount)
+        amount = int(float(matched[1]) * units[matched[2]])
+    if isinstance(amount, bool) or amount < 1:
+        raise ValueError(amount)
+    return amount
+
+
+def _is_bytes_or_none(value: object) -> bool:
+    if value is None:
+        return True
+    try:
+        return isinstance(value, int | str) and parse_bytes(value) > 0
+    except ValueError:
+        return False
+
 
 OPTION_ROWS: Final[tuple[OptionRow, ...]] = (
     OptionRow(
@@ -126,6 +154,15 @@ OPTION_ROWS: Final[tuple[OptionRow, ...]] = (
         'DSJIT_AT_RECOMPILE_LIMIT says, or "eager"). "eager": they run eagerly, with one warning that names what '
         'changed. "raise": they raise RecompileError, which fullgraph does, too.',
     ),
+    OptionRow(
+        "memory_budget",
+        'None, an int of bytes, or text such as "6GiB" or "800 MB"',
+        _is_bytes_or_none,
+        "The most memory that a call that is differentiated, and its backward, may take beyond the call's arguments: "
+        "results, what is kept for the backward, gradients, and what is in between. To keep to it, the backward "
+        "computes parts of the forward again. When that does not suffice, MemoryBudgetError names the smallest budget "
+        "that works. None: no limit.",
+    ),
 )
 
 
@@ -174,6 +211,7 @@ class Options:
     disable: bool = False
     recompile_limit: int | None = None
     at_recompile_limit: AtLimit | None = None
+    memory_budget: int | str | None = None
 
     def __post_init__(self) -> None:
         for row in OPTION_ROWS:

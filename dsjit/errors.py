@@ -13,6 +13,7 @@ __all__ = [
     "DsjitError",
     "DsjitWarning",
     "GradientError",
+    "MemoryBudgetError",
     "MissingPackageError",
     "NotEquivalentError",
     "OptionError",
@@ -49,6 +50,10 @@ class BackendError(DsjitError, RuntimeError):
 
 class GradientError(DsjitError, RuntimeError):
     """Derivatives are wanted that the compiled function does not have (second ones)."""
+
+
+class MemoryBudgetError(DsjitError, RuntimeError):
+    """A call and its backward cannot keep to the option `memory_budget`; the message names the smallest that works."""
 
 
 class VerificationError(DsjitError, AssertionError):

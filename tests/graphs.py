@@ -18,10 +18,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dsjit.ir.dtypes import SHORT_NAMES
 from dsjit.ir.graph import Graph, Node, Source, TensorType, Value, Write
 from dsjit.ir.print_graph import print_short
+from dsjit.ops.cross_entropy import linear_cross_entropy
 from dsjit.ops.direct_convolution import direct_convolution
 
 DTYPES = {name: dtype for dtype, name in SHORT_NAMES.items()}
-FUNCTIONS = (direct_convolution,)
+FUNCTIONS = (direct_convolution, linear_cross_entropy)
 """Ops that are plain functions; printed Graphs call them by name."""
 
 SOURCE = Source("model.py", 12, "forward", "")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dsjit.config import DEBUG_LEVELS, OPTION_ROWS, VARIABLE_ROWS, Environment, Options, defaults
+from dsjit.config import DEBUG_LEVELS, OPTION_ROWS, VARIABLE_ROWS, Environment, Options, defaults, parse_bytes
 from dsjit.errors import OptionError
 
 
@@ -20,6 +20,7 @@ def test_the_documented_defaults() -> None:
         "disable": False,
         "recompile_limit": None,
         "at_recompile_limit": None,
+        "memory_budget": None,
     }
     assert defaults(Environment) == {
         "debug": 0,
@@ -57,6 +58,8 @@ def test_options_are_immutable_and_hashable() -> None:
         {"backend": "eager", "disable": True},
         {"recompile_limit": 1},
         {"recompile_limit": None, "at_recompile_limit": "raise"},
+        {"memory_budget": "6GiB"},
+        {"memory_budget": 10**9},
     ],
 )
 def test_accepted_keywords_become_options(keywords: dict[str, object]) -> None:
@@ -80,6 +83,12 @@ def test_accepted_keywords_become_options(keywords: dict[str, object]) -> None:
         ("recompile_limit", 0),
         ("recompile_limit", True),
         ("recompile_limit", 2.0),
+        ("memory_budget", 0),
+        ("memory_budget", True),
+        ("memory_budget", 1.5),
+        ("memory_budget", "6"),
+        ("memory_budget", "six GiB"),
+        ("memory_budget", "-1 GiB"),
     ],
 )
 def test_a_value_that_is_not_accepted_is_refused_by_name(name: str, value: object) -> None:
@@ -88,6 +97,14 @@ def test_a_value_that_is_not_accepted_is_refused_by_name(name: str, value: objec
     row = next(row for row in OPTION_ROWS if row.name == name)
     assert f"{name}={value!r}" in str(error.value)
     assert row.accepted in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("amount", "expected"),
+    [(512, 512), ("512B", 512), ("6GiB", 6 * 2**30), ("1.5 GB", 1_500_000_000), (" 800 MiB ", 800 * 2**20)],
+)
+def test_bytes_are_numbers_or_text(amount: int | str, expected: int) -> None:
+    assert parse_bytes(amount) == expected
 
 
 def test_a_misspelt_option_is_refused_with_the_closest_name() -> None:

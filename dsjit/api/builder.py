@@ -15,6 +15,7 @@ import torch
 from dsjit.api.checking import checked_program
 from dsjit.api.compile import Compilation, StageTimer, compile_graph, compile_template
 from dsjit.api.compile_gpu import compile_gpu_graph, gpu_of
+from dsjit.api.memory_budget import plan_training
 from dsjit.api.session import Session
 from dsjit.api.stats import Counters
 from dsjit.api.trace_nodes import Runner, Step
@@ -23,7 +24,7 @@ from dsjit.codegen.interpret import InterpretedProgram, KernelRunner
 from dsjit.codegen.interpreter import run_kernel
 from dsjit.codegen.sized_program import SizeSource
 from dsjit.codegen.triton.load import triton_interpreter
-from dsjit.config import Options
+from dsjit.config import Options, parse_bytes
 from dsjit.dump import Dump, open_dump
 from dsjit.ir.graph import Graph
 from dsjit.ir.joint_graph import JointGraph
@@ -69,14 +70,25 @@ class Builder:
     def training(self, joint: JointGraph, timer: StageTimer) -> Step:
         """A forward, compiled now, and its backward, which is compiled when it is first wanted."""
         session = self.session
-        structure = (self.options.numerics, self.options.backend == "triton", graph_structure(joint.graph), joint.key)
+        options = self.options
+        budget = None if options.memory_budget is None else parse_bytes(options.memory_budget)
+        key = (options.numerics, options.backend == "triton", budget)
+        structure = (*key, graph_structure(joint.graph), joint.key)
         training = session.trainings.get(structure)
         if training is None:
             with timer.stage("passes"):
                 simple = run_passes(joint.graph, check=session.environment.check > 0, passes=JOINT_PASSES)
-            with timer.stage("partition"):
-                halves = partition(replace(joint, graph=simple))
-            training = make_training(joint, halves, self._graph(halves.forward, timer), self._backward)
+            simplified = replace(joint, graph=simple)
+            if budget is None:
+                with timer.stage("partition"):
+                    halves = partition(simplified)
+                training = make_training(simplified, halves, self._graph(halves.forward, timer), self._backward)
+            else:
+                with timer.stage("memory_plan"):
+                    plan = plan_training(simplified, budget, self._backward)
+                training = make_training(simplified, plan.partition, plan.forward, self._backward)
+                training.memory = plan.memory
+                training.backward((True,) * len(joint.differentiated))  # it is compiled already
             session.trainings[structure] = training
         return Step(Segment(training.partition.forward, None), training.forward, training)
 

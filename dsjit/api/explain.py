@@ -13,8 +13,10 @@ from rich.table import Table
 
 from dsjit.api.entry import jit, jitted_of
 from dsjit.api.guard_summary import merge_alike, reader_of, summarize_guards
+from dsjit.api.memory_budget import Kept, TrainingMemory, kept_values
 from dsjit.api.recompiles import Cause
 from dsjit.api.trace_tree import TraceTree
+from dsjit.api.training import Training
 from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.views import is_view
 from dsjit.ir.graph import UNKNOWN_SOURCE, Graph, Source
@@ -30,6 +32,9 @@ _OUTCOMES_SHOWN: Final = 8
 """Of one look, in the text."""
 
 _GUARDS_SHOWN: Final = 80
+"""Lines, in the text."""
+
+_KEPT_SHOWN: Final = 24
 """Lines, in the text."""
 
 
@@ -79,6 +84,8 @@ class Explanation:
     branches: where the code looked at what tensors hold, and which outcomes were met; the program is then in parts,
         and everything above is the sum over the parts of all ways.
     effects: what the program does to Python again, on each call, and the line that did it.
+    kept: what is kept for the backward besides arguments and results, largest first. training: what was planned under
+        `memory_budget`.
     recompiles: why calls of the object were traced again, oldest first. eager_calls: how many ran eagerly since the
         last `dsjit.reset_stats()`, by cause.
     """
@@ -99,6 +106,8 @@ class Explanation:
     recompiles: tuple[Cause, ...] = ()
     eager_calls: Mapping[str, int] = field(default_factory=dict)
     compile_seconds: Mapping[str, float] | None = None
+    kept: tuple[Kept, ...] = ()
+    training: TrainingMemory | None = None
     captured: str = ""
     optimized: str = ""
     program: str = ""
@@ -133,6 +142,10 @@ class Explanation:
             f"memory traffic {_size(self.bytes_before)} -> {_size(self.bytes_after)}; intermediate buffers "
             f"{_size(self.intermediate_bytes)} in an arena of {_size(self.arena_bytes)}"
         )
+        if self.training is not None:
+            console.print(_budget_text(self.training))
+        if self.kept:
+            console.print(self._kept_table())
         if self.kernels:
             console.print(self._kernel_table())
         if self.library_calls:
@@ -144,6 +157,18 @@ class Explanation:
         if len(guards) > _GUARDS_SHOWN:
             guards = [*guards[:_GUARDS_SHOWN], f"... {len(guards) - _GUARDS_SHOWN} lines more: see `guards`"]
         _print_list(console, f"{len(self.guards)} guards:", guards)
+
+    def _kept_table(self) -> Table:
+        total = _size(sum(kept.nbytes for kept in self.kept))
+        table = Table(title=f"{total} kept for the backward, beside arguments and results", title_justify="left")
+        for heading in ("op", "line", "shape", "values", "bytes"):
+            table.add_column(heading, overflow="fold")
+        alike: dict[tuple[str, str, str], list[int]] = {}
+        for kept in self.kept:
+            alike.setdefault((kept.op, str(kept.source), "x".join(map(str, kept.shape))), []).append(kept.nbytes)
+        for key, sizes in sorted(alike.items(), key=lambda item: -sum(item[1]))[:_KEPT_SHOWN]:
+            table.add_row(*map(escape, key), str(len(sizes)), _size(sum(sizes)))
+        return table
 
     def _kernel_table(self) -> Table:
         table = Table(title=_count(len(self.kernels), "generated kernel"), title_justify="left")
@@ -216,6 +241,16 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, tuple) else value
 
 
+def _budget_text(memory: TrainingMemory) -> str:
+    again = "nothing of the forward is computed again"
+    if memory.recomputed:
+        again = (
+            f"{memory.recomputed} of {memory.segments} parts of the forward are computed again, in about "
+            f"{memory.seconds * 1e3:.1f} ms"
+        )
+    return f"memory budget {_size(memory.budget)}: {_size(memory.peak)} are taken at most; {again}"
+
+
 def _report(name: str, tree: TraceTree) -> Explanation:
     compilations = tree.compilations
     guards = tuple(tree.guard.describe())
@@ -233,6 +268,7 @@ def _report(name: str, tree: TraceTree) -> Explanation:
     for timer in {id(compilation.timer): compilation.timer for compilation in compilations}.values():
         for stage, spent in timer.seconds.items():
             seconds[stage] = seconds.get(stage, 0.0) + spent
+    trainings = [leaf.step.run for leaf in tree.leaves if isinstance(leaf.step.run, Training)]
     after = sum(k.bytes_read + k.bytes_written for k in kernels) + sum(c.bytes_read + c.bytes_written for c in calls)
     return Explanation(
         name=name,
@@ -249,6 +285,8 @@ def _report(name: str, tree: TraceTree) -> Explanation:
         branches=tuple(branches_of(tree)),
         effects=tuple(dict.fromkeys(_effects(tree))),
         compile_seconds=seconds,
+        kept=tuple(kept for training in trainings for kept in kept_values(training.joint, training.partition)),
+        training=next((training.memory for training in trainings), None),
         captured="\n".join(print_graph(compilation.captured) for compilation in compilations),
         optimized="\n".join(print_graph(compilation.optimized) for compilation in compilations),
         program="\n".join(compilation.program.source for compilation in compilations),

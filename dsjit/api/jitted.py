@@ -24,7 +24,7 @@ from dsjit.api.stats import Counters
 from dsjit.api.trace_nodes import Leaf, Step
 from dsjit.api.trace_tree import Miss, TraceTree, TreeFull
 from dsjit.config import Options
-from dsjit.errors import BackendError, CaptureError, DsjitWarning, RecompileError, VerificationError
+from dsjit.errors import BackendError, CaptureError, DsjitWarning, MemoryBudgetError, RecompileError, VerificationError
 from dsjit.ir.graph import UNKNOWN_SOURCE, Source
 from dsjit.ir.template import Mismatch, fill
 from dsjit.trace.capture import Capture, capture
@@ -256,8 +256,8 @@ class Jitted:
             self._warn(f"{self._name} runs eagerly from now on: {full.reason} (at {full.source})", "full", full.source)
             if not full.by_shape:  # modules whose sizes depend on data would be compiled for each size
                 self._compile_parts()
-        except VerificationError:
-            raise  # DSJIT_CHECK=1 asks for it
+        except (VerificationError, MemoryBudgetError):
+            raise  # DSJIT_CHECK=1 asks for the one, the option memory_budget for the other
         except Exception as error:  # the call has run: its result is the user's, whatever goes wrong here
             self._note_failure(error, captured)
         finally:

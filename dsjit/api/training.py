@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import torch
 
 from dsjit.api.compile import Compilation
+from dsjit.api.memory_budget import TrainingMemory
 from dsjit.errors import DsjitWarning, GradientError
 from dsjit.ir.graph import Graph, TensorType
 from dsjit.ir.joint_graph import JointGraph
@@ -42,6 +43,7 @@ class Training:
     results, and the rest. tangents: types of the gradients of results. gradients: for each input, the number of its
     gradient among the distinct ones.
     compile: a backward Graph. backwards: by which gradients of results are defined, compiled when first wanted.
+    memory: what was planned under a budget.
     """
 
     forward: Compilation
@@ -54,6 +56,7 @@ class Training:
     tangents: tuple[TensorType, ...]
     undifferentiated: tuple[int, ...]
     backwards: dict[tuple[bool, ...], _Backward] = field(default_factory=dict)
+    memory: TrainingMemory | None = None
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The results, as autograd knows them. The traced code chose its own grad mode, whatever that of the call."""

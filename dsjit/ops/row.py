@@ -155,9 +155,12 @@ class Decomposition:
 
     Returns None instead of a tuple when this call is better left as a library call.
     `outputs` are the TensorTypes of the node: the rewritten Values must have the same shapes and dtypes.
+
+    updates: positions of arguments that the op writes to (`Node.mutates`), whose new content the rewrite gives last.
     """
 
     rewrite: Callable[..., tuple[Value | None, ...] | None]
+    updates: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,10 +39,12 @@ def rule_of(node: Node) -> Pointwise | Reduction | View | Decomposition | None:
     """How to lower this call, or None to run it as a library call.
 
     A rule covers the call when all operands and outputs have dtypes that kernels hold (views: any dtype), nothing is
-    mutated or drawn at random, and the row's own condition holds.
+    drawn at random, what is mutated is what a Decomposition gives anew, and the row's own condition holds.
     """
     row = row_of(node.op)
-    if row is None or node.mutates or node.effect or (row.when is not None and not row.when(node)):
+    if row is None or node.effect or (row.when is not None and not row.when(node)):
+        return None
+    if node.mutates and not (isinstance(row.rule, Decomposition) and row.rule.updates == node.mutates):
         return None
     if isinstance(row.rule, View):
         return row.rule

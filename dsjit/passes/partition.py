@@ -32,7 +32,7 @@ After:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -45,12 +45,16 @@ from dsjit.ops.properties import is_reproducible, shares_memory
 from dsjit.ops.row import Pointwise, View
 from dsjit.ops.table import rule_of
 from dsjit.passes.dce import eliminate_dead_code
+from dsjit.passes.recompute_cost import BYTES_PER_SECOND, is_product, recompute_seconds
 from dsjit.passes.rewrite import inputs_of
 
 __all__ = ["Partition", "partition"]
 
 ALIVE_ANYWAY: Final = 0.01
 """What a byte weighs that the caller holds as well (an argument, a result)."""
+
+WORTH: Final = 4
+"""How much longer than to write and read a value it may take to compute it again, since it then takes no memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,13 +72,18 @@ class Partition:
     shared: frozenset[Value]
 
 
-def partition(joint: JointGraph) -> Partition:
-    """The two Graphs; `joint.graph` should have been simplified before."""
+def partition(joint: JointGraph, recomputed: Sequence[Collection[Node]] = ()) -> Partition:
+    """The two Graphs; `joint.graph` should have been simplified before.
+
+    recomputed: parts of the forward that are computed again from what enters them, at whatever cost.
+    """
     graph = joint.graph
     primals, tangents = graph.inputs[: joint.primals], graph.inputs[joint.primals :]
     results, gradients = graph.outputs[: joint.results], graph.outputs[joint.results :]
     late = _depending_on(graph, tangents)
     needed = _needed(graph, late, gradients)
+    if recomputed:
+        needed = _before(graph, needed, recomputed)
     shared = {primals[number] for number in joint.keepable_primals} - {write.target for write in graph.writes}
     shared |= {results[number] for number in joint.keepable_results}
     kept = _Cut(graph, shared).minimum(needed)
@@ -87,8 +96,8 @@ def partition(joint: JointGraph) -> Partition:
     early += copies.values()
     outputs = (*results, *(copies[value].output if value in copies else value for value in rest))
     forward = Graph(primals, tuple(early), outputs, graph.writes, graph.constants, graph.name)
-    again = _nodes_after(graph, kept, gradients)
-    backward = Graph((*ordered, *tangents), again, gradients, (), graph.constants, f"{graph.name}_backward")
+    again = _nodes_after(graph, kept, gradients, late)
+    backward = Graph((*ordered, *tangents), tuple(again), gradients, (), graph.constants, f"{graph.name}_backward")
     backward = _own_outputs(eliminate_dead_code(backward), len(ordered))
     return Partition(eliminate_dead_code(forward), backward, ordered, frozenset(shared))
 
@@ -110,11 +119,58 @@ def _needed(graph: Graph, late: set[Value], gradients: Iterable[Value]) -> list[
     return [value for value in found if value not in graph.constants]
 
 
+def _before(graph: Graph, needed: Iterable[Value], recomputed: Sequence[Collection[Node]]) -> list[Value]:
+    """What has to be there so that the parts `recomputed`, each on its own, can give what of theirs is needed."""
+    producers = graph.producers()
+    part_of = {
+        value: number
+        for number, nodes in enumerate(recomputed)
+        for node in nodes
+        if is_reproducible(node) and not _narrows_what_was_drawn(node, producers)
+        for value in node.outputs
+    }
+    found: dict[Value, None] = {}
+    stack = list(needed)
+    seen = set(stack)
+    while stack:
+        value = stack.pop()
+        part = part_of.get(value)
+        if part is None:
+            found[value] = None
+            continue
+        for before in inputs_of(producers[value]):
+            if before in graph.constants:
+                continue
+            if part_of.get(before) != part:
+                found[before] = None
+            elif before not in seen:
+                seen.add(before)
+                stack.append(before)
+    return list(found)
+
+
+def _narrows_what_was_drawn(node: Node, producers: Mapping[Value, Node]) -> bool:
+    """Whether the node's result is smaller than an operand that cannot be computed again (a mask of random numbers)."""
+    return any(
+        before in producers
+        and not is_reproducible(producers[before])
+        and node.outputs[0].type.nbytes < before.type.nbytes
+        for before in inputs_of(node)
+    )
+
+
 def can_compute_again(node: Node) -> bool:
     """Whether the node costs next to nothing inside a fused kernel, and gives the same bits a second time."""
     if not is_reproducible(node):
         return False
-    return shares_memory(node.op) or isinstance(rule_of(node), Pointwise | View)
+    return shares_memory(node.op) or isinstance(rule_of(node), Pointwise | View) or not inputs_of(node)
+
+
+def _price(node: Node) -> float | None:
+    """What it costs to compute the product again, in bytes kept; None when the node is none, or differs next time."""
+    if not is_product(node) or not is_reproducible(node):
+        return None
+    return recompute_seconds(node) * BYTES_PER_SECOND / (2 * WORTH)
 
 
 class _Cut:
@@ -148,9 +204,15 @@ class _Cut:
             capacity = {} if weight is None else {"capacity": weight}
             network.add_edge((value, "in"), (value, "out"), **capacity)
             node = self.producers.get(value)
-            if node is None or not can_compute_again(node):
+            if node is None:
                 network.add_edge("source", (value, "in"))
                 continue
+            if not can_compute_again(node):
+                price = _price(node)
+                if price is None or weight is None or price >= weight:
+                    network.add_edge("source", (value, "in"))
+                    continue
+                network.add_edge("source", (value, "in"), capacity=price)
             for before in inputs_of(node):
                 if before in self.graph.constants:
                     continue
@@ -179,15 +241,30 @@ def _cut_piece(network: networkx.DiGraph, piece: Collection[tuple[Value, str]]) 
     return {value for value, side in piece if side == "out" and (value, "out") in after and (value, "in") not in after}
 
 
-def _nodes_after(graph: Graph, kept: Collection[Value], gradients: Iterable[Value]) -> tuple[Node, ...]:
-    """The nodes that lead from `kept` and the gradients of results to `gradients`."""
+def _nodes_after(graph: Graph, kept: Collection[Value], gradients: Iterable[Value], late: set[Value]) -> list[Node]:
+    """The nodes that lead from `kept` and the gradients of results to `gradients`. What is computed again comes just
+    before it is first wanted, so that no more of it is alive at once than has to be."""
     wanted = {value for value in gradients if value not in kept}
     found: list[Node] = []
     for node in reversed(graph.nodes):
         if not wanted.isdisjoint(node.outputs):
             found.append(node)
             wanted.update(value for value in inputs_of(node) if value not in kept)
-    return tuple(reversed(found))
+    again = {value: node for node in found for value in node.outputs if value not in late}
+    ordered: dict[Node, None] = {}
+    for node in reversed(found):
+        if late.isdisjoint(node.outputs):
+            continue
+        stack = [node]
+        while stack:
+            top = stack[-1]
+            missing = [again[value] for value in inputs_of(top) if value in again and again[value] not in ordered]
+            if not missing:
+                ordered[stack.pop()] = None
+            else:
+                stack += missing
+    ordered.update((node, None) for node in reversed(found))
+    return list(ordered)
 
 
 def _copies(graph: Graph, values: Iterable[Value]) -> dict[Value, Node]:

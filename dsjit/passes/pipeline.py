@@ -10,6 +10,7 @@ from typing import Final
 from dsjit.ir.graph import Graph
 from dsjit.ir.verify_graph import verify_graph
 from dsjit.passes.channels_last import channels_last
+from dsjit.passes.chunk_cross_entropy import chunk_cross_entropy
 from dsjit.passes.cse import eliminate_common_subexpressions
 from dsjit.passes.dce import eliminate_dead_code
 from dsjit.passes.decompose import decompose
@@ -17,6 +18,7 @@ from dsjit.passes.drop_copies import drop_copies
 from dsjit.passes.fold_constants import fold_constants
 from dsjit.passes.fuel import Fuel, Rewrite
 from dsjit.passes.hoist_matmul import hoist_matmul
+from dsjit.passes.narrow_masks import narrow_masks
 from dsjit.passes.simplify import simplify
 from dsjit.passes.split_reductions import GPU_POINTS, split_reductions
 
@@ -74,11 +76,15 @@ JOINT_PASSES: Final[tuple[Pass, ...]] = (
     Pass("dce", eliminate_dead_code),
     Pass("simplify", simplify),
     Pass("cse", eliminate_common_subexpressions),
+    # While softmax and loss are single nodes.
+    Pass("chunk_cross_entropy", chunk_cross_entropy),
     Pass("decompose", decompose),
     Pass("simplify", simplify),
     Pass("drop_copies", drop_copies),
     Pass("simplify", simplify),
     Pass("cse", eliminate_common_subexpressions),
+    # What is drawn is kept for the backward.
+    Pass("narrow_masks", narrow_masks),
     Pass("dce", eliminate_dead_code),
 )
 """For a Graph of forward and backward; both halves go through PASSES later."""

@@ -373,7 +373,7 @@ def test_grad_mode_and_what_requires_gradients_are_guarded():
 
 def test_fewer_bytes_are_kept_than_by_eager():
     """Of GELU between two products, eager keeps both what goes in and what comes out."""
-    first, second = nn.Linear(64, 256, bias=False), nn.Linear(256, 64, bias=False)
+    first, second = nn.Linear(512, 256, bias=False), nn.Linear(256, 64, bias=False)
 
     def function(x):
         return second(F.gelu(first(x)))
@@ -393,7 +393,7 @@ def test_fewer_bytes_are_kept_than_by_eager():
         assert result.requires_grad
         return sum(storages.values())
 
-    x = torch.randn(32, 64)
+    x = torch.randn(32, 512)
     jitted = dsjit.jit(function)
     jitted(x)
     assert kept(function) == 2 * 32 * 256 * 4

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 import torch
 
+from dsjit.ops.binding import bind
 from dsjit.ops.builder import Builder
 from dsjit.ops.decompositions import DECOMPOSITION_ROWS
 from dsjit.ops.row import Decomposition
 from dsjit.ops.table import rule_of
 from tests.ops.checks import in_fp64, results_of_row
 from tests.ops.samples import overload
-from tests.ops.torch_scalars import node_of
+from tests.ops.torch_scalars import node_of, run_nodes
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 Make = Callable[[torch.dtype], tuple[Any, ...]]
@@ -67,6 +68,18 @@ def stack_of(dtype: torch.dtype) -> list[torch.Tensor]:
     return [normal(3, 4, seed=1)(dtype), normal(3, 4, seed=2)(dtype)]
 
 
+def same(dtype: torch.dtype) -> torch.dtype:
+    return dtype
+
+
+def classes(dtype: torch.dtype) -> torch.Tensor:
+    return torch.tensor([0, 32, 5, 5, -100, 17, 1, 2, 3])
+
+
+def scalar(value: float) -> Callable[[torch.dtype], torch.Tensor]:
+    return lambda dtype: torch.tensor(value, dtype=dtype)
+
+
 CASES = [
     *(Case(f"{op}.default", (x, dim, False)) for op in ("_softmax", "_log_softmax")
       for x, dim in ((MATRIX, -1), (MATRIX, 0), (VOLUME, 1), (sometimes_infinite, 1), (normal(7), 0))),
@@ -74,6 +87,11 @@ CASES = [
     Case("softmax.int", (MATRIX, 1), {"dtype": torch.float32}),
     Case("log_softmax.int", (MATRIX, -1)),
     Case("_safe_softmax.default", (sometimes_infinite, 1)),
+    Case("_softmax_backward_data.default", (MATRIX, lambda dtype: normal(9, 33, seed=2)(dtype).softmax(1), 1, same)),
+    Case("_log_softmax_backward_data.default",
+         (MATRIX, lambda dtype: normal(9, 33, seed=2)(dtype).log_softmax(-1), -1, same)),
+    *(Case("nll_loss_backward.default", (grad, MATRIX, classes, None, reduction, -100, scalar(8.0)), {}, WIDE)
+      for reduction, grad in ((0, normal(9)), (1, scalar(0.7)), (2, scalar(-1.0)))),
     *(Case("native_layer_norm.default", (MATRIX, [33], w, b, 1e-5))
       for w in (None, normal(33, seed=3)) for b in (None, normal(33, seed=4))),
     Case("native_layer_norm.default", (VOLUME, [5, 6], normal(5, 6, seed=3), normal(5, 6, seed=4), 1e-3)),
@@ -210,7 +228,7 @@ def refused(name: str, *args: Any, **kwargs: Any) -> bool:
         ("addmm.default", tuple(torch.ones(2, 2, dtype=torch.int64) for _ in range(3))),
         ("linalg_vector_norm.default", (torch.ones(3), 3)),
         ("_softmax.default", (torch.ones(0, 3), 1, False)),
-        ("native_batch_norm.default", (torch.ones(4, 3), None, None, torch.ones(3), torch.ones(3), True, 0.1, 1e-5)),
+        ("nll_loss_backward.default", (torch.ones(()), torch.ones(3), torch.tensor(1), None, 1, -100, torch.ones(()))),
         ("dropout.default", (torch.ones(3), 0.5, True)),
         ("max.dim", (torch.tensor([True, False]), 0)),
         ("slice_backward.default", (torch.ones(2), [4], 0, 0, 4, 2)),
@@ -222,6 +240,32 @@ def refused(name: str, *args: Any, **kwargs: Any) -> bool:
 )
 def test_leaves_to_the_library_what_it_does_not_cover(name: str, args: tuple[Any, ...]) -> None:
     assert refused(name, *args)
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (2, 6, 5, 4)])
+@pytest.mark.parametrize("affine", [False, True])
+def test_batch_norm_in_training_is_no_further_from_fp64_than_torch(shape: tuple[int, ...], affine: bool) -> None:
+    def arguments(dtype: torch.dtype) -> tuple[Any, ...]:
+        x = (normal(*shape)(torch.float32) + 3).to(dtype)
+        parameters = [normal(6, seed=s)(torch.float32).to(dtype) if affine else None for s in (1, 2)]
+        return (x, *parameters, CHANNELS(torch.float32).to(dtype), VARIANCES(torch.float32).to(dtype), True, 0.1, 1e-5)
+
+    op = overload("aten.native_batch_norm.default")
+    args, expected_args, truth_args = arguments(torch.float32), arguments(torch.float32), arguments(torch.float64)
+    expected = [*op(*expected_args), *expected_args[3:5]]
+    truths = [*op(*truth_args), *truth_args[3:5]]
+    node, tensors = node_of(op, args, {}, expected)
+    node = replace(node, mutates=(3, 4))
+    rule = rule_of(node)
+    assert isinstance(rule, Decomposition)
+    builder = Builder(first_id=5000)
+    rewritten = rule.rewrite(builder, tuple(value.type for value in node.outputs), **bind(node))
+    assert rewritten is not None
+    known = run_nodes(builder.nodes, tensors)
+    for value, eager, truth in zip(rewritten, expected, truths, strict=True):
+        assert value is not None
+        error, allowed = ((result.double() - truth).abs().max() for result in (known[value], eager))
+        assert error <= max(1.5 * allowed, 2 * torch.finfo(torch.float32).eps * truth.abs().max())
 
 
 def test_new_nodes_carry_the_source_and_fresh_ids() -> None:

@@ -59,6 +59,30 @@ def test_of_several_ways_with_equal_bytes_the_least_is_computed_again():
     assert halves.kept == (squashed,)
 
 
+def test_a_product_of_few_terms_is_computed_again_and_one_of_many_is_kept():
+    def kept(terms):
+        r = GraphRecorder()
+        left, right, tangent = r.input([512, terms]), r.input([terms, 512]), r.input([512, 512])
+        exponential = r.aten.exp.default(r.aten.mm.default(left, right))
+        total = r.aten.sum.dim_IntList(exponential, [1], True)
+        gradient = r.aten.mul.Tensor(tangent, r.aten.div.Tensor(exponential, total))
+        return exponential, partition(joint_of(r.graph(r.aten.sin.default(exponential), gradient), primals=2)).kept
+
+    exponential, few = kept(16)
+    assert exponential not in few and [value.type.shape for value in few] == [(512, 16), (16, 512), (512, 1)]
+    _, many = kept(512)
+    assert [value.type.shape for value in many] == [(512, 512)]
+
+
+def test_what_is_computed_again_comes_just_before_its_first_reader():
+    r = GraphRecorder()
+    x, tangent = r.input([8]), r.input([8])
+    first, second = r.aten.sin.default(x), r.aten.cos.default(x)
+    gradient = r.aten.mul.Tensor(r.aten.mul.Tensor(tangent, second), first)
+    halves = partition(joint_of(r.graph(r.aten.add.Tensor(first, second), gradient), primals=1))
+    assert ops(halves.backward) == ["cos.default", "mul.Tensor", "sin.default", "mul.Tensor"]
+
+
 def test_a_wide_value_is_computed_again_from_a_narrow_one():
     r = GraphRecorder()
     x, tangent = r.input([8, 8]), r.input([8, 8])

@@ -1,6 +1,6 @@
 """Loss functions, each an elementwise part followed by a reduction.
 
-Left to the library: `binary_cross_entropy`, which raises on inputs outside [0, 1], and the losses that gather.
+Left to the library: `binary_cross_entropy`, which raises on inputs outside [0, 1], and forwards that gather.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, Final
 import torch
 
 from dsjit.ir.dtypes import compute_dtype
-from dsjit.ir.graph import Value
+from dsjit.ir.graph import TensorType, Value
 from dsjit.ops.decompositions.precision import Outputs, Rewritten, cast, rewrites, widen
 from dsjit.ops.decompositions.statistics import mean
 from dsjit.ops.row import GraphBuilder, OpRow
@@ -115,6 +115,41 @@ def binary_cross_entropy_with_logits(
     return _reduced(b, outputs, loss, reduction)
 
 
+def nll_loss_backward(
+    b: GraphBuilder,
+    outputs: Outputs,
+    *,
+    grad_output: Value,
+    self: Value,
+    target: Value,
+    weight: Value | None,
+    reduction: int,
+    ignore_index: int,
+    total_weight: Value,
+) -> Rewritten:
+    """Zeros but in the class of each row, as a comparison with the classes' numbers: no table to fill and read again.
+
+    The forward has checked that targets are classes.
+    """
+    shape, dtype = self.type.shape, self.type.dtype
+    if weight is not None or len(shape) != 2 or self.type.numel == 0 or compute_dtype(dtype) is not dtype:
+        return None
+    rows, classes = shape
+    if classes > torch.iinfo(torch.int32).max:
+        return None
+    each = b.call(aten.div.Tensor, grad_output, total_weight) if reduction == MEAN else grad_output
+    each = b.call(aten.neg.default, each)
+    ignored = b.call(aten.eq.Scalar, target, ignore_index)
+    each = b.call(aten.where.self, ignored, b.call(aten.full.default, (), 0.0, dtype=dtype), each)
+    type_ = TensorType((1, classes), torch.int32, (classes, 1), self.type.device)
+    numbers = TensorType((classes,), torch.int32, (1,), self.type.device)
+    (number,) = b.call_typed(aten.arange.default, (numbers,), classes, dtype=torch.int32)
+    (number,) = b.call_typed(aten.view.default, (type_,), number, (1, classes))
+    chosen = b.call(aten.eq.Tensor, number, b.call(aten.view.default, cast(b, target, torch.int32), (rows, 1)))
+    zero = b.call(aten.full.default, (), 0.0, dtype=dtype)
+    return (b.call(aten.where.self, chosen, b.call(aten.view.default, each, (rows, 1)), zero),)
+
+
 def _any_dtype(dtype: torch.dtype) -> bool:
     return True
 
@@ -133,6 +168,7 @@ ROWS: Final[Mapping[str, OpRow]] = rewrites(
         "smooth_l1_loss.default": elementwise_loss(_smooth_l1, _all_but_fp16),
         "huber_loss.default": elementwise_loss(_huber, _wide),
         "soft_margin_loss.default": soft_margin_loss,
+        "nll_loss_backward.default": nll_loss_backward,
         "log_sigmoid_forward.default": log_sigmoid_forward,
         "binary_cross_entropy_with_logits.default": binary_cross_entropy_with_logits,
     }

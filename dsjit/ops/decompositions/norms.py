@@ -16,7 +16,7 @@ import torch
 
 from dsjit.ir.graph import Value
 from dsjit.ops.decompositions.precision import Outputs, Rewritten, cast, count, rewrites, widen
-from dsjit.ops.row import GraphBuilder, OpRow
+from dsjit.ops.row import Decomposition, GraphBuilder, OpRow
 from dsjit.ops.views import view_strides
 
 __all__ = ["ROWS"]
@@ -185,11 +185,13 @@ def native_batch_norm(
     momentum: float,
     eps: float,
 ) -> Rewritten:
-    """Training that also updates running statistics stays a library call."""
+    """Training that also updates running statistics has the new ones as further results."""
     if training:
-        if running_mean is not None or running_var is not None:
+        if running_mean is None and running_var is None:
+            return _batch_norm_of_batch(b, outputs, input, weight, bias, eps)
+        if running_mean is None or running_var is None:
             return None
-        return _batch_norm_of_batch(b, outputs, input, weight, bias, eps)
+        return _batch_norm_training(b, outputs, input, weight, bias, running_mean, running_var, momentum, eps)
     return _batch_norm_inference(b, outputs, input, weight, bias, running_mean, running_var, eps)
 
 
@@ -241,15 +243,63 @@ def _batch_norm_of_batch(
     return (cast(b, result, outputs[0].dtype), *statistics)
 
 
-ROWS: Final[Mapping[str, OpRow]] = rewrites(
-    {
-        "native_layer_norm.default": native_layer_norm,
-        "layer_norm.default": layer_norm,
-        "_fused_rms_norm.default": fused_rms_norm,
-        "rms_norm.default": fused_rms_norm,
-        "native_group_norm.default": native_group_norm,
-        "native_batch_norm.default": native_batch_norm,
-        "_native_batch_norm_legit.no_stats": native_batch_norm_no_stats,
-        "_native_batch_norm_legit_no_training.default": native_batch_norm_no_training,
-    }
-)
+def _batch_norm_training(
+    b: GraphBuilder,
+    outputs: Outputs,
+    input: Value,
+    weight: Value | None,
+    bias: Value | None,
+    running_mean: Value,
+    running_var: Value,
+    momentum: float,
+    eps: float,
+) -> Rewritten:
+    """Statistics in float64, which ATen accumulates them in, too; all else in float32. Normalising is apart from them,
+    so that it fuses with what follows, and can be done again from the statistics."""
+    operands = [value for value in (input, weight, bias, running_mean, running_var) if value is not None]
+    if input.type.numel == 0 or any(value.type.dtype is not torch.float32 for value in operands):
+        return None
+    rank = len(input.type.shape)
+    channels = input.type.shape[1:2]
+    dims = (0, *range(2, rank))
+    size = count(input.type.shape, dims)
+    if size < 2:
+        return None
+    wide = cast(b, input, torch.float64)
+    mean = _mean(b, wide, dims)
+    centred = b.call(aten.sub.Tensor, wide, mean)
+    squares = b.call(aten.sum.dim_IntList, b.call(aten.mul.Tensor, centred, centred), dims, True)
+    rstd = _reciprocal_deviation(b, b.call(aten.div.Tensor, squares, size), eps)
+
+    def narrow(value: Value) -> Value:
+        return cast(b, b.call(aten.view.default, value, channels), torch.float32)
+
+    def updated(running: Value, fresh: Value) -> Value:
+        new = b.call(aten.mul.Tensor, b.call(aten.view.default, fresh, channels), momentum)
+        old = b.call(aten.mul.Tensor, cast(b, running, torch.float64), 1 - momentum)
+        return cast(b, b.call(aten.add.Tensor, new, old), torch.float32)
+
+    saved_mean, saved_rstd = narrow(mean), narrow(rstd)
+    parameters = (None if p is None else _per_channel(b, p, rank) for p in (weight, bias))
+    statistics = (_per_channel(b, saved_mean, rank), _per_channel(b, saved_rstd, rank))
+    result = _scaled_and_shifted(b, input, *statistics, *parameters)
+    unbiased = b.call(aten.div.Tensor, squares, size - 1)
+    return result, saved_mean, saved_rstd, updated(running_mean, mean), updated(running_var, unbiased)
+
+
+_UPDATING: Final = OpRow("aten.native_batch_norm.default", Decomposition(native_batch_norm, updates=(3, 4)))
+
+ROWS: Final[Mapping[str, OpRow]] = {
+    _UPDATING.name: _UPDATING,
+    **rewrites(
+        {
+            "native_layer_norm.default": native_layer_norm,
+            "layer_norm.default": layer_norm,
+            "_fused_rms_norm.default": fused_rms_norm,
+            "rms_norm.default": fused_rms_norm,
+            "native_group_norm.default": native_group_norm,
+            "_native_batch_norm_legit.no_stats": native_batch_norm_no_stats,
+            "_native_batch_norm_legit_no_training.default": native_batch_norm_no_training,
+        }
+    ),
+}

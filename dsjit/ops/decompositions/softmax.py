@@ -1,4 +1,4 @@
-"""Softmax and its logarithm, shifted by the maximum so that nothing overflows."""
+"""Softmax and its logarithm, shifted by the maximum so that nothing overflows, and their derivatives."""
 
 from __future__ import annotations
 
@@ -61,6 +61,27 @@ def safe_softmax(b: GraphBuilder, outputs: Outputs, *, self: Value, dim: int, dt
     return (b.call(aten.where.ScalarSelf, masked, 0.0, result[0]),)
 
 
+def softmax_backward(
+    b: GraphBuilder, outputs: Outputs, *, grad_output: Value, output: Value, dim: int, input_dtype: torch.dtype
+) -> Rewritten:
+    if output.type.numel == 0 or not grad_output.type.dtype == output.type.dtype == input_dtype:
+        return None
+    grad, y = widen(b, grad_output), widen(b, output)
+    total = b.call(aten.sum.dim_IntList, b.call(aten.mul.Tensor, grad, y), (dim,), True)
+    return (cast(b, b.call(aten.mul.Tensor, b.call(aten.sub.Tensor, grad, total), y), outputs[0].dtype),)
+
+
+def log_softmax_backward(
+    b: GraphBuilder, outputs: Outputs, *, grad_output: Value, output: Value, dim: int, input_dtype: torch.dtype
+) -> Rewritten:
+    if output.type.numel == 0 or not grad_output.type.dtype == output.type.dtype == input_dtype:
+        return None
+    grad, y = widen(b, grad_output), widen(b, output)
+    total = b.call(aten.sum.dim_IntList, grad, (dim,), True)
+    product = b.call(aten.mul.Tensor, b.call(aten.exp.default, y), total)
+    return (cast(b, b.call(aten.sub.Tensor, grad, product), outputs[0].dtype),)
+
+
 ROWS: Final[Mapping[str, OpRow]] = rewrites(
     {
         "_softmax.default": softmax,
@@ -68,5 +89,7 @@ ROWS: Final[Mapping[str, OpRow]] = rewrites(
         "softmax.int": softmax_int,
         "log_softmax.int": log_softmax_int,
         "_safe_softmax.default": safe_softmax,
+        "_softmax_backward_data.default": softmax_backward,
+        "_log_softmax_backward_data.default": log_softmax_backward,
     }
 )

@@ -1,0 +1,116 @@
+"""A call and its backward keep to `memory_budget`: the same gradients, less memory, as much as was predicted."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.autograd.profiler import profile
+from torch.nn import functional as F
+
+import dsjit
+
+WIDTH = 192
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(WIDTH)
+        self.up = nn.Linear(WIDTH, 4 * WIDTH)
+        self.down = nn.Linear(4 * WIDTH, WIDTH)
+
+    def forward(self, x):
+        return x + self.down(F.dropout(F.gelu(self.up(self.norm(x))), 0.1, self.training))
+
+
+def model(layers=6):
+    torch.manual_seed(0)
+    return nn.Sequential(*[Block() for _ in range(layers)])
+
+
+X = torch.randn(512, WIDTH)
+
+
+def loss_of(network, x):
+    return network(x).square().mean()
+
+
+def gradients(network, call):
+    network.zero_grad()
+    torch.manual_seed(1)
+    call(network, X).backward()
+    return [parameter.grad for parameter in network.parameters()]
+
+
+def plan_of(call, network):
+    return dsjit.explain(call)(network, X).training
+
+
+def measured_peak(network, call):
+    """Bytes that the allocator of torch handed out at once, at most, in one call with its backward."""
+    network.zero_grad()
+    with profile(profile_memory=True) as recorded:
+        call(network, X).backward()
+    alive = peak = 0
+    for event in recorded.kineto_results.events():
+        if event.name() == "[memory]":
+            alive += event.nbytes()
+            peak = max(peak, alive)
+    return peak
+
+
+@pytest.fixture(scope="module")
+def unlimited():
+    """The peak when nothing is computed again."""
+    return plan_of(dsjit.jit(loss_of, memory_budget="100GiB"), model()).peak
+
+
+def test_nothing_is_computed_again_when_the_budget_is_large(unlimited):
+    plan = plan_of(dsjit.jit(loss_of, memory_budget=unlimited), model())
+    assert (plan.recomputed, plan.seconds, plan.peak) == (0, 0.0, unlimited)
+
+
+def test_less_memory_is_taken_for_more_time(unlimited):
+    plans = [plan_of(dsjit.jit(loss_of, memory_budget=int(share * unlimited)), model()) for share in (1.0, 0.85, 0.7)]
+    for plan in plans:
+        assert plan.peak <= plan.budget
+    assert plans[0].kept > plans[1].kept > plans[2].kept
+    assert plans[0].seconds < plans[1].seconds < plans[2].seconds
+
+
+def test_gradients_are_those_without_a_budget(unlimited):
+    network = model()
+    expected = gradients(copy.deepcopy(network), loss_of)
+    call = dsjit.jit(loss_of, memory_budget=int(0.75 * unlimited))
+    gradients(network, call)
+    for actual, eager in zip(gradients(network, call), expected, strict=True):
+        torch.testing.assert_close(actual, eager, rtol=2e-5, atol=2e-6)
+
+
+def test_the_predicted_peak_is_the_measured_one(unlimited):
+    network = model()
+    call = dsjit.jit(loss_of, memory_budget=int(0.75 * unlimited))
+    predicted = plan_of(call, network).peak
+    assert abs(measured_peak(network, call) - predicted) < 0.1 * predicted
+
+
+def test_an_impossible_budget_is_refused_with_the_smallest_that_works():
+    network = model(2)
+    with pytest.raises(dsjit.MemoryBudgetError, match="memory_budget=1000 bytes") as refused:
+        dsjit.jit(loss_of, memory_budget=1000)(network, X)
+    smallest = int(str(refused.value).split("use memory_budget=")[1].split()[0])
+    assert plan_of(dsjit.jit(loss_of, memory_budget=smallest), network).peak <= smallest
+
+
+def test_explain_tells_the_plan_and_what_is_kept(unlimited):
+    told = str(dsjit.explain(dsjit.jit(loss_of, memory_budget=int(0.75 * unlimited)))(model(), X))
+    assert "memory budget" in told and "parts of the forward are computed again" in told
+    assert "kept for the backward" in told and "test_memory_budget.py" in told
+
+
+def test_a_budget_is_nothing_to_a_call_without_gradients():
+    with torch.no_grad():
+        assert dsjit.jit(loss_of, memory_budget=1)(model(1), X).grad_fn is None
