@@ -17,6 +17,7 @@ from dsjit.ir.joint_graph import JointGraph
 from dsjit.trace.effects import Effect, EffectLine
 from dsjit.trace.events import Event
 from dsjit.trace.facts import TensorOf
+from dsjit.trace.gradients import is_spent
 from dsjit.trace.guards import Guard
 from dsjit.trace.joint import carries_gradients, record_joint
 from dsjit.trace.journal import Journal
@@ -84,6 +85,7 @@ def capture(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping
             observer.state_of,
         )
         recorder.escapes.on_gradient_read = functools.partial(setattr, observer, "asks_for_gradients", True)
+        recorder.escapes.on_grad = observer.on_grad
         leaks.listen(observer.tell_again, recorder.numbers.pin_all)
         observer.listen_to_numbers(recorder.numbers)
         observer.listen_to_modules(recorder.numbers.math.show, recorder.numbers.math.withdraw)
@@ -311,4 +313,5 @@ def _held(result: Any, effects: Iterable[Effect]) -> Iterator[Any]:
 def _returned(value: Value, root: RootView, tensor: Any, graph: Graph) -> Returned:
     from_input = value in graph.inputs and value not in graph.outputs
     detached = root.input is not None and root.input.requires_grad and not tensor.requires_grad
-    return Returned(from_input, (graph.inputs if from_input else graph.outputs).index(value), root.view, detached)
+    number = (graph.inputs if from_input else graph.outputs).index(value)
+    return Returned(from_input, number, root.view, detached, isinstance(tensor, torch.Tensor) and is_spent(tensor))

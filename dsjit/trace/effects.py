@@ -13,6 +13,7 @@ from dsjit.ir.graph import UNKNOWN_SOURCE, Source
 from dsjit.trace.accumulators import Accumulators
 from dsjit.trace.before import MODULE_TABLES, Copy, Key, own_iter
 from dsjit.trace.facts import ArrayOf, Constant, NumberOf, Present, SameAs, TensorOf
+from dsjit.trace.gradients import GRAD
 from dsjit.trace.notes import Node, Notes, may_change_unseen
 from dsjit.trace.patching import PATCHED_NAMES
 from dsjit.trace.paths import (
@@ -241,6 +242,8 @@ class EffectFinder:
             elif isinstance(step, Closure):
                 write = SetCell(step.index, amounts is not None)
                 yield Effect(path, "closure", step.name, obj, write, now if amounts is None else amounts)
+            elif step == GRAD and isinstance(obj, torch.Tensor):
+                yield Effect(path, "attribute", "grad", obj, SetSlot("grad"), now)
             elif not isinstance(step, Lookup):
                 yield Effect(path, "attribute", getattr(step, "name", str(path.then(step))), obj, None, None)
 

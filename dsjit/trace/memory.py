@@ -110,6 +110,7 @@ class Memory:
 
     is_known: whether an outside tensor can be found again by a path from the function's roots.
     wants_gradients: whether an outside tensor that requires a gradient was read in grad mode.
+    writes_with_history: whether one was written in grad mode, so that autograd knows the write.
     inputs: the outside tensors that were read, with their Values, in order. returned: by memory, the tensor object that
         was located first. regions: what inputs that share memory were merged into; `prologue` are the Nodes that come
         before all others, which make of a region what its members held.
@@ -127,6 +128,7 @@ class Memory:
         self.prologue: list[Node] = []
         self.count = 0
         self.wants_gradients = False
+        self.writes_with_history = False
 
     def read(self, tensor: torch.Tensor) -> Value:
         """The SSA value of what `tensor` holds now; raises CannotTrace when it cannot be part of a Graph."""
@@ -283,6 +285,8 @@ class Memory:
         record = self.lookup(tensor)
         assert record is not None
         storage = record.storage
+        if tensor.requires_grad and torch.is_grad_enabled() and (storage.input is not None or self._region_of(storage)):
+            self.writes_with_history = True
         root = storage.current
         offset = self._offset_of(tensor, storage)
         type_ = tensor_type(tensor)

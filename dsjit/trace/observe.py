@@ -35,8 +35,9 @@ from dsjit.trace.drawn import met_state
 from dsjit.trace.effects import Effect, EffectFinder, EffectKind, Problem, changing_facts, stored_attribute
 from dsjit.trace.facts import ARGS_SLOT, FUNCTION_SLOT, KWARGS_SLOT, TensorOf
 from dsjit.trace.forbidden import FORBIDDEN_NAMES, PASSING, RandomStates, blame, forbidden_builtin, forbidden_code
+from dsjit.trace.gradients import GradientWatch, runs_backward
 from dsjit.trace.guards import Guard
-from dsjit.trace.library import accumulates_gradients, is_library_code, is_library_file, is_stdlib_file
+from dsjit.trace.library import is_library_code, is_library_file, is_stdlib_file
 from dsjit.trace.lookup import Where, where_stored
 from dsjit.trace.notes import Node, Notes, TracedNumbers
 from dsjit.trace.numbers_leaks import LeakWatch
@@ -98,6 +99,7 @@ class Observer:
         self._problems: list[Problem] = []
         self._effects: tuple[Effect, ...] = ()
         self._busy = False
+        self._gradients = GradientWatch(self._notes, self.refuse)
         self.asks_for_gradients = False
         self._on_import: Callable[[], None] = lambda: None
 
@@ -205,6 +207,16 @@ class Observer:
         """Whether what runs now is the traced code."""
         return not self._busy
 
+    def on_grad(self, tensor: torch.Tensor) -> None:
+        """The `.grad` of a tensor is about to be read or written."""
+        if not self._busy:
+            self._quietly(self._gradients.meet, tensor)
+
+    def _quietly(self, note: Callable[..., None], *arguments: Any) -> None:
+        """`_undisturbed`, without the modes of the trace either."""
+        with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+            self._undisturbed(note, *arguments)
+
     def refuse(self, reason: str) -> None:
         """The line that is running does what a compiled call could not repeat."""
         frame: types.FrameType | None = sys._getframe(1)
@@ -297,8 +309,9 @@ class Observer:
                 self._scopes.on_code(code, scope)
             except Exception as error:
                 self._unobservable(error)
-        elif accumulates_gradients(code):
-            self._problem("adds to the .grad of tensors")
+        elif runs_backward(code):
+            self._quietly(self._gradients.on_backward, frame.f_locals)
+            return False  # each backward has leaves of its own
         elif is_stdlib_file(code.co_filename):
             if code.co_name == "_find_and_load_unlocked":
                 self._on_import()
