@@ -23,6 +23,7 @@ from dsjit.trace.joint import carries_gradients, record_joint
 from dsjit.trace.journal import Journal
 from dsjit.trace.memory import CannotTrace, RootView
 from dsjit.trace.observe import Observer
+from dsjit.trace.optimizers import OptimizerWatch
 from dsjit.trace.outputs import Fixed, Template, TemplateError, TemplateMaker
 from dsjit.trace.overlap import SharedMemory
 from dsjit.trace.patching import PATCHES
@@ -116,7 +117,9 @@ def _capture(
     recorder: Recorder,
     journal: Journal,
 ) -> Capture:
-    watches = _Watches((observer, recorder.generator, journal, recorder.escapes, recorder, recorder.numbers))
+    updates = OptimizerWatch(recorder, observer)
+    contexts = (observer, recorder.generator, journal, updates, recorder.escapes, recorder, recorder.numbers)
+    watches = _Watches(contexts)
     try:
         watches.enter()
     except Exception as error:

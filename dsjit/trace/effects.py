@@ -226,6 +226,8 @@ class EffectFinder:
             obj, path = node.obj, node.path
             if isinstance(obj, torch.Generator):
                 continue  # the recorder knows what was drawn
+            if isinstance(step, Asked) and isinstance(value, torch.Tensor):
+                continue  # made of what is there, of which there is a copy
             now = behind(step.get(obj))
             if self.notes.unchanged(value, now) or (type(value) is tuple and Constant(value).matches(now)):
                 continue

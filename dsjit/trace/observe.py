@@ -41,6 +41,7 @@ from dsjit.trace.library import is_library_code, is_library_file, is_stdlib_file
 from dsjit.trace.lookup import Where, where_stored
 from dsjit.trace.notes import Node, Notes, TracedNumbers
 from dsjit.trace.numbers_leaks import LeakWatch
+from dsjit.trace.open_numbers import OpenNumbers
 from dsjit.trace.open_shapes import OpenShapes
 from dsjit.trace.overlap import SharedMemory
 from dsjit.trace.patching import PATCHES
@@ -99,6 +100,7 @@ class Observer:
         self._problems: list[Problem] = []
         self._effects: tuple[Effect, ...] = ()
         self._busy = False
+        self._open_numbers = OpenNumbers(self._notes)
         self._gradients = GradientWatch(self._notes, self.refuse)
         self.asks_for_gradients = False
         self._on_import: Callable[[], None] = lambda: None
@@ -141,6 +143,7 @@ class Observer:
         try:
             self._scopes.note_hooks()
             self._accumulators.finish()
+            self._open_numbers.close()
             self._find_effects()
         except Exception as error:
             self._unobservable(error)
@@ -231,6 +234,11 @@ class Observer:
     def state_of(self, generator: torch.Generator) -> tuple[torch.Generator, torch.Tensor] | None:
         """See `trace.drawn.StateOf`."""
         found: tuple[torch.Generator, torch.Tensor] | None = self._undisturbed(met_state, self._notes, generator)
+        return found
+
+    def number_in(self, container: dict[Any, Any], key: str) -> torch.Tensor | None:
+        """See `trace.optimizers.GroupReader`."""
+        found: torch.Tensor | None = self._undisturbed(self._open_numbers.number_in, container, key)
         return found
 
     def tensors_met(self) -> tuple[tuple[Path, torch.Tensor, TensorOf], ...]:
@@ -341,6 +349,9 @@ class Observer:
             return
         node = self._notes.nodes.get(id(obj))
         if node is not None:
+            if issubclass(type(obj), torch.optim.Optimizer) and self._open_numbers.on_read(name, sys._getframe(2).f_code):
+                self._undisturbed(self._note_read, node, name, value)
+                return
             if type(value) in CANDIDATES or self._notes.numbers.is_traced(value):
                 frame = sys._getframe(2)
                 if name == "__dict__" and frame.f_code in _MODULE_WRITERS:
