@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch._ops import OpOverload
+from torch.autograd.graph import increment_version
 
 from dsjit.codegen.clock import StepClock
 from dsjit.codegen.gemm import MatmulPlan, plan_matmul
@@ -153,7 +154,7 @@ class _Assembler:
                     for value in node.outputs:
                         self.aliases[value] = node.args[0]
         self.constants = list(self.graph.constants.values())
-        self.placement = place_values(self.graph, self.steps, self.views, self.aliases)
+        self.placement = place_values(self.graph, self.steps, self.views, self.aliases, self.native)
         for step in self.steps:
             for value in self._native_values(step):
                 place = self.placement.places[value]
@@ -446,9 +447,12 @@ class _Assembler:
                 results.append(name)
         targets = {write.target for write in self.graph.writes}
         copies: list[str] = []
+        in_place: list[str] = []
         for write in self.graph.writes:
             source, target = self._tensor(write.value), self._tensor(write.target)
             if source == target:
+                if write.value is not write.target:
+                    in_place.append(target)
                 continue
             if self._owner(write.value) in targets:
                 # What is written was another target's old content: take it before any target changes.
@@ -458,6 +462,9 @@ class _Assembler:
                 source = saved
             copies.append(f"{target}.copy_({source})")
         self.lines += copies
+        if in_place:  # autograd has to know, as it does of copies
+            self.names["increment_version"] = increment_version
+            self.lines.append(f"increment_version(({', '.join(in_place)},))")
         self.lines.append(f"return [{', '.join(results)}]")
 
     def _owner(self, value: Value) -> Value:

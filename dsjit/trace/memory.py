@@ -101,6 +101,12 @@ def _at_home(record: TracedTensor) -> TracedTensor:
     return record
 
 
+def _covers(one: TensorType, other: TensorType) -> bool:
+    """Whether they are the same memory, element for element, in other shapes."""
+    same = one.dtype is other.dtype and one.numel == other.numel
+    return same and one.is_contiguous and other.is_contiguous
+
+
 def tensor_type(t: torch.Tensor) -> TensorType:
     return TensorType(tuple(t.shape), t.dtype, t.stride(), t.device)
 
@@ -290,7 +296,8 @@ class Memory:
         root = storage.current
         offset = self._offset_of(tensor, storage)
         type_ = tensor_type(tensor)
-        if offset == 0 and type_ == root.type:
+        own = storage.input is None and self._region_of(storage) is None
+        if offset == 0 and (type_ == root.type or (own and _covers(type_, root.type))):
             storage.current = value
         else:
             if type_.dtype is not root.type.dtype:
