@@ -208,8 +208,7 @@ class _Assembler:
     def _prologue(self) -> tuple[str, list[str]]:
         lines: list[str] = []
         if self.graph.inputs:
-            names = ", ".join(f"a{i}" for i in range(len(self.graph.inputs)))
-            lines.append(f"{names}, = inputs")
+            lines.append(f"{', '.join(f'a{i}' for i in range(len(self.graph.inputs)))}, = inputs")
         lines.append("b = frame.tensors")
         for number, value in enumerate(self.placement.outputs):
             lines.append(f"o{number} = {self._allocation(value)}")
@@ -375,9 +374,8 @@ class _Assembler:
             base, index = self.views.follow(value, (Affine(),) * len(value.type.shape), {})
         except NotAffine:
             return self._view_call(node, value)
-        place = self.placement.places[base]
         offset = linearize(index, base.type.strides).offset if base.type.numel else 0
-        if place.home is Home.ARENA:
+        if (place := self.placement.places[base]).home is Home.ARENA:
             shift = offset * base.type.dtype.itemsize
             spec = ArenaTensor(place.number, shift, value.type.dtype, value.type.shape, value.type.strides)
             return self._arena_tensor(spec)
@@ -439,20 +437,17 @@ class _Assembler:
                     continue
                 self.names["fresh_copy"] = _fresh_copy
                 strides = self._bind("s", value.type.strides)
-                copy = f"r{len(self.lines)}"
-                self.lines.append(f"{copy} = fresh_copy({name}, {strides})")
-                results.append(copy)
+                results.append(f"r{len(self.lines)}")
+                self.lines.append(f"{results[-1]} = fresh_copy({name}, {strides})")
             else:
                 held.add(root)
                 results.append(name)
         targets = {write.target for write in self.graph.writes}
-        copies: list[str] = []
-        in_place: list[str] = []
+        copies, in_place = list[str](), list[str]()
         for write in self.graph.writes:
             source, target = self._tensor(write.value), self._tensor(write.target)
             if source == target:
-                if write.value is not write.target:
-                    in_place.append(target)
+                in_place += [target] if write.value is not write.target else []
                 continue
             if self._owner(write.value) in targets:
                 # What is written was another target's old content: take it before any target changes.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -87,6 +87,7 @@ def capture(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping
         )
         recorder.escapes.on_gradient_read = functools.partial(setattr, observer, "asks_for_gradients", True)
         recorder.escapes.on_grad = observer.on_grad
+        recorder.freed = observer.freed
         leaks.listen(observer.tell_again, recorder.numbers.pin_all)
         observer.listen_to_numbers(recorder.numbers)
         observer.listen_to_modules(recorder.numbers.math.show, recorder.numbers.math.withdraw)
@@ -297,7 +298,10 @@ def conclude(recorder: Recorder, items: Sequence[torch.Tensor | float], name: st
     writes = recorder.memory.writes()
     segments = cut(recorder.recording(name), fresh, handed, writes)
     last = segments[-1].graph
-    returned = [_returned(value, root, tensor, last) for value, root, tensor in zip(wanted, roots, items, strict=True)]
+    returned = [
+        _returned(value, root, tensor, last, recorder.freed)
+        for value, root, tensor in zip(wanted, roots, items, strict=True)
+    ]
     written = {write.target for write in writes}
     positions = frozenset(number for number, (value, _) in enumerate(inputs) if value in written)
     positions |= {number for region in recorder.memory.regions for number in region.members if region.value in written}
@@ -313,8 +317,9 @@ def _held(result: Any, effects: Iterable[Effect]) -> Iterator[Any]:
             yield from effect.value
 
 
-def _returned(value: Value, root: RootView, tensor: Any, graph: Graph) -> Returned:
+def _returned(value: Value, root: RootView, tensor: Any, graph: Graph, freed: Set[Any]) -> Returned:
     from_input = value in graph.inputs and value not in graph.outputs
     detached = root.input is not None and root.input.requires_grad and not tensor.requires_grad
     number = (graph.inputs if from_input else graph.outputs).index(value)
-    return Returned(from_input, number, root.view, detached, isinstance(tensor, torch.Tensor) and is_spent(tensor))
+    spent = isinstance(tensor, torch.Tensor) and is_spent(tensor, freed)
+    return Returned(from_input, number, root.view, detached, spent)

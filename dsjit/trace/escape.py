@@ -54,7 +54,7 @@ LOOKS: Final[dict[Any, OutcomeKind]] = {
 
 
 _REQUIRES_GRAD: Final = torch.Tensor.requires_grad.__get__  # type: ignore[attr-defined]
-_GRAD: Final = (torch.Tensor.grad.__get__, torch.Tensor.grad.__set__)  # type: ignore[attr-defined]
+_GRAD: Final = tuple([getattr(torch.Tensor.grad, name) for name in ("__get__", "__set__")])
 
 
 class EscapeWatch(TorchFunctionMode):

@@ -9,11 +9,11 @@ like others: a fact of the guard, an input where it is read, and an effect where
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from typing import Any, Final
 
 import torch
-from torch.autograd.graph import GradientEdge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from dsjit.trace.notes import Notes
 from dsjit.trace.paths import Slot
@@ -26,36 +26,30 @@ _HOOKS: Final = (Slot("_backward_hooks"), Slot("_post_accumulate_grad_hooks"))
 
 
 def runs_backward(code: object) -> bool:
-    """Whether it is the code that adds to the `.grad` of tensors: `Tensor.backward` calls it, too (and
-    `torch.autograd.grad`, which only returns gradients, does not)."""
-    return code is torch.autograd.backward.__code__
+    """Whether it is the code that runs the engine: of `torch.autograd.grad`, which only returns gradients, or of what
+    adds them to `.grad` (`Tensor.backward` calls that, too)."""
+    return code in (_BACKWARD_CODE, _GRAD_CODE)
 
 
-def graph_of(roots: Iterable[Any]) -> Iterator[Any]:
-    """The nodes of autograd's graph that the nodes `roots` lead to, each once, these included."""
-    stack = list(dict.fromkeys(roots))
-    seen = set(stack)
+_BACKWARD_CODE: Final = torch.autograd.backward.__code__
+_GRAD_CODE: Final = torch.autograd.grad.__code__
+
+
+def graph_of(roots: Iterable[Any]) -> dict[Any, None]:
+    """The nodes of autograd's graph that the nodes `roots` lead to, these included."""
+    stack = [root for root in dict.fromkeys(roots) if root is not None]
+    seen = dict.fromkeys(stack)
     while stack:
-        node = stack.pop()
-        yield node
-        for following, _ in node.next_functions:
+        for following, _ in stack.pop().next_functions:
             if following is not None and following not in seen:
-                seen.add(following)
+                seen[following] = None
                 stack.append(following)
+    return seen
 
 
-def is_spent(tensor: torch.Tensor) -> bool:
-    """Whether a backward has freed what the graph of `tensor` kept, so that another one raises."""
-    return tensor.grad_fn is not None and any(map(_is_freed, graph_of([tensor.grad_fn])))
-
-
-def _is_freed(node: Any) -> bool:
-    for name in _saved_names(type(node)):
-        try:
-            getattr(node, name)
-        except RuntimeError:
-            return True
-    return False
+def is_spent(tensor: torch.Tensor, freed: Set[Any]) -> bool:
+    """Whether the graph of `tensor` has nodes whose memory is freed, so that a backward through it raises."""
+    return bool(freed) and tensor.grad_fn is not None and not freed.isdisjoint(graph_of([tensor.grad_fn]))
 
 
 @functools.cache
@@ -66,11 +60,15 @@ def _saved_names(kind: type) -> tuple[str, ...]:
 
 
 class GradientWatch:
-    """notes: of the call. refuse: is told what keeps the call from being captured."""
+    """notes: of the call. refuse: is told what keeps the call from being captured.
+
+    freed: nodes of autograd's graph that ran, and let go of the tensors that they had kept.
+    """
 
     def __init__(self, notes: Notes, refuse: Callable[[str], None]) -> None:
         self._notes = notes
         self._refuse = refuse
+        self.freed: set[Any] = set()
 
     def meet(self, tensor: torch.Tensor) -> None:
         """The `.grad` of a tensor is about to be read or written."""
@@ -82,22 +80,49 @@ class GradientWatch:
             return
         self._notes.note(node, GRAD, tensor.grad)
 
-    def on_backward(self, arguments: Mapping[str, Any]) -> None:
-        """`torch.autograd.backward` begins. arguments: its own, by name."""
-        given = [*_listed(arguments["tensors"]), *_listed(arguments.get("inputs"))]
-        tensors = [each for each in given if isinstance(each, torch.Tensor)]
-        roots = [each.grad_fn for each in tensors] + [each.node for each in given if isinstance(each, GradientEdge)]
-        nodes = list(graph_of(root for root in roots if root is not None))
+    def on_backward(self, code: object, arguments: Mapping[str, Any]) -> None:
+        """The engine is about to run for `code` (see `runs_backward`). arguments: its own, by name."""
+        accumulates = code is _BACKWARD_CODE
+        results = _listed(arguments["tensors" if accumulates else "outputs"])
+        inputs = _listed(arguments.get("inputs"))
+        nodes = graph_of(map(_node_of, results))
+        running = _leading_to(nodes, [_node_of(each) for each in inputs]) if inputs else nodes
+        if not (arguments["create_graph"] if arguments["retain_graph"] is None else arguments["retain_graph"]):
+            self.freed.update(node for node in running if _saved_names(node.__class__))
+        if not accumulates:
+            return
         before = {node.obj.grad_fn for node, _ in self._notes.metadata if node.obj.requires_grad} - {None}
         if not before.isdisjoint(nodes):
             self._refuse("gradients flow out of the call, to what made its arguments")
-        leaves = [each for each in tensors if each.is_leaf and each.requires_grad]
-        for leaf in (*leaves, *(node.variable for node in nodes if hasattr(node, "variable"))):
+        given = [each for each in (*results, *inputs) if isinstance(each, torch.Tensor) and each.requires_grad]
+        for leaf in (*given, *(node.variable for node in nodes if hasattr(node, "variable"))):
             known = self._notes.node_of(leaf)
             if known is not None:
                 self.meet(leaf)
                 for step in _HOOKS:
                     self._notes.note(known, step, step.get(leaf))
+
+
+def _node_of(given: Any) -> Any:
+    """The node of autograd's graph that a tensor or an edge belongs to; None for a tensor without."""
+    if isinstance(given, GradientEdge):
+        return given.node
+    return get_gradient_edge(given).node if given.requires_grad else None
+
+
+def _leading_to(nodes: Iterable[Any], ends: Iterable[Any]) -> set[Any]:
+    """Those of `nodes` from which the graph leads to one of `ends`, these left out: they do not run."""
+    before: dict[Any, list[Any]] = {}
+    for node in nodes:
+        for following, _ in node.next_functions:
+            before.setdefault(following, []).append(node)
+    stack, found = list(ends), set()
+    while stack:
+        for node in before.get(stack.pop(), ()):
+            if node not in found:
+                found.add(node)
+                stack.append(node)
+    return found
 
 
 def _listed(given: Any) -> list[Any]:

@@ -29,8 +29,8 @@ def carries_gradients(recorder: Recorder, items: Iterable[torch.Tensor | float])
         return False
     if memory.writes_with_history:
         return True
-    tensors = [item for item in items if isinstance(item, torch.Tensor) and item.requires_grad and not is_spent(item)]
-    roots = [recorder.locate(tensor) for tensor in tensors]
+    tensors = [item for item in items if isinstance(item, torch.Tensor) and item.requires_grad]
+    roots = [recorder.locate(tensor) for tensor in tensors if not is_spent(tensor, recorder.freed)]
     return any(root.input is None or root.view is not None for root in roots)
 
 

@@ -56,9 +56,7 @@ class OpenNumbers:
             return
         notes = self._notes
         shared = {fact.expectation.slot for fact in notes.facts if isinstance(fact.expectation, SameAs)}
-        lists = {
-            fact.slot for fact in notes.facts if fact.step == Attribute(GROUPS) and fact.slot not in shared
-        }
+        lists = {fact.slot for fact in notes.facts if fact.step == Attribute(GROUPS) and fact.slot not in shared}
         groups = {
             fact.slot
             for fact in notes.facts
