@@ -53,7 +53,8 @@ LOOKS: Final[dict[Any, OutcomeKind]] = {
 """Functions that see less of a tensor than its value, or more than one value; the other ways are ATen calls."""
 
 
-_REQUIRES_GRAD: Final = torch.Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+_REQUIRES_REQUIRE: Final = (torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__)  # type: ignore[attr-defined]
+_GRAD: Final = torch.Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 _GRAD: Final = tuple([getattr(torch.Tensor.grad, name) for name in ("__get__", "__set__")])
 
 
@@ -86,6 +87,9 @@ class EscapeWatch(TorchFunctionMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         reason = ESCAPES.get(function)
+        if function in _REQUIRE and len(args) == 2 and args[0].requires_grad is args[1]:
+            reason = None  # it is as it was
+            self.on_gradient_read()
         if reason is not None:
             self.on_escape(reason)
             return function(*args, **(kwargs or {}))
