@@ -319,7 +319,7 @@ def changing_facts(notes: Notes, effects: Iterable[Effect]) -> frozenset[int]:
     for position, (fact, (node, _)) in enumerate(zip(notes.facts, notes.found, strict=True)):
         expectation = fact.expectation
         through = fact.parent in slots or (isinstance(expectation, SameAs) and expectation.slot in slots)
-        loose = isinstance(expectation, NumberOf | Present) or isinstance(fact.step, Asked)
+        loose = isinstance(expectation, NumberOf | Present) or isinstance(fact.step, Asked) or fact.step == GRAD
         if through or loose or id(node.obj) in owners or notes.before.key(node.obj, fact.step) in places:
             found.add(position)
             if fact.slot >= 0:

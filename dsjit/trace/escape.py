@@ -53,8 +53,8 @@ LOOKS: Final[dict[Any, OutcomeKind]] = {
 """Functions that see less of a tensor than its value, or more than one value; the other ways are ATen calls."""
 
 
-_REQUIRES_REQUIRE: Final = (torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__)  # type: ignore[attr-defined]
-_GRAD: Final = torch.Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+_REQUIRES_GRAD: Final = torch.Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+_REQUIRE: Final = (torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__)  # type: ignore[attr-defined]
 _GRAD: Final = tuple([getattr(torch.Tensor.grad, name) for name in ("__get__", "__set__")])
 
 

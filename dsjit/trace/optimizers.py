@@ -272,9 +272,15 @@ def _correction(writer: _Writer, beta: float, count: Value) -> Value:
 
 
 _WATCHED: Final = (
-    (importlib.import_module("torch.optim.adam"), "adam", _write_adam),
-    (importlib.import_module("torch.optim.sgd"), "sgd", _write_sgd),
+    (
+        importlib.import_module("torch.optim.adam"),
+        "adam",
+        (*_ADAM_LISTS[:4], "max_exp_avg_sqs", "state_steps"),
+        _write_adam,
+    ),
+    (importlib.import_module("torch.optim.sgd"), "sgd", ("params", "d_p_list", "momentum_buffer_list"), _write_sgd),
 )
+"""Modules, functions in them, and what their first arguments are called."""
 
 
 class _Current(threading.local):
@@ -296,9 +302,9 @@ class _Register:
         """Returns which watch this thread had before."""
         with self._lock:
             if not self._count:
-                for module, name, write in _WATCHED:
+                for module, name, arguments, write in _WATCHED:
                     original = vars(module)[name]
-                    stand_in = _stand_in(self._current, original, write)
+                    stand_in = _stand_in(self._current, original, arguments, write)
                     self._originals.append((module, name, original, stand_in))
                     vars(module)[name] = stand_in
             self._count += 1
@@ -316,18 +322,19 @@ class _Register:
                 self._originals.clear()
 
 
-def _stand_in(current: _Current, original: Callable[..., None], write: Callable[[_Writer, _Call], None]) -> Any:
-    signature = inspect.signature(original)
-
+def _stand_in(
+    current: _Current,
+    original: Callable[..., None],
+    names: Sequence[str],
+    write: Callable[[_Writer, _Call], None],
+) -> Any:
     def update(*args: Any, **kwargs: Any) -> None:
         watch = current.watch
-        if watch is None:
+        if watch is None or len(args) != len(names):
             original(*args, **kwargs)
             return
-        bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        rate = bound.arguments["lr"]
-        watch.run(original, write, _Call(args, kwargs, bound.arguments, sys._getframe(1), rate))
+        bound = {**dict(zip(names, args, strict=True)), **kwargs}
+        watch.run(original, write, _Call(args, kwargs, bound, sys._getframe(1), bound.get("lr")))
 
     return update
 

@@ -45,6 +45,11 @@ def clipped(model, optimizer, x, y):
     return loss.detach(), norm
 
 
+def clipped_and_told(model, optimizer, x, y):
+    loss, norm = clipped(model, optimizer, x, y)
+    return {"loss": loss.item(), "norm": norm.item()}
+
+
 def set_to_zero(model, optimizer, x, y):
     loss = F.cross_entropy(model(x), y)
     optimizer.zero_grad(set_to_none=False)
@@ -91,7 +96,7 @@ def only_one_layer(model, optimizer, x, y):
 
 
 STEPS = [
-    plain, clipped, set_to_zero, accumulating, left_to_the_next_call, cleared_at_the_end, twice_through_one_graph,
+    plain, clipped, clipped_and_told, set_to_zero, accumulating, left_to_the_next_call, cleared_at_the_end, twice_through_one_graph,
     only_one_layer,
 ]  # fmt: skip
 
@@ -105,8 +110,14 @@ OPTIMIZERS = {
     "adamw foreach": lambda p: torch.optim.AdamW(p, lr=0.01, foreach=True),
     "amsgrad": lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True, maximize=True),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.5),
-    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
 }
+
+STEPS_AS_NUMBERS = {
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
+    "nadam": lambda p: torch.optim.NAdam(p, lr=0.01),
+    "adam with fused updates": lambda p: torch.optim.Adam(p, lr=0.01, fused=True),
+}
+"""Optimizers whose Python computes with the step count, and one whose kernel updates lists of tensors."""
 
 
 def pair(make_optimizer, seed=0):
@@ -148,6 +159,17 @@ def test_each_optimizer_takes_eagers_steps(name):
         assert_same(mine, eager)
     assert jitted.counters.calls_eager == 0
     assert jitted.counters.traces <= 2  # one more when there are gradients and states
+
+
+@pytest.mark.parametrize("name", STEPS_AS_NUMBERS)
+def test_optimizers_that_are_not_compiled_well_are_right(name):
+    eager, mine = pair(STEPS_AS_NUMBERS[name])
+    jitted = dsjit.jit(plain)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dsjit.DsjitWarning)
+        for number in range(4):
+            assert_same_result(jitted(*mine, *batch(number)), plain(*eager, *batch(number)))
+            assert_same(mine, eager)
 
 
 @pytest.mark.parametrize("step", STEPS)
