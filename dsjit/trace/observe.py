@@ -355,8 +355,8 @@ class Observer:
             return
         node = self._notes.nodes.get(id(obj))
         if node is not None:
-            told = issubclass(type(obj), torch.optim.Optimizer)
-            if told and self._open_numbers.on_read(name, sys._getframe(2).f_code):
+            optimizes = issubclass(type(obj), torch.optim.Optimizer)
+            if optimizes and self._undisturbed(self._open_numbers.on_read, name, sys._getframe(2).f_code):
                 self._undisturbed(self._note_read, node, name, value)
                 return
             if type(value) in CANDIDATES or self._notes.numbers.is_traced(value):

@@ -15,8 +15,8 @@ import inspect
 import sys
 import threading
 import types
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol, TypeAlias
 
@@ -79,37 +79,55 @@ class OptimizerWatch:
     def __exit__(self, *error: object) -> None:
         _REGISTER.leave(self._before)
 
-    def run(self, original: Callable[..., None], write: Callable[[_Writer, _Call], None], call: _Call) -> None:
-        """The update `call`, by `original`, and by `write` in the Graph."""
-        recorder = self._recorder
-        if not recorder.is_recording() or not call.is_known():
-            original(*call.args, **call.kwargs)
-            return
-        call.buffers = list(call.value("momentum_buffer_list") or ())
-        with self._reader.undisturbed(), torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
-            original(*call.args, **call.kwargs)
-            try:
-                write(_Writer(recorder), self._with_open_rate(call))
-            except CannotTrace as error:
-                recorder.give_up(error.reason)
-            except Exception as error:
-                recorder.give_up(f"recording an update failed ({type(error).__name__}: {error})")
+    def begin(
+        self, names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any], caller: types.FrameType
+    ) -> _Call | None:
+        """The call of a function with these arguments, of which the first ones have `names`; None when it is to be
+        recorded as other calls are."""
+        try:
+            if not self._recorder.is_recording() or len(args) != len(names):
+                return None
+            bound = {**dict(zip(names, args, strict=True)), **kwargs}
+            buffers = list(bound.get("momentum_buffer_list") or ())
+            call = _Call(bound, caller, bound.get("lr"), buffers)
+            return call if call.is_known() else None
+        except Exception as error:
+            self._recorder.give_up(f"an update cannot be recorded ({type(error).__name__}: {error})")
+            return None
 
-    def _with_open_rate(self, call: _Call) -> _Call:
+    @contextmanager
+    def unrecorded(self) -> Iterator[None]:
+        """While it lasts, the update runs. What it raises, it may have done in part."""
+        with self._reader.undisturbed(), torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+            try:
+                yield
+            except BaseException as error:
+                self._recorder.give_up(f"an update raises {type(error).__name__}")
+                raise
+
+    def end(self, write: Callable[[_Writer, _Call], None], call: _Call) -> None:
+        """The update has run: `write` it down."""
+        try:
+            with self._reader.undisturbed(), torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+                self._open_rate(call)
+                write(_Writer(self._recorder), call)
+        except CannotTrace as error:
+            self._recorder.give_up(error.reason)
+        except Exception as error:
+            self._recorder.give_up(f"an update cannot be recorded ({type(error).__name__}: {error})")
+
+    def _open_rate(self, call: _Call) -> None:
         group = call.caller.f_locals.get("group") if reads_only_updates(call.caller.f_code) else None
         if type(group) is dict and group.get("lr") is call.rate:
             tensor = self._reader.number_in(group, "lr")
             if tensor is not None:
                 call.rate = self._recorder.memory.read(tensor)
-        return call
 
 
 @dataclass(slots=True)
 class _Call:
-    """The call of one of the functions. caller: its frame. rate: of learning. buffers: of momentum, before the call."""
+    """The call of one of the functions. bound: its arguments, by name. caller: the frame that called. rate: of learning. buffers: of momentum, before the call."""
 
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
     bound: Mapping[str, Any]
     caller: types.FrameType
     rate: Any
@@ -255,6 +273,7 @@ def _write_adam(writer: _Writer, call: _Call) -> None:
 
 
 _ADAM_LISTS: Final = ("params", "grads", "exp_avgs", "exp_avg_sqs", "state_steps")
+_ADAM_ARGUMENTS: Final = (*_ADAM_LISTS[:-1], "max_exp_avg_sqs", "state_steps")
 
 
 def _descent(writer: _Writer, call: _Call, grad: torch.Tensor, value: Value, decay: float) -> Value:
@@ -272,12 +291,7 @@ def _correction(writer: _Writer, beta: float, count: Value) -> Value:
 
 
 _WATCHED: Final = (
-    (
-        importlib.import_module("torch.optim.adam"),
-        "adam",
-        (*_ADAM_LISTS[:4], "max_exp_avg_sqs", "state_steps"),
-        _write_adam,
-    ),
+    (importlib.import_module("torch.optim.adam"), "adam", _ADAM_ARGUMENTS, _write_adam),
     (importlib.import_module("torch.optim.sgd"), "sgd", ("params", "d_p_list", "momentum_buffer_list"), _write_sgd),
 )
 """Modules, functions in them, and what their first arguments are called."""
@@ -330,11 +344,13 @@ def _stand_in(
 ) -> Any:
     def update(*args: Any, **kwargs: Any) -> None:
         watch = current.watch
-        if watch is None or len(args) != len(names):
+        call = None if watch is None else watch.begin(names, args, kwargs, sys._getframe(1))
+        if watch is None or call is None:
             original(*args, **kwargs)
             return
-        bound = {**dict(zip(names, args, strict=True)), **kwargs}
-        watch.run(original, write, _Call(args, kwargs, bound, sys._getframe(1), bound.get("lr")))
+        with watch.unrecorded():
+            original(*args, **kwargs)
+        watch.end(write, call)
 
     return update
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import dsjit
+from dsjit.trace import gradients, open_numbers, optimizers
 
 
 class Net(nn.Module):
@@ -96,8 +97,8 @@ def only_one_layer(model, optimizer, x, y):
 
 
 STEPS = [
-    plain, clipped, clipped_and_told, set_to_zero, accumulating, left_to_the_next_call, cleared_at_the_end, twice_through_one_graph,
-    only_one_layer,
+    plain, clipped, clipped_and_told, set_to_zero, accumulating, left_to_the_next_call, cleared_at_the_end,
+    twice_through_one_graph, only_one_layer,
 ]  # fmt: skip
 
 OPTIMIZERS = {
@@ -374,3 +375,53 @@ def test_twenty_steps_give_eagers_losses():
     ]
     assert [mine for mine, _ in losses] == pytest.approx([theirs for _, theirs in losses], rel=1e-4)
     assert jitted.counters.calls_compiled == 18
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        (optimizers._Writer, "read"),
+        (optimizers._Call, "is_known"),
+        (optimizers.OptimizerWatch, "__enter__"),
+        (gradients.GradientWatch, "on_backward"),
+        (gradients.GradientWatch, "meet"),
+        (open_numbers.OpenNumbers, "on_read"),
+        (open_numbers.OpenNumbers, "number_in"),
+        (open_numbers.OpenNumbers, "close"),
+    ],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore::dsjit.DsjitWarning")
+def test_whatever_fails_in_watching_a_step_is_no_concern_of_the_users(place, monkeypatch):
+    def fail(*args):
+        raise ValueError("injected")
+
+    eager, mine = pair(OPTIMIZERS["adamw"])
+    jitted = dsjit.jit(plain)
+    for number in range(4):
+        with monkeypatch.context() as patch:
+            if number == 1:
+                patch.setattr(*place, fail)
+            assert_same_result(jitted(*mine, *batch(number)), plain(*eager, *batch(number)))
+        assert_same(mine, eager)
+
+
+@pytest.mark.filterwarnings("ignore::dsjit.DsjitWarning")
+def test_an_update_that_raises_is_not_repeated_as_if_it_had_not():
+    def step(model, optimizer, x, y):
+        try:
+            plain(model, optimizer, x, y)
+        except RuntimeError:
+            return "raised"
+
+    def break_last_average(model, optimizer):
+        optimizer.state[model.second.bias]["exp_avg"] = torch.zeros(5)
+
+    eager, mine = pair(OPTIMIZERS["adamw"])
+    jitted = dsjit.jit(step)
+    for number in range(4):
+        if number == 2:
+            break_last_average(*eager)
+            break_last_average(*mine)
+        assert jitted(*mine, *batch(number)) == step(*eager, *batch(number))
+        assert_same(mine, eager)
