@@ -286,6 +286,13 @@ class Memory:
         self.count += 1
         return Value(self.count - 1, type_)
 
+    def expect_write(self, tensor: torch.Tensor) -> None:
+        """`tensor` is about to be overwritten: inputs that share its memory become parts of one region. Raises
+        CannotTrace."""
+        record = self.lookup(tensor)
+        if record is not None and record.storage.shared:
+            self.merge(tensor)
+
     def overwrite(self, tensor: torch.Tensor, value: Value, source: Source) -> None:
         """`tensor` now holds `value`; so does every other tensor on its memory, where they overlap."""
         record = self.lookup(tensor)

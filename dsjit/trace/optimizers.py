@@ -5,7 +5,8 @@ a dictionary. As Python numbers, they would be other outcomes, and another guard
 the optimizers (`torch.optim.adam.adam`, `torch.optim.sgd.sgd`) run as they are, unrecorded, and then the arithmetic of
 `_single_tensor_adam` and `_single_tensor_sgd` (which the `foreach` variants do alike) is written down for each
 parameter: with the step count as a tensor, and the learning rate as an input of the program. Kinds of updates that are
-not known here are recorded call by call.
+not known here are recorded call by call. (The kernel of `fused=True` computes the same; where a tensor's length is no
+multiple of its vectors, the compiler has contracted what is left over, and last bits differ.)
 """
 
 from __future__ import annotations
@@ -126,7 +127,10 @@ class OptimizerWatch:
 
 @dataclass(slots=True)
 class _Call:
-    """The call of one of the functions. bound: its arguments, by name. caller: the frame that called. rate: of learning. buffers: of momentum, before the call."""
+    """The call of one of the functions.
+
+    bound: its arguments, by name. caller: the frame that called. rate: of learning. buffers: of momentum, before it.
+    """
 
     bound: Mapping[str, Any]
     caller: types.FrameType
@@ -138,7 +142,7 @@ class _Call:
 
     def is_known(self) -> bool:
         """Whether it is written down here what the call computes."""
-        unusual = ("fused", "capturable", "differentiable", "has_complex", "has_sparse_grad", "grad_scale", "found_inf")
+        unusual = ("capturable", "differentiable", "has_complex", "has_sparse_grad", "grad_scale", "found_inf")
         if any(self.value(name) not in (None, False) for name in unusual):
             return False
         if self.value("foreach") and self.value("nesterov"):
@@ -176,9 +180,7 @@ class _Writer:
 
     def write(self, tensor: torch.Tensor, value: Value) -> None:
         memory = self.recorder.memory
-        record = memory.lookup(tensor)
-        if record is not None and record.storage.shared:
-            memory.merge(tensor)
+        memory.expect_write(tensor)
         memory.overwrite(tensor, value, memory.sources.current())
 
     def call(self, op: Any, type_: TensorType, *args: Any, **kwargs: Any) -> Value:

@@ -25,6 +25,7 @@ from dsjit.ops.strided import strided_view
 from dsjit.trace.drawn import DrawnGenerators, StateOf
 from dsjit.trace.escape import EscapeWatch
 from dsjit.trace.generator import GeneratorWatch
+from dsjit.trace.list_writes import LIST_WRITES
 from dsjit.trace.memory import CannotTrace, Memory, RootView, TracedTensor, tensor_type
 from dsjit.trace.numbers import Numbers
 from dsjit.trace.numbers_calls import call_with_numbers
@@ -381,14 +382,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         writes: tuple[int, ...],
     ) -> None:
         facts = traits(func)
+        if func in LIST_WRITES:
+            return LIST_WRITES[func](self, args, source)
         targets: list[Any] = [args[p] for p in writes if p < len(args)]
         targets += [kwargs[name] for name in facts.writes_kwargs if name in kwargs]
         if not all(isinstance(t, torch.Tensor) for t in targets):
             raise CannotTrace(f"{func} writes to a list of tensors")
         for t in targets:
+            self.memory.expect_write(t)
             record = self.memory.lookup(t)
-            if record is not None and record.storage.shared:
-                self.memory.merge(t)
             if record is not None and record.value.type != tensor_type(t):
                 raise CannotTrace(f"{func} resizes its output")
         kept = {k: v for k, v in read_kwargs.items() if k not in facts.writes_kwargs}

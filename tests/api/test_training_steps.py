@@ -12,29 +12,7 @@ from torch.nn import functional as F
 
 import dsjit
 from dsjit.trace import gradients, open_numbers, optimizers
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(6, 12)
-        self.second = nn.Linear(12, 3)
-
-    def forward(self, x):
-        return self.second(F.gelu(self.first(x)))
-
-
-def batch(seed, rows=5):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(rows, 6, generator=generator), torch.randint(0, 3, (rows,), generator=generator)
-
-
-def plain(model, optimizer, x, y):
-    optimizer.zero_grad()
-    loss = F.cross_entropy(model(x), y)
-    loss.backward()
-    optimizer.step()
-    return loss
+from tests.api.training import Net, adamw, assert_same, assert_same_result, batch, pair, plain
 
 
 def clipped(model, optimizer, x, y):
@@ -107,48 +85,19 @@ OPTIMIZERS = {
     "nesterov": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, maximize=True),
     "sgd foreach": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, foreach=True),
     "adam": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1),
-    "adamw": lambda p: torch.optim.AdamW(p, lr=0.01, weight_decay=0.1),
+    "adamw": adamw,
     "adamw foreach": lambda p: torch.optim.AdamW(p, lr=0.01, foreach=True),
     "amsgrad": lambda p: torch.optim.Adam(p, lr=0.01, amsgrad=True, maximize=True),
+    "adamw fused": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
+    "sgd fused": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, fused=True),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.5),
 }
 
 STEPS_AS_NUMBERS = {
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
     "nadam": lambda p: torch.optim.NAdam(p, lr=0.01),
-    "adam with fused updates": lambda p: torch.optim.Adam(p, lr=0.01, fused=True),
 }
-"""Optimizers whose Python computes with the step count, and one whose kernel updates lists of tensors."""
-
-
-def pair(make_optimizer, seed=0):
-    """Two equal models, with an optimizer each."""
-    torch.manual_seed(seed)
-    first = Net()
-    second = copy.deepcopy(first)
-    return [(model, make_optimizer(model.parameters())) for model in (first, second)]
-
-
-def assert_same(actual, expected):
-    (model, optimizer), (model_, optimizer_) = actual, expected
-    for mine, theirs in zip(model.parameters(), model_.parameters(), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
-        assert (mine.grad is None) == (theirs.grad is None)
-        if theirs.grad is not None:
-            torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-4, atol=1e-6)
-            assert mine.grad.stride() == theirs.grad.stride()
-            assert mine.grad.requires_grad == theirs.grad.requires_grad
-        state, state_ = optimizer.state[mine], optimizer_.state[theirs]
-        assert state.keys() == state_.keys()
-        for key, value in state_.items():
-            torch.testing.assert_close(state[key], value, rtol=1e-4, atol=1e-6)
-
-
-def assert_same_result(actual, expected):
-    if isinstance(expected, torch.Tensor):
-        assert actual.requires_grad == expected.requires_grad
-        assert actual.is_leaf == expected.is_leaf
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
+"""Optimizers whose Python computes with the step count."""
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
