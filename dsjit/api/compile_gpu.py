@@ -74,7 +74,7 @@ def compile_gpu_graph(
         found = machine.kernels.compile_kernels([unit.kernel for unit in fused], fast)
         compiled: dict[FusedKernel | Node, CompiledKernel | DeviceKernel] = dict(zip(fused, found.kernels, strict=True))
     with timer.stage("assembly"):
-        executor = Executor(machine.device, build_launches, in_place=False)
+        executor = Executor(machine.device, build_launches, overwrites=False)
         program = assemble(optimized, steps, native, plan.views, compiled, check=checks, executor=executor)
     if dump is not None:
         dump.write("kernels.py", found.text)

@@ -21,7 +21,7 @@ from dsjit.api.planting import Names, Trace
 from dsjit.api.recompiles import Cause, describe_refusal, find_cause
 from dsjit.api.session import Session
 from dsjit.api.stats import Counters
-from dsjit.api.trace_nodes import Leaf, Step
+from dsjit.api.trace_nodes import Leaf, Step, without_history
 from dsjit.api.trace_tree import Miss, TraceTree, TreeFull
 from dsjit.config import Options
 from dsjit.errors import BackendError, CaptureError, DsjitWarning, MemoryBudgetError, RecompileError, VerificationError
@@ -312,9 +312,14 @@ class Jitted:
         inputs = tuple(zip(captured.inputs, captured.places, strict=True))
         trace = Trace(captured.guard, inputs, captured.segments, _finisher(captured), captured.effects)
 
+        # Programs read and write parameters; autograd, which eager's backward or no_grad kept out of it, must not see.
+        hidden = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in captured.given)
+
         def build(segment: Segment) -> Step:
-            joint = captured.joint
-            return self._builder.segment(segment, timer) if joint is None else self._builder.training(joint, timer)
+            if captured.joint is not None:
+                return self._builder.training(captured.joint, timer)
+            step = self._builder.segment(segment, timer)
+            return replace(step, run=without_history(step.run)) if hidden else step
 
         if missed is not None:
             tree, miss = missed

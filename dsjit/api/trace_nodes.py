@@ -18,7 +18,7 @@ from dsjit.trace.guards import Guard
 from dsjit.trace.outcome import Outcome
 from dsjit.trace.segments import Look, Segment
 
-__all__ = ["Branch", "Children", "Finish", "Leaf", "Runner", "Step"]
+__all__ = ["Branch", "Children", "Finish", "Leaf", "Runner", "Step", "without_history"]
 
 Finish: TypeAlias = Callable[[Any, Any, Any], Any]
 Runner: TypeAlias = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
@@ -36,6 +36,19 @@ class Step:
     def compilations(self) -> tuple[Compilation, ...]:
         """The program's, and those of its backward."""
         return self.run.compilations if isinstance(self.run, Training) else (self.compilation,)
+
+
+def without_history(run: Runner) -> Runner:
+    """`run`, in grad mode, without autograd taking notice."""
+
+    def hidden(inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        torch._C._set_grad_enabled(False)
+        try:
+            return run(inputs)
+        finally:
+            torch._C._set_grad_enabled(True)
+
+    return hidden
 
 
 @dataclass(slots=True, eq=False)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -39,10 +39,10 @@ class _Backward:
 class Training:
     """forward: from the inputs to the results, and then to what is kept besides inputs and results.
 
-    kept_inputs, kept_results: numbers of what is kept, too. order: of the backward's inputs among kept inputs, kept
-    results, and the rest. tangents: types of the gradients of results. gradients: for each input, the number of its
-    gradient among the distinct ones.
-    compile: a backward Graph. backwards: by which gradients of results are defined, compiled when first wanted.
+    compile: a backward Graph. kept_inputs, kept_results: numbers of what is kept, too. order: of the backward's inputs
+    among kept inputs, kept results, and the rest. tangents: types of the gradients of results.
+    undifferentiated: numbers of the results without gradients.
+    backwards: by which gradients of results are defined, compiled when first wanted.
     memory: what was planned under a budget.
     """
 
@@ -60,6 +60,8 @@ class Training:
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The results, as autograd knows them. The traced code chose its own grad mode, whatever that of the call."""
+        if torch.is_grad_enabled():
+            return list(Compiled.apply(self, *inputs))  # type: ignore[no-untyped-call]
         with torch.enable_grad():
             return list(Compiled.apply(self, *inputs))  # type: ignore[no-untyped-call]
 
@@ -98,7 +100,8 @@ class Training:
         self, kept: Sequence[torch.Tensor], tangents: Sequence[torch.Tensor | None]
     ) -> list[torch.Tensor | None]:
         """The gradients of all inputs. tangents: of the differentiated results, in order."""
-        backward = self.backward(tuple([tangent is not None for tangent in tangents]))
+        defined = tuple([tangent is not None for tangent in tangents])
+        backward = self.backward(defined)
         given = [
             _laid_out(tangent, type_)
             for tangent, type_ in zip(tangents, self.tangents, strict=True)
@@ -108,7 +111,10 @@ class Training:
         try:
             found = backward.run(taken)
         except Exception as error:  # nothing was written yet, and what eager raises the reference raises, too
-            found = run_reference(backward.graph, taken)
+            reference = functools.partial(run_reference, backward.graph)
+            found = reference(taken)
+            if not isinstance(error, MemoryError):  # there may be more memory at the next call
+                self.backwards[defined] = replace(backward, run=reference, compilation=None)
             self._warn(error)
         distinct = [None if place is None else found[place] for place in backward.places]
         gradients = [None if number is None else distinct[number] for number in self.joint.gradients]

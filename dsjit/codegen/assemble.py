@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import torch
 from torch._ops import OpOverload
+from torch.autograd.graph import increment_version
 
 from dsjit.codegen.gemm import MatmulPlan, plan_matmul
 from dsjit.codegen.llvm.engine import CompiledKernel
@@ -152,7 +153,9 @@ class _Assembler:
     def __post_init__(self) -> None:
         self.aliases = library_aliases(self.steps)
         self.constants = list(self.graph.constants.values())
-        self.placement = place_values(self.graph, self.steps, self.views, self.aliases, self.executor.in_place)
+        self.placement = place_values(
+            self.graph, self.steps, self.views, self.aliases, self.native, overwrites=self.executor.overwrites
+        )
         for step in self.steps:
             for value in self._native_values(step):
                 place = self.placement.places[value]
@@ -204,8 +207,7 @@ class _Assembler:
     def _prologue(self) -> tuple[str, list[str]]:
         lines: list[str] = []
         if self.graph.inputs:
-            names = ", ".join(f"a{i}" for i in range(len(self.graph.inputs)))
-            lines.append(f"{names}, = inputs")
+            lines.append(f"{', '.join(f'a{i}' for i in range(len(self.graph.inputs)))}, = inputs")
         lines.append("b = frame.tensors")
         for number, value in enumerate(self.placement.outputs):
             lines.append(f"o{number} = {self._allocation(value)}")
@@ -358,9 +360,8 @@ class _Assembler:
             base, index = self.views.follow(value, (Affine(),) * len(value.type.shape), {})
         except NotAffine:
             return self._view_call(node, value)
-        place = self.placement.places[base]
         offset = linearize(index, base.type.strides).offset if base.type.numel else 0
-        if place.home is Home.ARENA:
+        if (place := self.placement.places[base]).home is Home.ARENA:
             shift = offset * base.type.dtype.itemsize
             spec = ArenaTensor(place.number, shift, value.type.dtype, value.type.shape, value.type.strides)
             return self._arena_tensor(spec)
@@ -422,17 +423,17 @@ class _Assembler:
                     continue
                 self.names["fresh_copy"] = _fresh_copy
                 strides = self._bind("s", value.type.strides)
-                copy = f"r{len(self.lines)}"
-                self.lines.append(f"{copy} = fresh_copy({name}, {strides})")
-                results.append(copy)
+                results.append(f"r{len(self.lines)}")
+                self.lines.append(f"{results[-1]} = fresh_copy({name}, {strides})")
             else:
                 held.add(root)
                 results.append(name)
         targets = {write.target for write in self.graph.writes}
-        copies: list[str] = []
+        copies, in_place = list[str](), list[str]()
         for write in self.graph.writes:
             source, target = self._tensor(write.value), self._tensor(write.target)
             if source == target:
+                in_place += [target] if write.value is not write.target else []
                 continue
             if self._owner(write.value) in targets:
                 # What is written was another target's old content: take it before any target changes.
@@ -442,6 +443,9 @@ class _Assembler:
                 source = saved
             copies.append(f"{target}.copy_({source})")
         self.lines += copies
+        if in_place:  # autograd has to know, as it does of copies
+            self.names["increment_version"] = increment_version
+            self.lines.append(f"increment_version(({', '.join(in_place)},))")
         self.lines.append(f"return [{', '.join(results)}]")
 
     def _owner(self, value: Value) -> Value:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -10,7 +11,7 @@ from dsjit.codegen.memory_plan import Lifetime
 from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.planner import LibraryUnit
 from dsjit.fusion.views import Views
-from dsjit.ir.graph import Graph, Value
+from dsjit.ir.graph import Graph, Node, Value
 from dsjit.ir.kernel import Kernel, Load, Store
 
 __all__ = ["Home", "Place", "Placement", "Step", "last_reads", "place_values"]
@@ -67,12 +68,18 @@ class Placement:
 
 
 def place_values(
-    graph: Graph, steps: Sequence[Step], views: Views, aliases: Mapping[Value, Value], in_place: bool = True
+    graph: Graph,
+    steps: Sequence[Step],
+    views: Views,
+    aliases: Mapping[Value, Value],
+    native: Container[Node] = frozenset(),
+    *,
+    overwrites: bool = True,
 ) -> Placement:
     """Assign a Place to every Value in memory.
 
-    aliases: results of library calls that are views of another Value's memory.
-    in_place: a kernel may write over an operand that dies with it.
+    aliases: results of library calls that are views of another Value's memory. native: nodes whose library steps run
+    without Python, and so do not raise. overwrites: a kernel may write over an operand.
     """
     placement = Placement()
     places = placement.places
@@ -86,6 +93,7 @@ def place_values(
         places[value] = Place(Home.CONSTANT, number)
     last = last_reads(graph, steps, views, aliases)
     returned = {owner(value) for value in graph.outputs}
+    in_place = _written_in_place(graph, steps, last, returned, native, owner) if overwrites else {}
     lifetimes: list[Lifetime[Value]] = []
     end = len(steps)
     for number, step in enumerate(steps):
@@ -96,8 +104,11 @@ def place_values(
             continue
         taken: set[Value] = set()
         for value in step.writes:
+            if value in in_place:
+                places[value] = places[in_place[value]]
+                continue
             source = None
-            if in_place and isinstance(step.work, FusedKernel):
+            if overwrites and isinstance(step.work, FusedKernel):
                 source = _reusable(step.work, value, number, last, places, taken, returned)
             if value in returned:
                 places[value] = Place(Home.OUTPUT, len(placement.outputs))
@@ -126,6 +137,38 @@ def place_values(
     for value, number in numbers.items():
         places[value] = Place(Home.ARENA, number)
     return placement
+
+
+def _written_in_place(
+    graph: Graph,
+    steps: Sequence[Step],
+    last: Mapping[Value, int],
+    returned: set[Value],
+    native: Container[Node],
+    owner: Callable[[Value], Value],
+) -> dict[Value, Value]:
+    """What kernels may write into the caller's tensor at once, with that input, rather than to be copied there.
+
+    No step after it may raise, since a call that fails goes on eagerly; and none may want what was there.
+    """
+    calls = [n for n, s in enumerate(steps) if isinstance(s.work, LibraryUnit) and s.work.node not in native]
+    first = max(calls, default=-1) + 1
+    sources = Counter(owner(write.value) for write in graph.writes)
+    targets = {write.value: write.target for write in graph.writes if owner(write.value) is write.value}
+    found: dict[Value, Value] = {}
+    for number, step in enumerate(steps[first:], first):
+        fused = step.work
+        for value in fused.writes if isinstance(fused, FusedKernel) else ():
+            target = targets.get(value)
+            if target is None or value in returned or value.type != target.type or sources[value] > 1:
+                continue
+            if last.get(target, -1) > number or target in sources or target in returned:
+                continue
+            assert isinstance(fused, FusedKernel)
+            names = {v: p.name for v, p in zip(fused.values, fused.kernel.params, strict=True)}
+            if target not in names or can_overwrite(fused.kernel, names[target], names[value]):
+                found[value] = target
+    return found
 
 
 def holders(value: Value, views: Views, aliases: Mapping[Value, Value]) -> list[Value]:

@@ -35,15 +35,15 @@ class Executor:
     """What runs the kernels of a Program.
 
     device: where their memory is. build: encodes the calls of a sequence.
-    in_place: whether a kernel may write over an operand. It may when each element is read and written by one thread.
+    overwrites: whether a kernel may write over an operand. It may when each element is read and written by one thread.
     """
 
     device: torch.device
     build: Callable[[Sequence[Call]], StepSequence]
-    in_place: bool
+    overwrites: bool
 
 
-CPU_EXECUTOR: Final = Executor(torch.device("cpu"), build_sequence, in_place=True)
+CPU_EXECUTOR: Final = Executor(torch.device("cpu"), build_sequence, overwrites=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -192,7 +192,8 @@ def argument_check(
 
 
 def _moved(split: ArgumentFacts, names: dict[int, str], apart: Sequence[str], key: str) -> list[str]:
-    """Lines that return None when an object which may be another one on each call is one that was told from it."""
+    """Lines that ask for the slow check when an object which may be another one on each call seems to be one that was
+    told from it (which may be gone, and the other at its address)."""
     if not split.moving:
         return []
     moving = [names[slot] for slot in split.moving]
@@ -200,7 +201,8 @@ def _moved(split: ArgumentFacts, names: dict[int, str], apart: Sequence[str], ke
     count = len(dict.fromkeys([*moving, *apart]))
     return [
         f"    moved = {{{ids}}}",
-        f"    if len(moved) != {count} or not taken[{key}].isdisjoint(moved): return None",
+        f"    if len(moved) != {count}: return None",
+        f"    if not taken[{key}].isdisjoint(moved): return slow(args, kwargs)",
     ]
 
 

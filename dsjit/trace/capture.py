@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +17,13 @@ from dsjit.ir.joint_graph import JointGraph
 from dsjit.trace.effects import Effect, EffectLine
 from dsjit.trace.events import Event
 from dsjit.trace.facts import TensorOf
+from dsjit.trace.gradients import is_spent
 from dsjit.trace.guards import Guard
 from dsjit.trace.joint import carries_gradients, record_joint
 from dsjit.trace.journal import Journal
 from dsjit.trace.memory import CannotTrace, RootView
 from dsjit.trace.observe import Observer
+from dsjit.trace.optimizers import OptimizerWatch
 from dsjit.trace.outputs import Fixed, Template, TemplateError, TemplateMaker
 from dsjit.trace.overlap import SharedMemory
 from dsjit.trace.patching import PATCHES
@@ -84,6 +86,8 @@ def capture(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping
             observer.state_of,
         )
         recorder.escapes.on_gradient_read = functools.partial(setattr, observer, "asks_for_gradients", True)
+        recorder.escapes.on_grad = observer.on_grad
+        recorder.freed = observer.freed
         leaks.listen(observer.tell_again, recorder.numbers.pin_all, recorder.numbers.reveal)
         observer.listen_to_numbers(recorder.numbers)
         observer.listen_to_modules(recorder.numbers.math.show, recorder.numbers.math.withdraw)
@@ -114,7 +118,9 @@ def _capture(
     recorder: Recorder,
     journal: Journal,
 ) -> Capture:
-    watches = _Watches((observer, recorder.generator, journal, recorder.escapes, recorder, recorder.numbers))
+    updates = OptimizerWatch(recorder, observer)
+    contexts = (observer, recorder.generator, journal, updates, recorder.escapes, recorder, recorder.numbers)
+    watches = _Watches(contexts)
     try:
         watches.enter()
     except Exception as error:
@@ -292,7 +298,10 @@ def conclude(recorder: Recorder, items: Sequence[torch.Tensor | float], name: st
     writes = recorder.memory.writes()
     segments = cut(recorder.recording(name), fresh, handed, writes)
     last = segments[-1].graph
-    returned = [_returned(value, root, tensor, last) for value, root, tensor in zip(wanted, roots, items, strict=True)]
+    returned = [
+        _returned(value, root, tensor, last, recorder.freed)
+        for value, root, tensor in zip(wanted, roots, items, strict=True)
+    ]
     written = {write.target for write in writes}
     positions = frozenset(number for number, (value, _) in enumerate(inputs) if value in written)
     positions |= {number for region in recorder.memory.regions for number in region.members if region.value in written}
@@ -308,7 +317,9 @@ def _held(result: Any, effects: Iterable[Effect]) -> Iterator[Any]:
             yield from effect.value
 
 
-def _returned(value: Value, root: RootView, tensor: Any, graph: Graph) -> Returned:
+def _returned(value: Value, root: RootView, tensor: Any, graph: Graph, freed: Set[Any]) -> Returned:
     from_input = value in graph.inputs and value not in graph.outputs
     detached = root.input is not None and root.input.requires_grad and not tensor.requires_grad
-    return Returned(from_input, (graph.inputs if from_input else graph.outputs).index(value), root.view, detached)
+    number = (graph.inputs if from_input else graph.outputs).index(value)
+    spent = isinstance(tensor, torch.Tensor) and is_spent(tensor, freed)
+    return Returned(from_input, number, root.view, detached, spent)

@@ -13,6 +13,7 @@ from dsjit.ir.graph import UNKNOWN_SOURCE, Source
 from dsjit.trace.accumulators import Accumulators
 from dsjit.trace.before import MODULE_TABLES, Copy, Key, own_iter
 from dsjit.trace.facts import ArrayOf, Constant, NumberOf, Present, SameAs, TensorOf
+from dsjit.trace.gradients import GRAD
 from dsjit.trace.notes import Node, Notes, may_change_unseen
 from dsjit.trace.patching import PATCHED_NAMES
 from dsjit.trace.paths import (
@@ -225,6 +226,8 @@ class EffectFinder:
             obj, path = node.obj, node.path
             if isinstance(obj, torch.Generator):
                 continue  # the recorder knows what was drawn
+            if isinstance(step, Asked) and isinstance(value, torch.Tensor):
+                continue  # made of what is there, of which there is a copy
             now = behind(step.get(obj))
             if self.notes.unchanged(value, now) or (type(value) is tuple and Constant(value).matches(now)):
                 continue
@@ -241,6 +244,8 @@ class EffectFinder:
             elif isinstance(step, Closure):
                 write = SetCell(step.index, amounts is not None)
                 yield Effect(path, "closure", step.name, obj, write, now if amounts is None else amounts)
+            elif step == GRAD and isinstance(obj, torch.Tensor):
+                yield Effect(path, "attribute", "grad", obj, SetSlot("grad"), now)
             elif not isinstance(step, Lookup):
                 yield Effect(path, "attribute", getattr(step, "name", str(path.then(step))), obj, None, None)
 
@@ -314,7 +319,7 @@ def changing_facts(notes: Notes, effects: Iterable[Effect]) -> frozenset[int]:
     for position, (fact, (node, _)) in enumerate(zip(notes.facts, notes.found, strict=True)):
         expectation = fact.expectation
         through = fact.parent in slots or (isinstance(expectation, SameAs) and expectation.slot in slots)
-        loose = isinstance(expectation, NumberOf | Present) or isinstance(fact.step, Asked)
+        loose = isinstance(expectation, NumberOf | Present) or isinstance(fact.step, Asked) or fact.step == GRAD
         if through or loose or id(node.obj) in owners or notes.before.key(node.obj, fact.step) in places:
             found.add(position)
             if fact.slot >= 0:

@@ -29,12 +29,10 @@ def _escapes() -> dict[Any, str]:
         "register_hook": "a gradient hook is registered on it",
         "retain_grad": "its gradient is to be kept",
         "requires_grad_": "its requires_grad is changed",
-        "backward": "gradients are computed",
     }
     table: dict[Any, str] = {getattr(tensor, name): reason for name, reason in named.items() if hasattr(tensor, name)}
     for prop, reason in (
         ("data", "its .data is replaced"),
-        ("grad", "its .grad is replaced"),
         ("requires_grad", "its requires_grad is changed"),
     ):
         table[getattr(tensor, prop).__set__] = reason
@@ -58,6 +56,8 @@ _CONVERSIONS: Final[dict[Any, type[float]]] = {torch.Tensor.__int__: int, torch.
 
 
 _REQUIRES_GRAD: Final = torch.Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+_REQUIRE: Final = (torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__)  # type: ignore[attr-defined]
+_GRAD: Final = tuple([getattr(torch.Tensor.grad, name) for name in ("__get__", "__set__")])
 
 
 class EscapeWatch(TorchFunctionMode):
@@ -67,6 +67,7 @@ class EscapeWatch(TorchFunctionMode):
     on_item: called with a tensor and its `item`, in place of that. on_convert: the same for `int(tensor)` and
         `float(tensor)`, with the type.
     on_gradient_read: called before Python reads whether a tensor requires a gradient.
+    on_grad: called with a tensor before Python reads or writes its `.grad`.
     on_call: when set, called with any other function, its arguments, and the call itself, in place of that.
     """
 
@@ -85,11 +86,15 @@ class EscapeWatch(TorchFunctionMode):
         self.on_call: Callable[[Any, tuple[Any, ...], Callable[[], Any]], Any] | None = None
         self.looking = False
         self.on_gradient_read: Callable[[], None] = lambda: None
+        self.on_grad: Callable[[torch.Tensor], None] = lambda tensor: None
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         reason = ESCAPES.get(function)
+        if function in _REQUIRE and len(args) == 2 and args[0].requires_grad is args[1]:
+            reason = None  # it is as it was
+            self.on_gradient_read()
         if reason is not None:
             self.on_escape(reason)
             return function(*args, **(kwargs or {}))
@@ -97,6 +102,8 @@ class EscapeWatch(TorchFunctionMode):
         if kind is None:
             if function == _REQUIRES_GRAD:
                 self.on_gradient_read()
+            elif function in _GRAD:
+                self.on_grad(args[0])
             elif function is torch.Tensor.item:
                 return self.on_item(args[0], lambda: function(*args, **(kwargs or {})))
             elif function in _CONVERSIONS and args[0].numel() == 1:

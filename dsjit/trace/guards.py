@@ -177,7 +177,8 @@ class Guard:
 
     def _tensor_check(self, slots: Mapping[int, Any]) -> Callable[..., bool]:
         """A check of the argument tensors' metadata, and that no two of them are one object."""
-        expected = [fact.expectation for fact in self._split.plain if isinstance(fact.expectation, TensorOf)]
+        found = {fact.slot: fact.expectation for fact in self._split.plain}  # of others, tables know the metadata
+        expected = [one for slot in self._split.tensors if isinstance(one := found[slot], TensorOf)]
         tensors = [slots[slot] for slot in self._split.tensors]
         if tensors and all(map(_plain_tensor, expected, tensors)):
             sizes: Any = None if self._shapes is None else [list(one.shape) for one in expected]

@@ -11,6 +11,7 @@ from dsjit.ir.graph import Graph, Node, Value
 from dsjit.ir.joint_graph import JointGraph
 from dsjit.ops.properties import shares_memory
 from dsjit.trace.backward import walk_backward
+from dsjit.trace.gradients import is_spent
 from dsjit.trace.memory import CannotTrace, tensor_type
 from dsjit.trace.recorder import Recorder
 from dsjit.trace.replay import Returned
@@ -22,15 +23,14 @@ __all__ = ["carries_gradients", "record_joint"]
 
 
 def carries_gradients(recorder: Recorder, items: Iterable[torch.Tensor | float]) -> bool:
-    """Whether a result, or what is left in an input, requires a gradient."""
+    """Whether gradients may flow to what the call read, from a result or from what is left in an input."""
     memory = recorder.memory
     if not memory.wants_gradients:
         return False
-    written = {write.target for write in memory.writes()}
-    if any(tensor.requires_grad for value, tensor in memory.inputs if value in written):
+    if memory.writes_with_history:
         return True
     tensors = [item for item in items if isinstance(item, torch.Tensor) and item.requires_grad]
-    roots = [recorder.locate(tensor) for tensor in tensors]
+    roots = [recorder.locate(tensor) for tensor in tensors if not is_spent(tensor, recorder.freed)]
     return any(root.input is None or root.view is not None for root in roots)
 
 

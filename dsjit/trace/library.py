@@ -22,7 +22,6 @@ import torch
 from dsjit.trace.code_key import CodeKey
 
 __all__ = [
-    "accumulates_gradients",
     "code_names",
     "global_names",
     "imported_names",
@@ -203,9 +202,3 @@ def name_lines(code: types.CodeType) -> dict[str, int]:
 def imported_names(code: types.CodeType) -> tuple[str, ...]:
     """The modules that `code` imports, as it names them."""
     return _names(CodeKey(code))[2]
-
-
-def accumulates_gradients(code: types.CodeType) -> bool:
-    """Whether `code` adds to the `.grad` of tensors, which is no ATen call and no Python write: `Tensor.backward` and
-    `torch.autograd.backward` (`torch.autograd.grad` only returns gradients)."""
-    return code is torch.autograd.backward.__code__

@@ -101,6 +101,12 @@ def _at_home(record: TracedTensor) -> TracedTensor:
     return record
 
 
+def _covers(one: TensorType, other: TensorType) -> bool:
+    """Whether they are the same memory, element for element, in other shapes."""
+    same = one.dtype is other.dtype and one.numel == other.numel
+    return same and one.is_contiguous and other.is_contiguous
+
+
 def tensor_type(t: torch.Tensor) -> TensorType:
     return TensorType(tuple(t.shape), t.dtype, t.stride(), t.device)
 
@@ -110,6 +116,7 @@ class Memory:
 
     is_known: whether an outside tensor can be found again by a path from the function's roots.
     wants_gradients: whether an outside tensor that requires a gradient was read in grad mode.
+    writes_with_history: whether one was written in grad mode, so that autograd knows the write.
     inputs: the outside tensors that were read, with their Values, in order. returned: by memory, the tensor object that
         was located first. regions: what inputs that share memory were merged into; `prologue` are the Nodes that come
         before all others, which make of a region what its members held.
@@ -127,6 +134,7 @@ class Memory:
         self.prologue: list[Node] = []
         self.count = 0
         self.wants_gradients = False
+        self.writes_with_history = False
 
     def read(self, tensor: torch.Tensor) -> Value:
         """The SSA value of what `tensor` holds now; raises CannotTrace when it cannot be part of a Graph."""
@@ -278,15 +286,25 @@ class Memory:
         self.count += 1
         return Value(self.count - 1, type_)
 
+    def expect_write(self, tensor: torch.Tensor) -> None:
+        """`tensor` is about to be overwritten: inputs that share its memory become parts of one region. Raises
+        CannotTrace."""
+        record = self.lookup(tensor)
+        if record is not None and record.storage.shared:
+            self.merge(tensor)
+
     def overwrite(self, tensor: torch.Tensor, value: Value, source: Source) -> None:
         """`tensor` now holds `value`; so does every other tensor on its memory, where they overlap."""
         record = self.lookup(tensor)
         assert record is not None
         storage = record.storage
+        if tensor.requires_grad and torch.is_grad_enabled() and (storage.input is not None or self._region_of(storage)):
+            self.writes_with_history = True
         root = storage.current
         offset = self._offset_of(tensor, storage)
         type_ = tensor_type(tensor)
-        if offset == 0 and type_ == root.type:
+        own = storage.input is None and self._region_of(storage) is None
+        if offset == 0 and (type_ == root.type or (own and _covers(type_, root.type))):
             storage.current = value
         else:
             if type_.dtype is not root.type.dtype:

@@ -277,7 +277,7 @@ _TOOLS: Final = frozenset(
 _AUDITED: Final = frozenset(
     {"contextlib", "functools", "types", "abc", "enum", "logging", "torch.overrides", "torch.utils._contextlib",
      "torch.autograd.grad_mode", "torch.utils._python_dispatch", "torch.amp.autocast_mode", "torch._VF",
-     "torch.nn.modules.container", "torch.nn.modules.rnn"}
+     "torch.nn.modules.container", "torch.nn.modules.rnn", "torch.utils._foreach_utils"}
 )  # fmt: skip
 """Library modules that do nothing with a number but keep it, hand it on, and hash it. (What they get by a name made at
 run time are parameters of modules; what they ask the type of are modules and tensors.)"""

@@ -21,7 +21,7 @@ import os
 import sys
 import types
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
@@ -35,11 +35,13 @@ from dsjit.trace.drawn import met_state
 from dsjit.trace.effects import Effect, EffectFinder, EffectKind, Problem, changing_facts, stored_attribute
 from dsjit.trace.facts import ARGS_SLOT, FUNCTION_SLOT, KWARGS_SLOT, TensorOf
 from dsjit.trace.forbidden import FORBIDDEN_NAMES, PASSING, RandomStates, blame, forbidden_builtin, forbidden_code
+from dsjit.trace.gradients import GradientWatch, runs_backward
 from dsjit.trace.guards import Guard
-from dsjit.trace.library import accumulates_gradients, is_library_code, is_library_file, is_stdlib_file
+from dsjit.trace.library import is_library_code, is_library_file, is_stdlib_file
 from dsjit.trace.lookup import Where, where_stored
 from dsjit.trace.notes import Node, Notes, TracedNumbers
 from dsjit.trace.numbers_leaks import LeakWatch
+from dsjit.trace.open_numbers import OpenNumbers
 from dsjit.trace.open_shapes import OpenShapes
 from dsjit.trace.overlap import SharedMemory
 from dsjit.trace.patching import PATCHES
@@ -60,6 +62,7 @@ from dsjit.trace.profile_hook import ProfileHook
 from dsjit.trace.replay import HELD, Location
 from dsjit.trace.scopes import Scopes
 from dsjit.trace.state import TorchState, foreign_modes
+from dsjit.trace.stored import note_module_entry, note_places, note_stored
 from dsjit.trace.uses import may_add
 
 __all__ = ["Effect", "EffectKind", "Observer", "Problem"]
@@ -98,6 +101,8 @@ class Observer:
         self._problems: list[Problem] = []
         self._effects: tuple[Effect, ...] = ()
         self._busy = False
+        self._open_numbers = OpenNumbers(self._notes)
+        self._gradients = GradientWatch(self._notes, self.refuse)
         self.asks_for_gradients = False
         self._on_import: Callable[[], None] = lambda: None
 
@@ -139,6 +144,7 @@ class Observer:
         try:
             self._scopes.note_hooks()
             self._accumulators.finish()
+            self._open_numbers.close()
             self._find_effects()
         except Exception as error:
             self._unobservable(error)
@@ -205,6 +211,21 @@ class Observer:
         """Whether what runs now is the traced code."""
         return not self._busy
 
+    @property
+    def freed(self) -> Set[Any]:
+        """Nodes of autograd's graph that a backward in the call has freed."""
+        return self._gradients.freed
+
+    def on_grad(self, tensor: torch.Tensor) -> None:
+        """The `.grad` of a tensor is about to be read or written."""
+        if not self._busy:
+            self._quietly(self._gradients.meet, tensor)
+
+    def _quietly(self, note: Callable[..., None], *arguments: Any) -> None:
+        """`_undisturbed`, without the modes of the trace either."""
+        with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+            self._undisturbed(note, *arguments)
+
     def refuse(self, reason: str) -> None:
         """The line that is running does what a compiled call could not repeat."""
         frame: types.FrameType | None = sys._getframe(1)
@@ -219,6 +240,11 @@ class Observer:
     def state_of(self, generator: torch.Generator) -> tuple[torch.Generator, torch.Tensor] | None:
         """See `trace.drawn.StateOf`."""
         found: tuple[torch.Generator, torch.Tensor] | None = self._undisturbed(met_state, self._notes, generator)
+        return found
+
+    def number_in(self, container: dict[Any, Any], key: str) -> torch.Tensor | None:
+        """See `trace.optimizers.GroupReader`."""
+        found: torch.Tensor | None = self._undisturbed(self._open_numbers.number_in, container, key)
         return found
 
     def tensors_met(self) -> tuple[tuple[Path, torch.Tensor, TensorOf], ...]:
@@ -297,8 +323,9 @@ class Observer:
                 self._scopes.on_code(code, scope)
             except Exception as error:
                 self._unobservable(error)
-        elif accumulates_gradients(code):
-            self._problem("adds to the .grad of tensors")
+        elif runs_backward(code):
+            self._quietly(self._gradients.on_backward, code, dict(frame.f_locals))
+            return False  # each backward has leaves of its own
         elif is_stdlib_file(code.co_filename):
             if code.co_name == "_find_and_load_unlocked":
                 self._on_import()
@@ -328,6 +355,10 @@ class Observer:
             return
         node = self._notes.nodes.get(id(obj))
         if node is not None:
+            optimizes = issubclass(type(obj), torch.optim.Optimizer)
+            if optimizes and self._undisturbed(self._open_numbers.on_read, name, sys._getframe(2).f_code):
+                self._undisturbed(self._note_read, node, name, value)
+                return
             if type(value) in CANDIDATES or self._notes.numbers.is_traced(value):
                 frame = sys._getframe(2)
                 if name == "__dict__" and frame.f_code in _MODULE_WRITERS:
@@ -359,7 +390,7 @@ class Observer:
         node = self._notes.nodes.get(id(module))
         if node is not None:
             self.seen.add(key)
-            self._undisturbed(self._note_module_entry, node, name)
+            self._undisturbed(note_module_entry, self._notes, node, name)
 
     def on_write(self, obj: object, name: str, value: object) -> None:
         """An attribute of an instance is about to be set, or deleted (`value` is ABSENT)."""
@@ -417,18 +448,6 @@ class Observer:
                 if table is not None and Keys() not in table.known:
                     self._notes.note_contents(table)  # only single entries were noted so far
 
-    def _note_module_entry(self, node: Node, name: str) -> None:
-        entries = instance_dict(node.obj) or {}
-        for table in MODULE_TABLES:
-            if table not in entries:
-                self._notes.note(node, Attribute(table), ABSENT)
-                continue
-            owner = self._notes.table_node(node, table, entries[table])
-            value = entries[table].get(name, ABSENT)
-            self._notes.note(owner, Item(name), value)
-            if value is not ABSENT:
-                return
-
     def _note_addition(self, node: Node, name: str, value: object, frame: types.FrameType) -> bool:
         """The same for a read that may serve only to add to what is there."""
         step = self._step_of(node, name)
@@ -451,20 +470,11 @@ class Observer:
         if key not in self._writes:
             self._writes[key] = node, current
             if isinstance(node.obj, torch.nn.Module):
-                self._note_places(node, name)
+                note_places(self._notes, node, name)
             elif value is ABSENT and step is not None:
                 self._notes.note_presence(node, step, current)
         self.seen.add(key)
         self.seen.add((id(node.obj), "." + name))
-
-    def _note_places(self, node: Node, name: str) -> None:
-        """Which of a module's tables a name is in decides where it is stored."""
-        entries = instance_dict(node.obj) or {}
-        self._notes.note_presence(node, Attribute(name), entries.get(name, ABSENT))
-        for table in MODULE_TABLES:
-            if table in entries:
-                owner = self._notes.table_node(node, table, entries[table])
-                self._notes.note_presence(owner, Item(name), entries[table].get(name, ABSENT))
 
     # ---------------------------------------------------------------- problems and effects
 
@@ -486,15 +496,5 @@ class Observer:
         for (_, name), (node, old) in self._writes.items():
             new = stored_attribute(node.obj, name)
             if old is not ABSENT and self._notes.unchanged(old, new):
-                self._note_stored(node, name)
+                note_stored(self._notes, node, name)
         self._effects = self._finder.find(self._state.grad_mode)
-
-    def _note_stored(self, node: Node, name: str) -> None:
-        """A write left what was there: then the call depends on it having been there."""
-        entries = instance_dict(node.obj) or {}
-        if name in entries:
-            self._notes.note(node, Attribute(name), entries[name])
-        elif isinstance(node.obj, torch.nn.Module):
-            self._note_module_entry(node, name)
-        else:
-            self._notes.note(node, Slot(name), Slot(name).get(node.obj))

@@ -9,7 +9,7 @@ What tensors hold, through views and in-place writes, is kept by `trace.memory`.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from dsjit.ops.strided import strided_view
 from dsjit.trace.drawn import DrawnGenerators, StateOf
 from dsjit.trace.escape import EscapeWatch
 from dsjit.trace.generator import GeneratorWatch
+from dsjit.trace.list_writes import LIST_WRITES
 from dsjit.trace.memory import CannotTrace, Memory, RootView, TracedTensor, tensor_type
 from dsjit.trace.numbers import Numbers
 from dsjit.trace.numbers_calls import call_with_numbers
@@ -67,6 +68,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     pauses: to be called before and after the recorder's own work, for those who watch the user's code.
     at: the line to which ops belong, when it is not the one that is running. forward_sources: the lines of autograd's
         nodes, by their numbers. hooked: what autograd keeps goes through hooks (`saved_tensors_hooks`).
+    freed: nodes of autograd's graph that a backward in the run has freed.
     state_at: tells Python's state at a look (see `trace.python_state`).
     state_of: tells the states of the caller's generators.
     escapes, generator: to be active around the recorder; they notice content that leaves the tensor world, and what
@@ -92,6 +94,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.at: Source | None = None
         self.forward_sources: dict[int, Source] = {}
         self.hooked = False
+        self.freed: Set[Any] = frozenset()
         self.numbers = Numbers(self, may_hand_out)
         self.escapes = EscapeWatch(self._on_escape, self._listener(self._on_look), self._on_item, self._on_convert)
         self.generator = GeneratorWatch(self._listener(self._on_generator))
@@ -100,8 +103,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # The default wraps the hook so that torch.compile skips it, which imports torch._dynamo: seconds.
-        return False
+        return False  # the default wraps the hook so that torch.compile skips it, which imports torch._dynamo: seconds
 
     # -- the dispatch hook ---------------------------------------------------------------------------------------
 
@@ -348,10 +350,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._record_write(func, args, kwargs, read_args, read_kwargs, result, source, undeclared or facts.writes)
             return
         tensors = [result] if isinstance(result, torch.Tensor) else result
-        if not isinstance(tensors, list | tuple):
-            self._record_numbers(func, args, kwargs, source)
-            return
-        if not all(t is None or isinstance(t, torch.Tensor) for t in tensors):
+        if not (isinstance(tensors, list | tuple) and all(t is None or isinstance(t, torch.Tensor) for t in tensors)):
             self._record_numbers(func, args, kwargs, source)
             return
         if func is aten.as_strided.default:
@@ -416,14 +415,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         writes: tuple[int, ...],
     ) -> None:
         facts = traits(func)
+        if func in LIST_WRITES:
+            return LIST_WRITES[func](self, args, source)
         targets: list[Any] = [args[p] for p in writes if p < len(args)]
         targets += [kwargs[name] for name in facts.writes_kwargs if name in kwargs]
         if not all(isinstance(t, torch.Tensor) for t in targets):
             raise CannotTrace(f"{func} writes to a list of tensors")
         for t in targets:
+            self.memory.expect_write(t)
             record = self.memory.lookup(t)
-            if record is not None and record.storage.shared:
-                self.memory.merge(t)
             if record is not None and record.value.type != tensor_type(t):
                 raise CannotTrace(f"{func} resizes its output")
         kept = {k: v for k, v in read_kwargs.items() if k not in facts.writes_kwargs}

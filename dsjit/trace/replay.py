@@ -23,21 +23,35 @@ __all__ = ["HELD", "Location", "Recipe", "Returned", "ReturnedSize"]
 
 HELD: Final = -1
 
+_SPENT: Final = (
+    "Trying to backward through the graph a second time (or directly access saved tensors after they have already been "
+    "freed). Saved intermediate values of the graph are freed when you call .backward() or autograd.grad(). Specify "
+    "retain_graph=True if you need to backward through the graph a second time or if you need to access saved tensors "
+    "after calling backward."
+)
+"""What eager raises (torch/csrc/autograd/saved_variable.cpp)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Returned:
     """How one tensor is obtained: from input or output number `number` of the last segment's Graph, whole or as a
-    strided view; detached from an input that may require a gradient."""
+    strided view; detached from an input that may require a gradient. spent: it requires a gradient, but the call has
+    run the backward of its graph, so that another one raises."""
 
     from_input: bool
     number: int
     view: tuple[tuple[int, ...], tuple[int, ...], int] | None
     detached: bool = False
+    spent: bool = False
 
     def fetch(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> torch.Tensor:
         tensor = (inputs if self.from_input else outputs)[self.number]
         if self.view is not None:
             tensor = strided_view(tensor, *self.view)
+        if self.spent:
+            with torch.enable_grad():
+                spent: torch.Tensor = torch._C._functions.DelayedError(_SPENT, 1)(tensor.detach().requires_grad_())
+                return spent
         return tensor.detach() if self.detached else tensor
 
 

@@ -104,7 +104,7 @@ STAGES: Final[tuple[Stage, ...]] = (
     *stages("trace.guards", "Guard._slow"),
 )  # fmt: skip
 
-MODULE_STAGES: Final = stages("trace.observe", "Observer._note_module_entry", "Observer._note_read", runs=(1, 3))
+MODULE_STAGES: Final = stages("trace.observe", "note_module_entry", "Observer._note_read", runs=(1, 3))
 
 SHORT_OF_MEMORY: Final = ("Memory.fresh", "Notes.note", "Guard.__init__", "compile_module", "_new_frame", "on_code")
 

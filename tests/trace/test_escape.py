@@ -22,7 +22,6 @@ from dsjit.trace.outcome import OutcomeKind
         (lambda t: t.untyped_storage(), "storage"),
         (lambda t: t.requires_grad_(), "requires_grad"),
         (lambda t: setattr(t, "data", torch.ones(2)), ".data"),
-        (lambda t: setattr(t, "grad", torch.ones(2)), ".grad"),
     ],
 )
 def test_each_way_out_is_noticed(use: Callable[[torch.Tensor], Any], reason: str) -> None:
@@ -30,6 +29,17 @@ def test_each_way_out_is_noticed(use: Callable[[torch.Tensor], Any], reason: str
     with EscapeWatch(reasons.append, lambda kind, tensor: None):
         use(torch.zeros(2))
     assert any(reason in text for text in reasons)
+
+
+@pytest.mark.parametrize("use", [lambda t: t.grad, lambda t: setattr(t, "grad", torch.ones(2))])
+def test_gradients_that_are_read_or_written_are_told(use: Callable[[torch.Tensor], Any]) -> None:
+    told: list[torch.Tensor] = []
+    watch = EscapeWatch(lambda reason: None, lambda kind, tensor: None)
+    watch.on_grad = told.append
+    tensor = torch.zeros(2)
+    with watch:
+        use(tensor)
+    assert [each is tensor for each in told] == [True]
 
 
 def test_ordinary_ops_are_no_escape() -> None:
