@@ -20,7 +20,7 @@ from dsjit.ir.graph import Arg, Node, Source, TensorType, Value
 from dsjit.ops.binding import bind_arguments
 from dsjit.ops.calls import fill
 from dsjit.ops.generator import generator_state, seed_generator, set_generator_state
-from dsjit.ops.properties import is_dynamic, shares_memory
+from dsjit.ops.properties import dynamic_dims, is_dynamic, shares_memory
 from dsjit.ops.strided import strided_view
 from dsjit.trace.drawn import DrawnGenerators, StateOf
 from dsjit.trace.escape import EscapeWatch
@@ -69,6 +69,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         nodes, by their numbers. hooked: what autograd keeps goes through hooks (`saved_tensors_hooks`).
     state_at: tells Python's state at a look (see `trace.python_state`).
     state_of: tells the states of the caller's generators.
+    call: when set, runs an op, which is told as a Node without outputs.
     escapes, generator: to be active around the recorder; they notice content that leaves the tensor world, and what
         is done to the state of the random generator.
     """
@@ -97,6 +98,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.generator = GeneratorWatch(self._listener(self._on_generator))
         self.state_at: StateAtLook = lambda kind, looked, tensors: None
         self.generators = DrawnGenerators(self.memory, state_of)
+        self.call: Callable[[Node, tuple[Any, ...], dict[str, Any]], Any] | None = None
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -140,6 +142,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.resume()
             result = func(*args, **kwargs)
             self.pause()
+        elif self.call is not None and recorded is not None:
+            result = self.call(Node(func, recorded[0], recorded[1], (), source), args, kwargs)
         else:
             result = func(*args, **kwargs)
         if recorded is None:
@@ -252,15 +256,21 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             state = self.state_at(kind, value, ())
             self.looks.append(Look(position, kind, (value,), outcome, self.alive(), source, state))
 
-    def _look(self, kind: OutcomeKind, tensors: Sequence[torch.Tensor], source: Source) -> None:
-        """Python sees something of these tensors: another outcome may lead another way."""
+    def _look(
+        self,
+        kind: OutcomeKind,
+        tensors: Sequence[torch.Tensor],
+        source: Source,
+        dims: tuple[tuple[int, ...], ...] = (),
+    ) -> None:
+        """Python sees something of these tensors: another outcome may lead another way. dims: see `Look`."""
         if kind in (OutcomeKind.NUMBER, OutcomeKind.CONTENT) and any(tensor.is_complex() for tensor in tensors):
             self.numbers.stop()  # Python's complex numbers read floats
         values = tuple([self.memory.read(tensor) for tensor in tensors])
         with torch._C._DisableTorchDispatch():
             outcome = read_outcome(kind, tensors)
         state = self.state_at(kind, values[0], tensors) if len(values) == 1 else None
-        self.looks.append(Look(len(self.memory.nodes), kind, values, outcome, self.alive(), source, state))
+        self.looks.append(Look(len(self.memory.nodes), kind, values, outcome, self.alive(), source, state, dims))
 
     # -- arguments -----------------------------------------------------------------------------------------------
 
@@ -347,7 +357,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             else:
                 self.memory.remember_root(t, value)
         if is_dynamic(node):
-            self._look(OutcomeKind.SHAPE, tensors, source)
+            self._look(OutcomeKind.SHAPE, tensors, source, dynamic_dims(node) or ())
 
     def _reshape_in_place(
         self, func: Any, tensor: torch.Tensor, args: tuple[Arg, ...], kwargs: dict[str, Arg], source: Source
