@@ -25,7 +25,7 @@ from dsjit.ops.strided import strided_view
 from dsjit.trace.drawn import DrawnGenerators, StateOf
 from dsjit.trace.escape import EscapeWatch
 from dsjit.trace.generator import GeneratorWatch
-from dsjit.trace.memory import CannotTrace, Memory, RootView, TracedTensor, tensor_type
+from dsjit.trace.memory import CannotTrace, Memory, RootView, TracedTensor, result_type, tensor_type
 from dsjit.trace.numbers import Numbers
 from dsjit.trace.numbers_calls import call_with_numbers
 from dsjit.trace.outcome import Outcome, OutcomeKind, read_outcome
@@ -257,11 +257,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.looks.append(Look(position, kind, (value,), outcome, self.alive(), source, state))
 
     def _look(
-        self,
-        kind: OutcomeKind,
-        tensors: Sequence[torch.Tensor],
-        source: Source,
-        dims: tuple[tuple[int, ...], ...] = (),
+        self, kind: OutcomeKind, tensors: Sequence[torch.Tensor], source: Source, dims: tuple[tuple[int, ...], ...] = ()
     ) -> None:
         """Python sees something of these tensors: another outcome may lead another way. dims: see `Look`."""
         if kind in (OutcomeKind.NUMBER, OutcomeKind.CONTENT) and any(tensor.is_complex() for tensor in tensors):
@@ -336,7 +332,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             offset = tensors[0].storage_offset() - args[0].storage_offset()
             func, read_args = strided_view, (*read_args[:3], offset)
         func = HONEST_TWINS.get(func, func)
-        outputs = tuple(self.memory.fresh(_result_type(t)) for t in tensors)
+        outputs = tuple(self.memory.fresh(result_type(t)) for t in tensors)
         node = Node(func, read_args, read_kwargs, outputs, source, effect=facts.random)
         self.memory.nodes.append(node)
         parent = self.memory.lookup(args[0]) if args and isinstance(args[0], torch.Tensor) else None
@@ -426,7 +422,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             own = [] if result is None else ([result] if isinstance(result, torch.Tensor) else list(result))
             returned = [t for t in own if not any(t is target for target in targets)]
-            values = tuple(self.memory.fresh(_result_type(t)) for t in (*returned, *targets))
+            values = tuple(self.memory.fresh(result_type(t)) for t in (*returned, *targets))
             positions = tuple(p for p in writes if p < len(args))
             self.memory.nodes.append(Node(func, read_args, kept, values, source, positions, facts.random))
             for t, value in zip(returned, values, strict=False):
@@ -491,17 +487,6 @@ def _untraceable(error: Exception, source: Source) -> Untraceable:
     if isinstance(error, CannotTrace):
         return Untraceable(error.reason, source)
     return Untraceable(f"recording failed ({type(error).__name__}: {error})", source, isinstance(error, MemoryError))
-
-
-def _result_type(t: torch.Tensor | None) -> TensorType:
-    if t is None:
-        return TensorType((), torch.float32, (), torch.device("meta"))
-    if t.layout is not torch.strided or t.is_quantized:
-        kind = "quantized tensors" if t.is_quantized else f"tensors of layout {t.layout}"
-        raise CannotTrace(f"{kind} are not compiled")
-    if t.is_neg():
-        raise CannotTrace("lazily negated tensors are not compiled")
-    return tensor_type(t)
 
 
 def _on_cpu(args: tuple[Any, ...]) -> bool:
