@@ -32,7 +32,7 @@ from dsjit.ir.structure_graph import graph_structure
 from dsjit.passes.partition import partition
 from dsjit.passes.pipeline import JOINT_PASSES, run_passes
 from dsjit.passes.reference import run_reference
-from dsjit.trace.rehearsal import Rehearsal
+from dsjit.trace.open_shapes import OpenShapes
 from dsjit.trace.segments import Segment
 
 __all__ = ["Builder", "no_collection"]
@@ -55,7 +55,11 @@ class Builder:
     lock: threading.RLock = field(default_factory=threading.RLock)
 
     def segment(self, segment: Segment, timer: StageTimer) -> Step:
-        """The program of a segment, or what the option `backend` runs in its place."""
+        """The program of a segment, or what the option `backend` runs in its place. Raises Mismatch when it has open
+        sizes, and no program serves them all."""
+        if segment.sizes is not None and segment.sizes.template.sizes:
+            compilation = self._open_sizes(segment.sizes, timer)
+            return Step(segment, compilation, compilation.program)
         compilation = self._graph(segment.graph, timer)
         run: Runner = compilation.program
         if self.options.backend == "eager":
@@ -92,15 +96,13 @@ class Builder:
             session.trainings[structure] = training
         return Step(Segment(training.partition.forward, None), training.forward, training)
 
-    def open_sizes(self, found: Rehearsal, timer: StageTimer) -> Compilation:
-        """The program of a call of many sizes. Raises Mismatch."""
-        session, template = self.session, found.template
-        canonical = [template.at([base + number for number in range(len(found.sources))]) for base in (911, 2011)]
-        sources = tuple([SizeSource(*source) for source in found.sources])
+    def _open_sizes(self, sizes: OpenShapes, timer: StageTimer) -> Compilation:
+        session, template = self.session, sizes.template
+        sources = tuple([SizeSource(*source) for source in sizes.sources])
         return self._found_or_made(
-            (found.sources, *map(graph_structure, canonical)),
+            (sizes.sources, *map(graph_structure, template.canonical())),
             lambda dump: compile_template(
-                template, sources, found.typical, self.options.numerics, session.environment, session.kernels, timer,
+                template, sources, sizes.typical, self.options.numerics, session.environment, session.kernels, timer,
                 dump, session.fuel,
             ),
         )  # fmt: skip

@@ -17,11 +17,11 @@ from dsjit.api.builder import Builder, no_collection
 from dsjit.api.compile import Compilation, StageTimer
 from dsjit.api.open_calls import OpenCalls
 from dsjit.api.parts import outermost_callables
-from dsjit.api.planting import Names, Trace
+from dsjit.api.planting import Trace
 from dsjit.api.recompiles import Cause, describe_refusal, find_cause
 from dsjit.api.session import Session
 from dsjit.api.stats import Counters
-from dsjit.api.trace_nodes import Leaf, Step, without_history
+from dsjit.api.trace_nodes import Step, without_history
 from dsjit.api.trace_tree import Miss, TraceTree, TreeFull
 from dsjit.config import Options
 from dsjit.errors import BackendError, CaptureError, DsjitWarning, MemoryBudgetError, RecompileError, VerificationError
@@ -245,8 +245,7 @@ class Jitted:
             return captured.result
         self.counters.calls_traced += 1
         try:
-            may_open = missed is None and captured.joint is None
-            if not (may_open and self._compile_open(captured, timer, args, kwargs)):
+            if not self._compile_open(captured, timer, missed, args, kwargs):
                 self._compile(captured, timer, missed)
         except TreeFull as full:
             assert missed is not None
@@ -310,8 +309,12 @@ class Jitted:
     def _compile(self, captured: Capture, timer: StageTimer, missed: tuple[TraceTree, Miss] | None) -> None:
         assert captured.guard is not None
         inputs = tuple(zip(captured.inputs, captured.places, strict=True))
-        trace = Trace(captured.guard, inputs, captured.segments, _finisher(captured), captured.effects)
+        self._plant(
+            Trace(captured.guard, inputs, captured.segments, _finisher(captured), captured.effects),
+            captured, timer, missed,
+        )  # fmt: skip
 
+    def _plant(self, trace: Trace, captured: Capture, timer: StageTimer, missed: tuple[TraceTree, Miss] | None) -> None:
         # Programs read and write parameters; autograd, which eager's backward or no_grad kept out of it, must not see.
         hidden = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in captured.given)
 
@@ -331,24 +334,27 @@ class Jitted:
         self._trees = (TraceTree.planted(trace, build), *self._trees)
 
     def _compile_open(
-        self, captured: Capture, timer: StageTimer, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        captured: Capture,
+        timer: StageTimer,
+        missed: tuple[TraceTree, Miss] | None,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
     ) -> bool:
         """Compile the call for many sizes, if it is one."""
-        if self._options.backend != "llvm":
+        if self._options.backend != "llvm" or captured.joint is not None:
             return False
         with timer.stage("rehearsal"), self._session.tracing():
             found = self._open_calls.open(captured, self._target, args, kwargs, self._name)
         if found is None:
             return False
+        inputs = tuple(zip(found.inputs, found.places, strict=True))
+        trace = Trace(found.guard, inputs, found.segments, _open_finisher(found), captured.effects)
         try:
-            compilation = self._builder.open_sizes(found, timer)
+            self._plant(trace, captured, timer, missed)
         except Mismatch as stop:
             self._open_calls.reasons.append(str(stop))
             return False
-        step = Step(Segment(found.template.example, None), compilation, compilation.program)
-        finish = _open_finisher(found)
-        leaf = Leaf(found.guard, found.inputs, None, step, step.run, finish, captured.effects)
-        self._trees = (TraceTree([leaf], Names()), *self._trees)
         return True
 
     @property
@@ -419,14 +425,15 @@ def _finisher(captured: Capture) -> Callable[[Any, Any, Any], Any]:
 
 def _open_finisher(found: Rehearsal) -> Callable[[Any, Any, Any], Any]:
     """The same for a call of many sizes."""
-    template, polynomials, sources = found.returned, found.sizes, found.sources
-    sizes = [polynomial.at(found.typical) for polynomial in polynomials]
+    template, polynomials, shapes = found.returned, found.sizes, found.segments[-1].sizes
+    sizes = [] if shapes is None else [polynomial.at(shapes.typical) for polynomial in polynomials]
     typical: tuple[Returned | ReturnedSize, ...] = fill(template, sizes)
     recipe = found.description.recipe(typical)
     if recipe.first_output:
         return lambda inputs, outputs, call: outputs[0]
-    if not polynomials:
+    if not polynomials or shapes is None:
         return recipe.finish
+    sources = shapes.sources
 
     def finish(inputs: Any, outputs: Any, call: Any) -> Any:
         point = [inputs[number].shape[dim] for number, dim in sources]

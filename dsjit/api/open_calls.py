@@ -17,11 +17,14 @@ from dsjit.ir.graph import Graph
 from dsjit.ir.structure_graph import graph_structure
 from dsjit.ir.template import Mismatch
 from dsjit.trace.capture import Capture
+from dsjit.trace.data_sizes import DataSizes, find_data_sizes
 from dsjit.trace.lockstep import Abandoned
-from dsjit.trace.open_sizes import Met, OpenSizes, changed_sizes, chosen_sizes
+from dsjit.trace.open_sizes import NO_SIZES, Met, OpenSizes, changed_sizes, chosen_sizes
+from dsjit.trace.outcome import SMALLEST
 from dsjit.trace.paths import Path
 from dsjit.trace.rehearsal import Rehearsal, rehearse
 from dsjit.trace.rewind import can_rewind
+from dsjit.trace.segments import Recording
 from dsjit.trace.writes import SetGenerator
 
 __all__ = ["OpenCalls", "SizeMarks"]
@@ -54,8 +57,10 @@ class SizeMarks:
 
 @dataclass(frozen=True, slots=True)
 class _Seen:
+    """graph: None when the call looked at what tensors hold."""
+
     met: Met
-    graph: Graph
+    graph: Graph | None
 
 
 @dataclass(slots=True)
@@ -72,53 +77,58 @@ class OpenCalls:
     ) -> Rehearsal | None:
         """The call for many sizes, if it is one; `captured` is how it ran. Later calls are compared with it."""
         recipe = captured.recipe
-        if len(captured.segments) != 1 or recipe is None or self.dynamic is False:
+        observer, recording = captured.observer, captured.recording
+        if recipe is None or observer is None or recording is None or self.dynamic is False:
             return None
-        observer = captured.observer
-        if recipe.events or captured.segments[0].graph.writes or observer is None:
+        if recipe.events or captured.segments[-1].graph.writes:
             return None
         draws = any(isinstance(write, SetGenerator) for write, _, _ in recipe.writes)
         if draws or not can_rewind(observer.effects, observer.before):
             return None
         met = {path: metadata for path, _, metadata in captured.tensors}
-        graph = captured.segments[0].graph
         found = None
-        for sizes, before in self._choices(captured, met):
-            if len(self.reasons) >= FAILURES:
-                break
-            found = self._rehearse(captured, sizes, before, graph, function, args, kwargs, name)
+        every_data_sizes = _choices_of_data_sizes(recording)
+        choices = list(self._choices(captured, met))
+        for data_sizes in every_data_sizes:
+            for sizes, before in [*choices, (NO_SIZES, None)] if data_sizes.typical else choices:
+                if len(self.reasons) >= FAILURES:
+                    break
+                found = self._rehearse(captured, sizes, data_sizes, before, function, args, kwargs, name)
+                if found is not None:
+                    break
             if found is not None:
                 break
-        self._seen = [_Seen(met, graph), *self._seen[: CALLS_REMEMBERED - 1]]
+        single = captured.segments[0].graph if len(captured.segments) == 1 else None
+        self._seen = [_Seen(met, single), *self._seen[: CALLS_REMEMBERED - 1]]
         return found
 
     def _rehearse(
         self,
         captured: Capture,
         sizes: OpenSizes,
+        data_sizes: DataSizes,
         before: Graph | None,
-        graph: Graph,
         function: Callable[..., Any],
         args: Any,
         kwargs: Any,
         name: str,
     ) -> Rehearsal | None:
         try:
-            found = rehearse(function, args, kwargs, name, captured, sizes)
+            found = rehearse(function, args, kwargs, name, captured, sizes, data_sizes)
         except (Abandoned, Mismatch) as stop:
             self.reasons.append(str(stop))
             return None
         except Exception as error:  # the call itself has run: nothing that goes wrong here may reach the user
             self.reasons.append(f"{type(error).__name__}: {error}")
             return None
-        # Symbols may lead Python another way than integers do: both runs with integers have to agree.
-        checks = [(sizes.typical, graph)]
-        if before is not None and sizes.before is not None and found.shapes.broken_condition(sizes.before) is None:
-            checks.append((sizes.before, before))
-        for point, expected in checks:
-            if graph_structure(found.template.at(point)) != graph_structure(expected):
-                self.reasons.append(f"for the sizes {point} the program would be another one")
-                return None
+        # Symbols may lead Python another way than integers do: the earlier run with integers has to agree, too.
+        shapes = found.segments[0].sizes
+        if len(found.segments) > 1 or shapes is None or before is None or sizes.before is None:
+            return found
+        served = shapes.broken_condition(sizes.before) is None
+        if served and graph_structure(shapes.template.at(sizes.before)) != graph_structure(before):
+            self.reasons.append(f"for the sizes {sizes.before} the program would be another one")
+            return None
         return found
 
     def _choices(self, captured: Capture, met: Met) -> Iterator[tuple[OpenSizes, Graph | None]]:
@@ -146,6 +156,19 @@ class OpenCalls:
             if len(sizes.typical) > 1:
                 for number in range(len(sizes.typical)):
                     yield sizes.only(number), None
+
+
+def _choices_of_data_sizes(recording: Recording) -> list[DataSizes]:
+    """The sizes that data decided, most first: from 1 on or from 2 on; those that must be equal are one, or those that
+    happen to be."""
+    every = find_data_sizes(recording)
+    choices = [every]
+    if every.typical:
+        choices.append(find_data_sizes(recording, smallest=SMALLEST))
+    coupled = find_data_sizes(recording, smallest=SMALLEST, coupled=True)
+    if len(coupled.typical) < len(choices[-1].typical):
+        choices.append(coupled)
+    return choices
 
 
 def _is_argument(path: Path) -> bool:

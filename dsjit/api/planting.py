@@ -23,12 +23,12 @@ from typing import Final
 import torch
 
 from dsjit.api.trace_nodes import Branch, Children, Finish, Leaf, Step
-from dsjit.ir.graph import TensorType, Value
+from dsjit.ir.graph import Graph, TensorType, Value
 from dsjit.ir.structure_graph import graph_structure
 from dsjit.trace.effects import EffectLine
 from dsjit.trace.guards import Guard
 from dsjit.trace.outcome import Outcome, OutcomeKind
-from dsjit.trace.segments import Segment
+from dsjit.trace.segments import Look, Segment
 
 __all__ = ["Names", "Planter", "Trace"]
 
@@ -193,7 +193,7 @@ class Planter:
         if segment.look is None:
             step = build(segment)
             reads = None if len(self._trace.segments) == 1 else self._translated(segment.reads)
-            return Leaf(guard, inputs, reads, step, step.run, self._trace.finish, self._trace.effects)
+            return Leaf(guard, inputs, reads, step, step.run, self._trace.finish, self._trace.effects, segment.sizes)
         look, structure, reads = segment.look, _structure(segment, self._ids), self._translated(segment.reads)
         for number in _made(segment):
             if number not in self._ids:
@@ -213,6 +213,7 @@ class Planter:
             looked=self._translated([value.id for value in look.values]),
             drops=drops,
             known=there.difference(drops),
+            sizes=segment.sizes,
         )
         if may_loop:
             self._close(branch, segment, there)
@@ -290,9 +291,17 @@ def _made(segment: Segment) -> list[int]:
 
 def _structure(segment: Segment, ids: Mapping[int, int]) -> Hashable:
     """The key of what a segment does, whatever its look sees: a shape that depends on data is what is looked at."""
-    graph, look = segment.graph, segment.look
-    if look is not None and look.kind is OutcomeKind.SHAPE:
-        *nodes, last = graph.nodes
-        unknown = tuple([Value(value.id, _SOME_SHAPE) for value in last.outputs])
-        graph = replace(graph, nodes=(*nodes, replace(last, outputs=unknown)))
-    return graph_structure(graph, names=ids)
+    if segment.sizes is None:
+        return graph_structure(_with_some_shape(segment.graph, segment.look), names=ids)
+    reads = segment.reads
+    sources = tuple([(ids[reads[number]], dim) for number, dim in segment.sizes.sources])
+    graphs = [_with_some_shape(graph, segment.look) for graph in segment.sizes.template.canonical()]
+    return sources, *[graph_structure(graph, names=ids) for graph in graphs]
+
+
+def _with_some_shape(graph: Graph, look: Look | None) -> Graph:
+    if look is None or look.kind is not OutcomeKind.SHAPE:
+        return graph
+    *nodes, last = graph.nodes
+    unknown = tuple([Value(value.id, _SOME_SHAPE) for value in last.outputs])
+    return replace(graph, nodes=(*nodes, replace(last, outputs=unknown)))

@@ -68,7 +68,7 @@ def describe_refusal(name: str, cause: Cause | None, call: Source) -> str:
 
 def _cause_of_miss(miss: Miss, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Cause:
     look = miss.way[-1].look
-    for child in miss.way[-1].children.get(miss.outcome, ()):
+    for child in miss.way[-1].after(miss.outcome):
         change = child.guard.what_changed(args, kwargs)
         if change is not None:
             return Cause(str(change), _ADVICE[change.kind], change.source, change)

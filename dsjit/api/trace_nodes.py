@@ -5,7 +5,7 @@ Tensors that programs hand on are known by ids, which are those of one numbering
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -15,10 +15,11 @@ from dsjit.api.compile import Compilation
 from dsjit.api.training import Training
 from dsjit.trace.effects import EffectLine
 from dsjit.trace.guards import Guard
-from dsjit.trace.outcome import Outcome
+from dsjit.trace.open_shapes import OpenShapes
+from dsjit.trace.outcome import Outcome, open_outcome
 from dsjit.trace.segments import Look, Segment
 
-__all__ = ["Branch", "Children", "Finish", "Leaf", "Runner", "Step", "without_history"]
+__all__ = ["Branch", "Children", "Finish", "Leaf", "Runner", "Step", "fits", "without_history"]
 
 Finish: TypeAlias = Callable[[Any, Any, Any], Any]
 Runner: TypeAlias = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
@@ -56,7 +57,7 @@ class Leaf:
     """guard: under which the way to this Leaf was recorded. inputs: ids of the tensors that the guard returns.
 
     reads: ids of what the program `run` takes, or None when it takes what the guard returns.
-    effects: what `finish` does to Python, told in words.
+    effects: what `finish` does to Python, told in words. sizes: which open sizes it is for; None when there are none.
     """
 
     guard: Guard
@@ -66,6 +67,7 @@ class Leaf:
     run: Runner
     finish: Finish
     effects: tuple[EffectLine, ...]
+    sizes: OpenShapes | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -77,6 +79,7 @@ class Branch:
     wants any more. known: ids of what there is after the look, the caller's tensors apart.
     moves: when Python is here where it was at another Branch, then `children` are the other one's, and this tells what
     each tensor is called there: (id here, id there). is_head: another Branch does so with this one.
+    sizes: which open sizes it is for; None when there are none.
     """
 
     guard: Guard
@@ -92,7 +95,17 @@ class Branch:
     known: frozenset[int]
     moves: tuple[tuple[int, int], ...] = ()
     is_head: bool = False
+    sizes: OpenShapes | None = None
     children: Children = field(default_factory=dict)
+
+    def after(self, outcome: Outcome) -> Sequence[Leaf | Branch]:
+        """What may come after an outcome: what is for exact sizes, then what is for open ones."""
+        found = self.children.get(outcome, ())
+        if self.look.dims and not isinstance(outcome, type):
+            opened = open_outcome(outcome, self.look.dims)
+            if opened != outcome:
+                return [*found, *self.children.get(opened, ())]
+        return found
 
     def forget(self, known: dict[int, torch.Tensor]) -> None:
         """After the look: drop what nothing wants, and go by the names that the children use."""
@@ -104,3 +117,8 @@ class Branch:
 
 
 Children: TypeAlias = dict[Outcome, list[Leaf | Branch]]
+
+
+def fits(node: Leaf | Branch, known: Mapping[int, torch.Tensor]) -> bool:
+    """Whether a node below the root is for tensors of these sizes."""
+    return node.sizes is None or node.sizes.admits([known[number] for number in node.reads or ()])

@@ -19,7 +19,7 @@ import torch
 
 from dsjit.api.compile import Compilation
 from dsjit.api.planting import Names, Planter, Trace
-from dsjit.api.trace_nodes import Branch, Leaf, Step
+from dsjit.api.trace_nodes import Branch, Leaf, Step, fits
 from dsjit.ops.generator import generator_state, set_generator_state
 from dsjit.trace.outcome import Outcome, OutcomeKind, read_outcome
 from dsjit.trace.segments import Look, Segment
@@ -133,17 +133,18 @@ class TraceTree:
                 known.update(zip(node.exports, outputs, strict=True))
             outcome = read_outcome(node.look.kind, [known[number] for number in node.looked])
             node.forget(known)
-            siblings = node.children.get(outcome, ())
+            siblings = node.after(outcome)
             for child in siblings:
-                if child.guard is guard:
+                if child.guard is guard and fits(child, known):
                     break
             else:
                 for child in siblings:
                     more = child.guard.check(args, kwargs)
                     if more is not None:
-                        guard = child.guard
                         known.update(zip(child.inputs, more, strict=True))
-                        break
+                        if fits(child, known):
+                            guard = child.guard
+                            break
                 else:
                     return Miss(tuple(way), outcome, leaves)
             node = child

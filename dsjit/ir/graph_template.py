@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -33,6 +33,20 @@ class GraphTemplate:
         numbers = [polynomial.at(point) for polynomial in self.sizes]
         return _build(self.example, fill(self.structure, numbers))
 
+    @property
+    def variables(self) -> frozenset[int]:
+        """The numbers of the sizes that the Graph depends on."""
+        return frozenset().union(*[polynomial.variables for polynomial in self.sizes])
+
+    def only(self, variables: Sequence[int]) -> GraphTemplate:
+        """The same in other names, as `Polynomial.only` has it."""
+        return replace(self, sizes=tuple([polynomial.only(variables) for polynomial in self.sizes]))
+
+    def canonical(self) -> tuple[Graph, ...]:
+        """Graphs for sizes that are the same for each template: templates are equal when these are."""
+        count = max(self.variables, default=-1) + 1
+        return tuple([self.at([base + number for number in range(count)]) for base in (911, 2011)])
+
     def input_types(self, point: Sequence[int]) -> tuple[TensorType, ...]:
         """The types of the inputs for these sizes."""
         numbers = [polynomial.at(point) for polynomial in self.sizes]
@@ -45,7 +59,8 @@ def make_graph_template(graphs: Sequence[Graph], maker: TemplateMaker) -> GraphT
     Raises Mismatch when they differ in more than sizes.
     """
     references: dict[int, _Reference] = {}
-    structure = maker.make([_Flat(graph, references).structure(graphs[0]) for graph in graphs])
+    definitions: dict[tuple[int, TensorType], tuple[int, TensorType]] = {}
+    structure = maker.make([_Flat(graph, references, definitions).structure(graphs[0]) for graph in graphs])
     inputs = [maker.make([graph.inputs[number].type for graph in graphs]) for number in range(len(graphs[0].inputs))]
     return GraphTemplate(graphs[0], structure, tuple(inputs), tuple(maker.sizes))
 
@@ -79,10 +94,11 @@ class _Reference:
 
 @dataclass(slots=True)
 class _Flat:
-    """A Graph as tuples."""
+    """A Graph as tuples. references, definitions: one object for all that are equal, of any of the Graphs."""
 
     graph: Graph
     references: dict[int, _Reference]
+    definitions: dict[tuple[int, TensorType], tuple[int, TensorType]]
     numbers: dict[Value, int] = field(default_factory=dict)
 
     def structure(self, first: Graph) -> tuple[Any, ...]:
@@ -103,7 +119,8 @@ class _Flat:
 
     def _define(self, value: Value) -> tuple[int, TensorType]:
         self.numbers[value] = len(self.numbers)
-        return value.id, value.type
+        definition = value.id, value.type
+        return self.definitions.setdefault(definition, definition)
 
     def _refer(self, value: Value) -> _Reference:
         number = self.numbers[value]

@@ -9,7 +9,7 @@ more points than terms, the one that is found is the one that was computed.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Final
@@ -21,6 +21,9 @@ MAX_DEGREE: Final = 4
 
 MAX_TERMS: Final = 3
 
+_CANDIDATES: Final = {1: None, 2: 70, 3: 12}
+"""Of how many monomials (in the order of their degrees) a sum of so many terms may be."""
+
 
 @dataclass(frozen=True, slots=True)
 class Polynomial:
@@ -31,6 +34,22 @@ class Polynomial:
     def at(self, sizes: Sequence[int]) -> int:
         """The value where s0, s1, ... are `sizes`."""
         return sum(factor * _monomial(exponents, sizes) for exponents, factor in self.terms)
+
+    @property
+    def variables(self) -> frozenset[int]:
+        """The numbers of the sizes that it depends on."""
+        return frozenset([number for exponents, _ in self.terms for number, power in enumerate(exponents) if power])
+
+    @property
+    def is_variable(self) -> bool:
+        """Whether it is one of the sizes itself."""
+        return len(self.terms) == 1 and self.terms[0][1] == 1 and sum(self.terms[0][0]) == 1
+
+    def only(self, variables: Sequence[int]) -> Polynomial:
+        """The same in other names: s0 is what was the size of number variables[0], and so on; it has no others."""
+        return Polynomial(
+            tuple([(tuple([exponents[number] for number in variables]), factor) for exponents, factor in self.terms])
+        )
 
     def __str__(self) -> str:
         """A Python expression in s0, s1, ..."""
@@ -45,6 +64,12 @@ def _monomial(exponents: Sequence[int], sizes: Sequence[int]) -> int:
     return prod([size**power for size, power in zip(sizes, exponents, strict=True)])
 
 
+def _exponents_of_degree(count: int, degree: int) -> Iterator[tuple[int, ...]]:
+    """The exponents of all monomials of one degree in `count` sizes."""
+    for chosen in itertools.combinations_with_replacement(range(count), degree):
+        yield tuple([chosen.count(number) for number in range(count)])
+
+
 @dataclass(slots=True)
 class PolynomialFit:
     """Finds polynomials from their values at `points`, which all have as many coordinates. At least 3 points."""
@@ -55,10 +80,11 @@ class PolynomialFit:
 
     def __post_init__(self) -> None:
         count = len(self.points[0])
-        every = itertools.product(range(MAX_DEGREE + 1), repeat=count)
-        ordered = sorted((sum(exponents), exponents) for exponents in every if sum(exponents) <= MAX_DEGREE)
+        ordered = [
+            exponents for degree in range(MAX_DEGREE + 1) for exponents in sorted(_exponents_of_degree(count, degree))
+        ]
         self._monomials = [
-            (exponents, tuple([_monomial(exponents, point) for point in self.points])) for _, exponents in ordered
+            (exponents, tuple([_monomial(exponents, point) for point in self.points])) for exponents in ordered
         ]
 
     def find(self, values: tuple[int, ...]) -> Polynomial | None:
@@ -73,7 +99,7 @@ class PolynomialFit:
         limit = min(MAX_TERMS, len(self.points) - 2)
         for count in range(1, limit + 1):
             # Many terms explain many things: let them be simple ones.
-            candidates = self._monomials if count < 3 else self._monomials[:12]
+            candidates = self._monomials[: _CANDIDATES[count]]
             for chosen in itertools.combinations(candidates, count):
                 factors = _solve([row for _, row in chosen], values)
                 if factors is not None and all(factors):

@@ -11,7 +11,7 @@ import torch
 from dsjit.ir.graph import Node, Value
 from dsjit.ops.strided import strided_view
 
-__all__ = ["is_dynamic", "is_pure", "is_reproducible", "is_undefined", "may_raise", "shares_memory"]
+__all__ = ["dynamic_dims", "is_dynamic", "is_pure", "is_reproducible", "is_undefined", "may_raise", "shares_memory"]
 
 aten = torch.ops.aten
 
@@ -99,3 +99,36 @@ def is_dynamic(node: Node) -> bool:
     if node.op is torch.ops.aten.index.Tensor:
         return any(value.type.dtype in (torch.bool, torch.uint8) for value in node.args[1] if value is not None)
     return torch.Tag.dynamic_output_shape in getattr(node.op, "tags", ())
+
+
+def dynamic_dims(node: Node) -> tuple[tuple[int, ...], ...] | None:
+    """Of an op that `is_dynamic`: for each result, the dimensions whose sizes the contents decide; None when that is
+    not known. All of one op are one size."""
+    if node.op is aten.index.Tensor:
+        return _indexed_dims(node)
+    if node.op is aten.unique_dim.default:
+        dim = node.args[1]
+        return ((dim + len(node.args[0].type.shape) if dim < 0 else dim,), (), (0,))
+    return _DYNAMIC_DIMS.get(node.op)
+
+
+_DYNAMIC_DIMS: Final[dict[Any, tuple[tuple[int, ...], ...]]] = {
+    aten.nonzero.default: ((0,),),
+    aten.masked_select.default: ((0,),),
+    aten.repeat_interleave.Tensor: ((0,),),
+    aten.bincount.default: ((0,),),
+    aten._unique.default: ((0,), ()),
+    aten._unique2.default: ((0,), (), (0,)),
+}
+
+
+def _indexed_dims(node: Node) -> tuple[tuple[int, ...], ...] | None:
+    """`x[mask]`, and masks beside integers that are one-dimensional at most: they become one dimension."""
+    indices = node.args[1]
+    given = [place for place, index in enumerate(indices) if index is not None]
+    for place in given:
+        type_ = indices[place].type
+        if type_.dtype not in (torch.bool, torch.uint8) and len(type_.shape) > 1:
+            return None
+    together = given == list(range(given[0], given[-1] + 1))
+    return ((given[0] if together else 0,),)

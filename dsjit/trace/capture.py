@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ from dsjit.trace.paths import ABSENT, Path
 from dsjit.trace.python_state import StateWatch
 from dsjit.trace.recorder import Recorder, Untraceable
 from dsjit.trace.replay import Location, Recipe, Returned, ReturnedSize
-from dsjit.trace.segments import Segment, cut
+from dsjit.trace.segments import Recording, Segment, cut
 from dsjit.trace.source import SourceFinder
 from dsjit.trace.writes import SetGenerator, Write
 
@@ -56,7 +57,7 @@ class Capture:
     tensors: the inputs, with their paths, and what they were. observer: of the call, which knows its effects.
     joint: forward and backward, where gradients are wanted; the only segment is then the forward.
     effects: what `recipe` does to Python, told in words.
-    given: the input tensors, in the order of `inputs`.
+    given: the input tensors, in the order of `inputs`. recording: of the run, from which the segments were cut.
     """
 
     result: Any
@@ -71,6 +72,7 @@ class Capture:
     joint: JointGraph | None = None
     effects: tuple[EffectLine, ...] = ()
     given: tuple[torch.Tensor, ...] = ()
+    recording: Recording | None = None
 
 
 def capture(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str) -> Capture:
@@ -223,7 +225,10 @@ def _finish(result: Any, observer: Observer, recorder: Recorder, journal: Journa
     effects = (*told, *map(EffectLine.of, observer.effects))
     recipe = description.recipe(ended.returned)
     given = (*(tensor for _, tensor in inputs), *(region.tensor for region in regions))
-    return Capture(result, (), guard, ids, places, ended.segments, recipe, tensors, observer, joint, effects, given)
+    return Capture(
+        result, (), guard, ids, places, ended.segments, recipe, tensors, observer, joint, effects, given,
+        ended.recording,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,16 +280,22 @@ def describe(
 @dataclass(frozen=True, slots=True)
 class Conclusion:
     """What a recorder saw. returned: how the result's tensors are obtained. written: inputs, by number, that the call
-    writes."""
+    writes. recording: the run, uncut; None with gradients."""
 
     segments: tuple[Segment, ...]
     returned: tuple[Returned, ...]
     written: frozenset[int]
     joint: JointGraph | None = None
+    recording: Recording | None = None
 
 
-def conclude(recorder: Recorder, items: Sequence[torch.Tensor | float], name: str) -> Conclusion:
-    """The end of a recording, whose result and effects hold `items`. Raises CannotTrace."""
+def conclude(
+    recorder: Recorder,
+    items: Sequence[torch.Tensor | float],
+    name: str,
+    needs: Mapping[int, Iterable[Value]] = MappingProxyType({}),
+) -> Conclusion:
+    """The end of a recording, whose result and effects hold `items`. needs: see `cut`. Raises CannotTrace."""
     if carries_gradients(recorder, items):
         joint, forward, ways, changed = record_joint(recorder, items, name)
         return Conclusion((Segment(forward, None),), ways, changed, joint)
@@ -296,7 +307,8 @@ def conclude(recorder: Recorder, items: Sequence[torch.Tensor | float], name: st
     fresh = dict.fromkeys(value for value, root in zip(wanted, roots, strict=True) if root.input is None)
     handed = [value for value, root in zip(wanted, roots, strict=True) if root.input is not None]
     writes = recorder.memory.writes()
-    segments = cut(recorder.recording(name), fresh, handed, writes)
+    recording = recorder.recording(name)
+    segments = cut(recording, fresh, handed, writes, needs)
     last = segments[-1].graph
     returned = [
         _returned(value, root, tensor, last, recorder.freed)
@@ -305,7 +317,7 @@ def conclude(recorder: Recorder, items: Sequence[torch.Tensor | float], name: st
     written = {write.target for write in writes}
     positions = frozenset(number for number, (value, _) in enumerate(inputs) if value in written)
     positions |= {number for region in recorder.memory.regions for number in region.members if region.value in written}
-    return Conclusion(segments, tuple(returned), positions)
+    return Conclusion(segments, tuple(returned), positions, recording=recording)
 
 
 def _held(result: Any, effects: Iterable[Effect]) -> Iterator[Any]:

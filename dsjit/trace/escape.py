@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from dsjit.trace.outcome import OutcomeKind
 
-__all__ = ["EscapeWatch"]
+__all__ = ["LOOKS", "EscapeWatch"]
 
 
 def _escapes() -> dict[Any, str]:

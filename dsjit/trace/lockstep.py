@@ -5,6 +5,9 @@ Python sees the first run, the *lead*. The other runs, the *legs*, start from co
 repeated to other sizes, and follow call by call. A size that differs between the runs reaches Python as a
 `torch.SymInt`: Python computes with it as with an integer, what it computes is known for each run, and each comparison
 is noted as a condition on the sizes. Where Python insists on a number, the run is abandoned.
+
+What tensors hold is the business of the lead alone. Where an op decides a size by that (`nonzero`), a leg goes on with
+zeros in a size of its own; where Python looks at it, all runs see what the lead saw.
 """
 
 from __future__ import annotations
@@ -13,17 +16,28 @@ import builtins
 import operator
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _pop_mode_temporarily
 
+from dsjit.ir.graph import Node, Value
 from dsjit.ir.polynomial import PolynomialFit
+from dsjit.ops.properties import is_dynamic
+from dsjit.trace.data_sizes import DataSizes, DynamicResult
+from dsjit.trace.escape import LOOKS
+from dsjit.trace.memory import CannotTrace
+from dsjit.trace.open_sizes import dense_strides
 from dsjit.trace.recorder import Recorder
+from dsjit.trace.segments import Look
 from dsjit.trace.stand_in import Shown, StandIn
 
 __all__ = ["Abandoned", "Lockstep", "SizeNode"]
+
+
+aten = torch.ops.aten
 
 
 class Abandoned(BaseException):
@@ -177,28 +191,38 @@ class _Len(StandIn):
         return length(container) if isinstance(container, torch.Tensor) else self.original(container)
 
 
+_SEEING: Final = frozenset({*LOOKS, torch.Tensor.item})
+"""Functions by which Python looks at what a tensor holds."""
+
 _LEN: Final = Shown(vars(builtins), ("len",), _Len)
 
 
 class Lockstep(TorchFunctionMode):
-    """points: the sizes of each run, of the lead first. legs: a Recorder for each further run.
+    """points: the sizes of each run, of the lead first. lead, legs: a Recorder for each run.
 
     resized: by id of an input of the lead, the tensors that the legs take in its place.
-    conditions: what Python asked about sizes, as expressions that were true.
+    data_sizes: what ops decide by data in the lead, the first of them being the size of number `first`.
+    conditions: what Python asked about sizes, as expressions that were true, and how many looks came before.
     """
 
     def __init__(
         self,
         points: Sequence[tuple[int, ...]],
+        lead: Recorder,
         legs: Sequence[Recorder],
         resized: Mapping[int, tuple[torch.Tensor, ...]],
+        data_sizes: DataSizes,
+        first: int,
     ) -> None:
         super().__init__()
         self.points = points
         self.fit = PolynomialFit(tuple(points))
+        self.lead = lead
         self.legs = legs
         self.resized = resized
-        self.conditions: dict[str, None] = {}
+        self.conditions: dict[str, int] = {}
+        for number, leg in enumerate(legs, start=1):
+            leg.call = _LegCalls(data_sizes, points[number][first:]).run
         self.failed: Abandoned | None = None
         self._followers: dict[int, tuple[weakref.ref[torch.Tensor], tuple[torch.Tensor, ...]]] = {}
 
@@ -229,7 +253,7 @@ class Lockstep(TorchFunctionMode):
         condition = node.text if truth else f"(not {node.text})"
         if any(bool(value) is not truth for value in node.values):
             raise self.abandon(f"Python asks whether {node.text}", condition)
-        self.conditions[condition] = None
+        self.conditions.setdefault(condition, len(self.lead.looks))
         return truth
 
     def size_of(self, size: torch.SymInt, number: int) -> int:
@@ -249,6 +273,9 @@ class Lockstep(TorchFunctionMode):
         result = function(*lead_args, **lead_kwargs)
         if self.failed is not None or function in _UNSIZED:
             return result
+        if function in _SEEING:
+            self._read_in_legs(args[0])
+            return result
         results = [result]
         for number, recorder in enumerate(self.legs, start=1):
             leg_args, leg_kwargs = self._for_run(args, number), self._for_run(kwargs, number)
@@ -259,6 +286,15 @@ class Lockstep(TorchFunctionMode):
                 name = getattr(function, "__name__", str(function))
                 raise self.abandon(f"{name} fails for the sizes {self.points[number]} ({error})") from None
         return self._unite(results)
+
+    def _read_in_legs(self, tensor: torch.Tensor) -> None:
+        """The lead looked at `tensor`: the legs record that it was read."""
+        for number, recorder in enumerate(self.legs, start=1):
+            try:
+                with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
+                    recorder.memory.read(self._follower(tensor, number))
+            except CannotTrace as stop:
+                raise self.abandon(stop.reason) from None
 
     def _for_run(self, arg: Any, number: int) -> Any:
         """The argument as run number `number` has it."""
@@ -328,3 +364,72 @@ class Lockstep(TorchFunctionMode):
     def followers(self, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The tensors of the legs for one of the lead."""
         return tuple([self._follower(tensor, number) for number in range(1, len(self.points))])
+
+    def share_looks(self) -> None:
+        """After the run: the legs looked where the lead did, and saw the same."""
+        nodes = self.lead.memory.nodes
+        for recorder in self.legs:
+            if _made(recorder.memory.nodes) != _made(nodes):
+                raise self.abandon("other ops run for other sizes")
+            values = {value.id: value for node in recorder.memory.nodes for value in node.outputs}
+            values |= {value.id: value for value, _ in recorder.memory.inputs}
+            values |= {value.id: value for value in recorder.constants}
+            try:
+                recorder.looks = [_in_terms_of(look, values) for look in self.lead.looks]
+            except KeyError:
+                raise self.abandon("Python looks at other tensors for other sizes") from None
+
+
+def _made(nodes: Sequence[Node]) -> list[int]:
+    return [value.id for node in nodes for value in node.outputs]
+
+
+def _in_terms_of(look: Look, values: Mapping[int, Value]) -> Look:
+    """A look of the lead, at the Values of another run, by their ids."""
+    return replace(
+        look,
+        values=tuple([values[value.id] for value in look.values]),
+        live=tuple([values[value.id] for value in look.live]),
+    )
+
+
+_IN_PLACE: Final = frozenset({aten.index_put_.default, aten._index_put_impl_.default, aten.masked_scatter_.default})
+
+_FITTING: Final = _IN_PLACE | {aten.index_put.default, aten.masked_scatter.default}
+"""Ops that write so many values as a mask tells, of which a leg may have more or fewer."""
+
+
+def _indices(node: Node) -> list[Value]:
+    """The masks and indices of an op of `_FITTING`."""
+    given = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+    return [value for value in given if value is not None]
+
+
+class _LegCalls:
+    """Runs the ops of a leg. The results of those that decide sizes by data get the leg's sizes: `sizes`, by number."""
+
+    def __init__(self, data_sizes: DataSizes, sizes: Sequence[int]) -> None:
+        self._looks = iter(data_sizes.looks)
+        self._sizes = sizes
+
+    def run(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if node.op in _FITTING and any(value.type.dtype in (torch.bool, torch.uint8) for value in _indices(node)):
+            return args[0] if node.op in _IN_PLACE else args[0].clone()
+        result = node.op(*args, **kwargs)
+        if not is_dynamic(node):
+            return result
+        planned = next(self._looks, ())
+        if isinstance(result, torch.Tensor):
+            return self._resized(planned[0], result) if planned else result
+        return tuple([self._resized(plan, tensor) for plan, tensor in zip(planned, result, strict=False)] or result)
+
+    def _resized(self, plan: DynamicResult, tensor: torch.Tensor) -> torch.Tensor:
+        """Zeros, which are good indices, too."""
+        shape = list(tensor.shape)
+        for dim, number in plan.dims.items():
+            shape[dim] = self._sizes[number]
+        for dim, size in plan.fixed.items():
+            shape[dim] = size
+        same = tuple(shape) == plan.type.shape
+        strides = plan.type.strides if same else dense_strides(shape, plan.order)
+        return torch.empty_strided(shape, strides, dtype=tensor.dtype, device=tensor.device).zero_()

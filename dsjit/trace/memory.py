@@ -18,7 +18,7 @@ from dsjit.ir.graph import Arg, Node, Source, TensorType, Value, Write
 from dsjit.ops.strided import strided_scatter, strided_view
 from dsjit.trace.source import SourceFinder
 
-__all__ = ["CannotTrace", "Memory", "Region", "RootView", "Storage", "TracedTensor", "tensor_type"]
+__all__ = ["CannotTrace", "Memory", "Region", "RootView", "Storage", "TracedTensor", "result_type", "tensor_type"]
 
 
 class CannotTrace(Exception):
@@ -109,6 +109,18 @@ def _covers(one: TensorType, other: TensorType) -> bool:
 
 def tensor_type(t: torch.Tensor) -> TensorType:
     return TensorType(tuple(t.shape), t.dtype, t.stride(), t.device)
+
+
+def result_type(t: torch.Tensor | None) -> TensorType:
+    """The type of a result of an op; ops may leave results out. Raises CannotTrace."""
+    if t is None:
+        return TensorType((), torch.float32, (), torch.device("meta"))
+    if t.layout is not torch.strided or t.is_quantized:
+        kind = "quantized tensors" if t.is_quantized else f"tensors of layout {t.layout}"
+        raise CannotTrace(f"{kind} are not compiled")
+    if t.is_neg():
+        raise CannotTrace("lazily negated tensors are not compiled")
+    return tensor_type(t)
 
 
 class Memory:

@@ -13,7 +13,7 @@ from dsjit.ir.graph_template import GraphTemplate
 from dsjit.ir.polynomial import Polynomial
 from dsjit.ir.template import Made, Open, Template
 from dsjit.trace.facts import Fact, TensorOf
-from dsjit.trace.open_sizes import SMALLEST
+from dsjit.trace.outcome import SMALLEST
 from dsjit.trace.paths import Path
 from dsjit.trace.size_rules import keeps_shape_rules
 
@@ -27,15 +27,17 @@ class OpenShapes:
     """sources: where each open size is read, as (input number, dimension). template: the Graph for the sizes.
 
     ruled: the part of it whose shapes are checked (`size_rules`).
-    conditions: Python expressions in s0, s1, ... that hold.
+    conditions: Python expressions in s0, s1, ... that hold. smallest: of an open size itself; what is computed from
+        them must be SMALLEST or more.
     """
 
     sources: tuple[tuple[int, int], ...]
     template: GraphTemplate
     ruled: GraphTemplate
     conditions: tuple[str, ...]
+    smallest: int = SMALLEST
     _inputs: tuple[int, ...] = field(init=False)
-    _extents: tuple[Polynomial, ...] = field(init=False)
+    _extents: tuple[tuple[Polynomial, int], ...] = field(init=False)
     _compiled: tuple[Any, ...] = field(init=False)
     _known: dict[Any, bool] = field(default_factory=dict)
 
@@ -44,13 +46,20 @@ class OpenShapes:
         self._inputs = tuple([number for number, type_ in enumerate(inputs) if isinstance(type_, Made)])
         extents: dict[int, None] = {}
         _open_extents(self.template.structure, extents)
-        self._extents = tuple([self.template.sizes[number] for number in extents])
+        polynomials = [self.template.sizes[number] for number in extents]
+        self._extents = tuple([(each, self.smallest if each.is_variable else SMALLEST) for each in polynomials])
         self._compiled = tuple([compile(text, "<condition>", "eval") for text in self.conditions])
 
     @property
     def inputs(self) -> tuple[int, ...]:
         """The inputs, by number, whose shapes are open."""
         return self._inputs
+
+    @property
+    def typical(self) -> tuple[int, ...]:
+        """What the open sizes were."""
+        inputs = self.template.example.inputs
+        return tuple([inputs[number].type.shape[dim] for number, dim in self.sources])
 
     def admits(self, inputs: Sequence[torch.Tensor]) -> bool:
         """Whether inputs of these shapes and strides are served. Quick for those that were met before."""
@@ -65,9 +74,9 @@ class OpenShapes:
     def why_not(self, inputs: Sequence[torch.Tensor]) -> str | None:
         """What keeps these inputs from being served, in words."""
         point = tuple([inputs[number].shape[dim] for number, dim in self.sources])
-        for extent in self._extents:
-            if extent.at(point) < SMALLEST:
-                return f"the size {extent} is {extent.at(point)}, and must be {SMALLEST} or more"
+        for extent, smallest in self._extents:
+            if extent.at(point) < smallest:
+                return f"the size {extent} is {extent.at(point)}, and must be {smallest} or more"
         types = self.template.input_types(point)
         for number in self._inputs:
             shape, strides = tuple(inputs[number].shape), inputs[number].stride()
@@ -111,7 +120,7 @@ class OpenShapes:
 
     def describe(self) -> list[str]:
         """The conditions, one a line."""
-        ranges = [f"{extent} >= {SMALLEST}" for extent in self._extents]
+        ranges = [f"{extent} >= {smallest}" for extent, smallest in self._extents]
         return list(dict.fromkeys([*ranges, *self.conditions]))
 
 

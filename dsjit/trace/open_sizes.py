@@ -4,20 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Final, TypeAlias
 
 import torch
 
 from dsjit.trace.facts import TensorOf
+from dsjit.trace.outcome import SMALLEST
 from dsjit.trace.paths import Path
 
-__all__ = ["SMALLEST", "Met", "OpenInput", "OpenSizes", "changed_sizes", "chosen_sizes", "resize"]
+__all__ = [
+    "NO_SIZES",
+    "Met",
+    "OpenInput",
+    "OpenSizes",
+    "changed_sizes",
+    "chosen_sizes",
+    "dense_strides",
+    "resize",
+    "stride_order",
+]
 
 Met: TypeAlias = Mapping[Path, TensorOf]
 """The tensors that a call read, and what they were."""
-
-SMALLEST: Final = 2
-"""Sizes of 0 and 1 are special to every op: they broadcast, are empty, have free strides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +69,10 @@ class OpenSizes:
             if dims:
                 inputs[path] = OpenInput(dims, opened.keeps_strides)
         return OpenSizes(inputs, (self.sources[number],), (self.typical[number],), None)
+
+
+NO_SIZES: Final = OpenSizes(MappingProxyType({}), (), (), None)
+"""Of inputs none is open."""
 
 
 def changed_sizes(before: Met, now: Met, coupled: bool) -> OpenSizes | None:
@@ -176,12 +189,21 @@ def resize(tensor: torch.Tensor, opened: OpenInput, point: Sequence[int]) -> tor
     if opened.keeps_strides:
         strides = tensor.stride()
     else:
-        steps = [0] * len(shape)
-        expected = 1
-        order = sorted(range(len(shape)), key=lambda dim: (tensor.stride(dim), tensor.shape[dim], -dim))
-        for dim in order:
-            steps[dim] = expected
-            expected *= shape[dim]
-        strides = tuple(steps)
+        strides = dense_strides(shape, stride_order(tensor.shape, tensor.stride()))
     copy = torch.empty_strided(shape, strides, dtype=tensor.dtype, device=tensor.device)
     return copy.copy_(content)
+
+
+def stride_order(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
+    """The dimensions from the innermost on; those that strides do not tell apart are in row-major order."""
+    return tuple(sorted(range(len(shape)), key=lambda dim: (strides[dim], shape[dim], -dim)))
+
+
+def dense_strides(shape: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
+    """Strides without holes. order: the dimensions from the innermost on."""
+    steps = [0] * len(shape)
+    expected = 1
+    for dim in order:
+        steps[dim] = expected
+        expected *= shape[dim]
+    return tuple(steps)

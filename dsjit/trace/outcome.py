@@ -13,10 +13,24 @@ from typing import Any, Final, TypeAlias
 
 import torch
 
-__all__ = ["Outcome", "OutcomeKind", "describe_outcome", "read_outcome"]
+__all__ = ["SMALLEST", "Outcome", "OutcomeKind", "Size", "describe_outcome", "open_outcome", "read_outcome"]
 
 Outcome: TypeAlias = Any
 """Something hashable."""
+
+
+SMALLEST: Final = 2
+"""The smallest open size, where nothing else is known. Sizes of 0 and 1 are special to every op: they broadcast, are
+empty, have free strides."""
+
+
+class Size(Enum):
+    """Stands in the outcome of a look at shapes for a size that is open."""
+
+    OPEN = "1 or more"
+
+    def __repr__(self) -> str:
+        return self.value
 
 
 class OutcomeKind(Enum):
@@ -40,6 +54,16 @@ def read_outcome(kind: OutcomeKind, tensors: Sequence[torch.Tensor]) -> Outcome:
         return _READERS[kind](tensors)
     except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         return type(error)
+
+
+def open_outcome(outcome: Outcome, dims: Sequence[Sequence[int]]) -> Outcome:
+    """The outcome of a look at shapes, with these dimensions of each tensor open, unless they are 0."""
+    return tuple(
+        [
+            tuple([Size.OPEN if dim in free and size else size for dim, size in enumerate(shape)])
+            for shape, free in zip(outcome, dims, strict=True)
+        ]
+    )
 
 
 def describe_outcome(kind: OutcomeKind, outcome: Outcome) -> str:

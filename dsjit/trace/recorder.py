@@ -20,13 +20,13 @@ from dsjit.ir.graph import Arg, Node, Source, TensorType, Value
 from dsjit.ops.binding import bind_arguments
 from dsjit.ops.calls import fill
 from dsjit.ops.generator import generator_state, seed_generator, set_generator_state
-from dsjit.ops.properties import is_dynamic, shares_memory
+from dsjit.ops.properties import dynamic_dims, is_dynamic, shares_memory
 from dsjit.ops.strided import strided_view
 from dsjit.trace.drawn import DrawnGenerators, StateOf
 from dsjit.trace.escape import EscapeWatch
 from dsjit.trace.generator import GeneratorWatch
 from dsjit.trace.list_writes import LIST_WRITES
-from dsjit.trace.memory import CannotTrace, Memory, RootView, TracedTensor, tensor_type
+from dsjit.trace.memory import CannotTrace, Memory, RootView, TracedTensor, result_type, tensor_type
 from dsjit.trace.numbers import Numbers
 from dsjit.trace.numbers_calls import call_with_numbers
 from dsjit.trace.outcome import Outcome, OutcomeKind, read_outcome
@@ -71,6 +71,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     freed: nodes of autograd's graph that a backward in the run has freed.
     state_at: tells Python's state at a look (see `trace.python_state`).
     state_of: tells the states of the caller's generators.
+    call: when set, runs an op, which is told as a Node without outputs.
     escapes, generator: to be active around the recorder; they notice content that leaves the tensor world, and what
         is done to the state of the random generator.
     """
@@ -100,6 +101,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.generator = GeneratorWatch(self._listener(self._on_generator))
         self.state_at: StateAtLook = lambda kind, looked, tensors: None
         self.generators = DrawnGenerators(self.memory, state_of)
+        self.call: Callable[[Node, tuple[Any, ...], dict[str, Any]], Any] | None = None
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -142,6 +144,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.resume()
             result = func(*args, **kwargs)
             self.pause()
+        elif self.call is not None and recorded is not None:
+            result = self.call(Node(func, recorded[0], recorded[1], (), source), args, kwargs)
         else:
             result = func(*args, **kwargs)
         if recorded is None:
@@ -287,15 +291,17 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             source, state = self.sources.current(), self.state_at(kind, value, ())
             self.looks.append(Look(len(self.memory.nodes), kind, (value,), outcome, self.alive(), source, state))
 
-    def _look(self, kind: OutcomeKind, tensors: Sequence[torch.Tensor], source: Source) -> None:
-        """Python sees something of these tensors: another outcome may lead another way."""
+    def _look(
+        self, kind: OutcomeKind, tensors: Sequence[torch.Tensor], source: Source, dims: tuple[tuple[int, ...], ...] = ()
+    ) -> None:
+        """Python sees something of these tensors: another outcome may lead another way. dims: see `Look`."""
         if kind in (OutcomeKind.NUMBER, OutcomeKind.CONTENT) and any(tensor.is_complex() for tensor in tensors):
             self.numbers.stop()  # Python's complex numbers read floats
         values = tuple([self.memory.read(tensor) for tensor in tensors])
         with torch._C._DisableTorchDispatch():
             outcome = read_outcome(kind, tensors)
         state = self.state_at(kind, values[0], tensors) if len(values) == 1 else None
-        self.looks.append(Look(len(self.memory.nodes), kind, values, outcome, self.alive(), source, state))
+        self.looks.append(Look(len(self.memory.nodes), kind, values, outcome, self.alive(), source, state, dims))
 
     # -- arguments -----------------------------------------------------------------------------------------------
 
@@ -358,7 +364,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             offset = tensors[0].storage_offset() - args[0].storage_offset()
             func, read_args = strided_view, (*read_args[:3], offset)
         func = HONEST_TWINS.get(func, func)
-        outputs = tuple(self.memory.fresh(_result_type(t)) for t in tensors)
+        outputs = tuple(self.memory.fresh(result_type(t)) for t in tensors)
         node = Node(func, read_args, read_kwargs, outputs, source, effect=facts.random)
         self.memory.nodes.append(node)
         parent = self.memory.lookup(args[0]) if args and isinstance(args[0], torch.Tensor) else None
@@ -379,7 +385,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             else:
                 self.memory.remember_root(t, value)
         if is_dynamic(node):
-            self._look(OutcomeKind.SHAPE, tensors, source)
+            self._look(OutcomeKind.SHAPE, tensors, source, dynamic_dims(node) or ())
 
     def _reshape_in_place(
         self, func: Any, tensor: torch.Tensor, args: tuple[Arg, ...], kwargs: dict[str, Arg], source: Source
@@ -449,7 +455,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         else:
             own = [] if result is None else ([result] if isinstance(result, torch.Tensor) else list(result))
             returned = [t for t in own if not any(t is target for target in targets)]
-            values = tuple(self.memory.fresh(_result_type(t)) for t in (*returned, *targets))
+            values = tuple(self.memory.fresh(result_type(t)) for t in (*returned, *targets))
             positions = tuple(p for p in writes if p < len(args))
             self.memory.nodes.append(Node(func, read_args, kept, values, source, positions, facts.random))
             for t, value in zip(returned, values, strict=False):
@@ -519,17 +525,6 @@ def _untraceable(error: Exception, source: Source) -> Untraceable:
     if isinstance(error, CannotTrace):
         return Untraceable(error.reason, source)
     return Untraceable(f"recording failed ({type(error).__name__}: {error})", source, isinstance(error, MemoryError))
-
-
-def _result_type(t: torch.Tensor | None) -> TensorType:
-    if t is None:
-        return TensorType((), torch.float32, (), torch.device("meta"))
-    if t.layout is not torch.strided or t.is_quantized:
-        kind = "quantized tensors" if t.is_quantized else f"tensors of layout {t.layout}"
-        raise CannotTrace(f"{kind} are not compiled")
-    if t.is_neg():
-        raise CannotTrace("lazily negated tensors are not compiled")
-    return tensor_type(t)
 
 
 def _on_cpu(args: tuple[Any, ...]) -> bool:

@@ -7,32 +7,33 @@ are the recordings. Whatever goes wrong in it concerns nobody: the call then sta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
 
 from dsjit.errors import CaptureError
-from dsjit.ir.graph import Graph
-from dsjit.ir.graph_template import GraphTemplate, make_graph_template
 from dsjit.ir.polynomial import Polynomial
 from dsjit.ir.probes import leg_points
+from dsjit.ir.structure_graph import graph_structure
 from dsjit.ir.template import Mismatch, Template, TemplateMaker
 from dsjit.ops.generator import generator_state, set_generator_state
 from dsjit.trace.capture import Capture, Conclusion, Description, conclude, describe
+from dsjit.trace.data_sizes import DataSizes
 from dsjit.trace.guards import Guard
 from dsjit.trace.lockstep import Abandoned, Lockstep
 from dsjit.trace.memory import CannotTrace
 from dsjit.trace.observe import Observer
-from dsjit.trace.open_shapes import OpenShapes
-from dsjit.trace.open_sizes import SMALLEST, OpenSizes, resize
+from dsjit.trace.open_segments import SegmentOpener
+from dsjit.trace.open_sizes import OpenSizes, resize
+from dsjit.trace.outcome import SMALLEST
 from dsjit.trace.outputs import TemplateError
 from dsjit.trace.recorder import Recorder
 from dsjit.trace.replay import Returned, ReturnedSize
 from dsjit.trace.rewind import rewound, undo
-from dsjit.trace.size_rules import rounds_sizes, ruled_part
+from dsjit.trace.segments import Segment
 from dsjit.trace.source import SourceFinder
 
 __all__ = ["Rehearsal", "rehearse"]
@@ -45,17 +46,15 @@ ATTEMPTS: Final = 4
 class Rehearsal:
     """A call for many sizes.
 
-    template: its Graph. sources: where the sizes are read. typical: what they were. shapes: which are served.
-    inputs: as in `Capture`. description: of the result and the effects. returned: the template of how the tensors in
-        it are obtained; `sizes` are its open sizes.
+    guard, inputs, places: as in `Capture`. segments: with their open sizes. description: of the result and the effects.
+    returned: the template of how the tensors in it are obtained; `sizes` are its open sizes, in those of the last
+        segment.
     """
 
-    template: GraphTemplate
-    sources: tuple[tuple[int, int], ...]
-    typical: tuple[int, ...]
-    shapes: OpenShapes
     guard: Guard
     inputs: tuple[int, ...]
+    places: tuple[Hashable, ...]
+    segments: tuple[Segment, ...]
     description: Description
     returned: Template
     sizes: tuple[Polynomial, ...]
@@ -68,31 +67,38 @@ def rehearse(
     name: str,
     captured: Capture,
     sizes: OpenSizes,
+    data_sizes: DataSizes,
 ) -> Rehearsal:
-    """captured: the call, as it ran. sizes: which sizes of its inputs are open. Raises Abandoned or Mismatch."""
+    """captured: the call, as it ran. sizes, data_sizes: which sizes are open, of its inputs and within it.
+
+    Raises Abandoned or Mismatch.
+    """
     conditions: list[Any] = []
-    lowest: tuple[int, ...] = (SMALLEST,) * len(sizes.typical)
+    typical = (*sizes.typical, *data_sizes.typical)
+    lowest_data_sizes = (data_sizes.smallest,) * len(data_sizes.typical)
+    smallest = (*sizes.smallest, *lowest_data_sizes)
+    lowest: tuple[int, ...] = (*((SMALLEST,) * len(sizes.typical)), *lowest_data_sizes)
 
     def allowed(point: tuple[int, ...]) -> bool:
         names = {f"s{number}": size for number, size in enumerate(point)}
         return all(eval(condition, {"max": max, "min": min}, names) for condition in conditions)
 
     for _ in range(ATTEMPTS):
-        points = leg_points(sizes.typical, lowest, allowed)
+        points = leg_points(typical, lowest, allowed)
         if points is None:
             raise Abandoned("too few other sizes meet what Python asks of them")
         state = generator_state()
         assert captured.observer is not None
         try:
             with rewound(captured.observer.before):
-                return _rehearse(function, args, kwargs, name, captured, sizes, points)
+                return _rehearse(function, args, kwargs, name, captured, sizes, data_sizes, points)
         except (Abandoned, Mismatch) as stop:
             if isinstance(stop, Abandoned) and stop.condition is not None:
                 conditions.append(compile(stop.condition, "<condition>", "eval"))
-            elif sizes.before is None or lowest == sizes.smallest:
+            elif sizes.before is None or lowest == smallest:
                 raise
             else:  # Something is different for small sizes: leave them out.
-                lowest = sizes.smallest
+                lowest = smallest
         finally:
             set_generator_state(state)
     raise Abandoned("Python asks too much about sizes")
@@ -105,6 +111,7 @@ def _rehearse(
     name: str,
     captured: Capture,
     sizes: OpenSizes,
+    data_sizes: DataSizes,
     points: tuple[tuple[int, ...], ...],
 ) -> Rehearsal:
     observer = Observer(function, args, kwargs)
@@ -125,7 +132,7 @@ def _rehearse(
         )
         for _ in points[1:]
     ]
-    run = Lockstep(points, legs, resized)
+    run = Lockstep(points, lead, legs, resized, data_sizes, len(sizes.typical))
     try:
         with ExitStack() as watches:
             watch: Any
@@ -138,7 +145,8 @@ def _rehearse(
         problems += [problem.reason for problem in observer.problems]
         if problems:
             raise Abandoned(problems[0])
-        return _conclude(result, observer, lead, legs, run, name, sizes)
+        run.share_looks()
+        return _conclude(result, observer, run, name, captured, sizes, data_sizes)
     except CaptureError as error:
         raise Abandoned(str(error)) from None
     except (TemplateError, CannotTrace) as stop:
@@ -154,47 +162,69 @@ def _rehearse(
 def _conclude(
     result: Any,
     observer: Observer,
-    lead: Recorder,
-    legs: Sequence[Recorder],
     run: Lockstep,
     name: str,
+    captured: Capture,
     sizes: OpenSizes,
+    data_sizes: DataSizes,
 ) -> Rehearsal:
+    lead = run.lead
     description = describe(result, observer, lead, (), keeps_sizes=True)
     items = [item for item in description.maker.tensors if isinstance(item, torch.Tensor)]
     followers = [run.followers(tensor) for tensor in items]
-    ended = [conclude(lead, items, name)]
-    for number, recorder in enumerate(legs):
-        ended.append(conclude(recorder, [found[number] for found in followers], name))
-    graphs = [_single_graph(each) for each in ended]
-    maker = TemplateMaker(run.fit)
-    template = make_graph_template(graphs, maker)
-    if any(_rounds_open_sizes(graphs, number) for number in range(len(graphs[0].nodes))):
-        raise Abandoned("an op rounds sizes that are open")
-    returned_maker = TemplateMaker(run.fit)
-    returned = returned_maker.make([_returned(description, each, run, number) for number, each in enumerate(ended)])
+
+    recorders = (lead, *run.legs)
+    everything = [items, *[[every[number] for every in followers] for number in range(len(run.legs))]]
+    ended = [conclude(each, mine, name) for each, mine in zip(recorders, everything, strict=True)]
+    if any(each.written for each in ended):
+        raise Abandoned("it writes to its inputs")
+    if not _is_as_captured(ended[0].segments, captured.segments):
+        raise Abandoned("with open sizes the program would be another one")
     paths = [observer.path_of(tensor) for _, tensor in lead.memory.inputs]
     positions = {path: number for number, path in enumerate(paths)}
     try:
         places = tuple([(positions[path], dim) for path, dim in sizes.sources])
     except KeyError:
         raise Abandoned("a tensor of open size is no input") from None
-    smallest = [min(column) for column in zip(*run.points, strict=True)]
-    bounds = [f"s{number} >= {size}" for number, size in enumerate(smallest) if size > SMALLEST]
-    ruled = make_graph_template([ruled_part(graph) for graph in graphs], TemplateMaker(run.fit))
-    shapes = OpenShapes(places, template, ruled, (*bounds, *run.conditions))
-    guard = observer.build_guard([path for path in paths if path is not None], frozenset(), shapes=shapes)
+    recordings = [each.recording for each in ended if each.recording is not None]
+    if len(recordings) != len(ended):
+        raise Abandoned("gradients are wanted")
+    opener = SegmentOpener(run.points, run.fit, places, data_sizes, run.conditions, recordings[0])
+    maker = TemplateMaker(run.fit)
+    returned = maker.make([_returned(description, each, run, number) for number, each in enumerate(ended)])
+    if not opener.read([each.segments for each in ended], list(maker.sizes)):
+        needs = [opener.needs(recording) for recording in recordings]
+        ended = [conclude(*each) for each in zip(recorders, everything, [name] * len(ended), needs, strict=True)]
+        maker = TemplateMaker(run.fit)
+        returned = maker.make([_returned(description, each, run, number) for number, each in enumerate(ended)])
+        opener.read([each.segments for each in ended], list(maker.sizes))
+    segments = opener.segments(ended[0].segments)
+    shapes = opener.shapes_of_inputs(recordings) if places else None
     return Rehearsal(
-        template=template,
-        sources=places,
-        typical=run.points[0],
-        shapes=shapes,
-        guard=guard,
+        guard=observer.build_guard([path for path in paths if path is not None], frozenset(), shapes=shapes),
         inputs=tuple([value.id for value, _ in lead.memory.inputs]),
+        places=tuple(paths),
+        segments=segments,
         description=description,
         returned=returned,
-        sizes=tuple(returned_maker.sizes),
+        sizes=tuple([polynomial.only(opener.last_variables) for polynomial in maker.sizes]),
     )
+
+
+def _is_as_captured(segments: Sequence[Segment], captured: Sequence[Segment]) -> bool:
+    """Whether the lead did and saw what the call did, which ran with integers in place of symbols."""
+    if len(segments) != len(captured):
+        return False
+    for segment, other in zip(segments, captured, strict=True):
+        looks = [
+            (each.look.kind, each.look.source, each.look.outcome) if each.look else None for each in (segment, other)
+        ]
+        if looks[0] != looks[1]:
+            return False
+        graphs = [replace(each.graph, outputs=()) for each in (segment, other)]
+        if graph_structure(graphs[0]) != graph_structure(graphs[1]):
+            return False
+    return True
 
 
 def _returned(
@@ -208,18 +238,3 @@ def _returned(
             for item in description.maker.tensors
         ]
     )
-
-
-def _single_graph(ended: Conclusion) -> Graph:
-    if len(ended.segments) != 1:
-        raise Abandoned("Python looks at what tensors hold")
-    if ended.written:
-        raise Abandoned("it writes to its inputs")
-    return ended.segments[0].graph
-
-
-def _rounds_open_sizes(graphs: Sequence[Graph], number: int) -> bool:
-    if not rounds_sizes(graphs[0].nodes[number]):
-        return False
-    shapes = [[value.type.shape[2:] for value in graph.nodes[number].outputs] for graph in graphs]
-    return any(shape != shapes[0] for shape in shapes)

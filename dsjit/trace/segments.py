@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 
 from dsjit.ir.graph import Graph, Node, Source, Value, Write
 from dsjit.ir.structure_graph import argument_structure, constant_digest
 from dsjit.ops.properties import is_reproducible, shares_memory
+from dsjit.trace.open_shapes import OpenShapes
 from dsjit.trace.outcome import Outcome, OutcomeKind
 from dsjit.trace.python_state import PythonState
 
@@ -29,6 +31,7 @@ class Look:
     """Python looked at `values`, after the first `position` nodes, and saw `outcome`.
 
     live: what tensors held that Python could still reach. state: what is known of Python's state.
+    dims: at a shape, the dimensions of each value whose sizes the content of other tensors decides, as far as is known.
     """
 
     position: int
@@ -38,6 +41,7 @@ class Look:
     live: tuple[Value, ...]
     source: Source
     state: PythonState | None = None
+    dims: tuple[tuple[int, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +72,14 @@ class Segment:
 
     The Graph takes what the caller or earlier segments gave, and returns what later ones may want; Values are known
     by their ids from one segment to the next. drops: ids that nothing can want after this segment. state: at the look.
+    sizes: which sizes of what it takes are open; None when all are those of `graph`.
     """
 
     graph: Graph
     look: Look | None
     drops: tuple[int, ...] = ()
     state: State | None = None
+    sizes: OpenShapes | None = None
 
     @property
     def reads(self) -> tuple[int, ...]:
@@ -85,12 +91,17 @@ class Segment:
 
 
 def cut(
-    recording: Recording, results: Iterable[Value], handed: Iterable[Value], writes: tuple[Write, ...]
+    recording: Recording,
+    results: Iterable[Value],
+    handed: Iterable[Value],
+    writes: tuple[Write, ...],
+    needs: Mapping[int, Iterable[Value]] = MappingProxyType({}),
 ) -> tuple[Segment, ...]:
     """The segments of a run, one more than it has looks that can turn out otherwise.
 
     results: Values that the last segment has to return, unless it is given them. handed: inputs of the run that the
     last segment needs whether or not its nodes read them. writes: what the last segment leaves in inputs.
+    needs: what further segments, by number, take whether or not their nodes read it.
     """
     looks = open_looks(recording)
     if not looks:
@@ -98,7 +109,7 @@ def cut(
             recording.inputs, recording.nodes, tuple(results), writes, dict(recording.constants), recording.name
         )
         return (Segment(graph, None),)
-    return _Cutter(recording, looks).cut(tuple(results), tuple(handed), writes)
+    return _Cutter(recording, looks).cut(tuple(results), tuple(handed), writes, needs)
 
 
 def open_looks(recording: Recording) -> list[Look]:
@@ -140,7 +151,11 @@ class _Cutter:
         self.spans = list(zip(starts, ends, strict=True))
 
     def cut(
-        self, results: tuple[Value, ...], handed: tuple[Value, ...], writes: tuple[Write, ...]
+        self,
+        results: tuple[Value, ...],
+        handed: tuple[Value, ...],
+        writes: tuple[Write, ...],
+        needs: Mapping[int, Iterable[Value]],
     ) -> tuple[Segment, ...]:
         last = len(self.parts) - 1
         for number, (start, end) in enumerate(self.spans):
@@ -158,6 +173,10 @@ class _Cutter:
             self._want(value, last)
         for value in (*handed, *(write.target for write in writes)):
             self.parts[last].inputs[value] = None
+        for number, values in needs.items():
+            for value in values:
+                self.parts[number].inputs[value] = None
+                self._export(value)
         for value in results:
             if value not in self.parts[last].inputs:
                 self.parts[last].exports[value] = None

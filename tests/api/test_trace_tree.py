@@ -126,11 +126,8 @@ def test_python_state_that_only_one_branch_reads_is_guarded_there() -> None:
         lambda x: x * 2 if x.all() else x,
         lambda x: x[int(x.sum()) % 3],
         lambda x: x * len(repr(float(x[0]) / 3)) + hash(float(x[0])),
-        lambda x: x[x > 1].sum(),
-        lambda x: torch.nonzero(x > 1),
         lambda x: x + 1 if torch.equal(x, x.flip(0)) else x,
         lambda x: [v * 2 for v in x.tolist()],
-        lambda x: x.unique().numel() and x + 1,
     ],
 )
 def test_ways_of_looking(function: Callable[..., Any]) -> None:
@@ -162,13 +159,13 @@ def test_a_look_that_always_sees_something_new_goes_on_eagerly_with_a_reason() -
         lambda x: (x > 1).nonzero(as_tuple=True)[0] if len((x > 0).nonzero()) else x,
     ],
 )
-def test_other_sizes_are_branches_of_one_tree(function: Callable[..., Any]) -> None:
+def test_no_rows_and_some_rows_are_branches_of_one_tree(function: Callable[..., Any]) -> None:
     jitted = dsjit.jit(function)
     xs = [torch.tensor(values) for values in ([1.0, 2.0, 1.0], [3.0, 3.0, 2.0], [0.0, 0.0, 0.0], [0.5, 3.0, 2.0])]
     for x in (*xs, *xs):
         assert_same(jitted(x), function(x))
     [_] = jitted_of(jitted).trees
-    assert (counters_of(jitted).calls_traced, counters_of(jitted).calls_compiled) == (4, 4)
+    assert (counters_of(jitted).calls_traced, counters_of(jitted).calls_compiled) == (2, 6)
 
 
 def powers(x: torch.Tensor) -> torch.Tensor:
