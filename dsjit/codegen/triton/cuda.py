@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+import struct
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
 
 from dsjit.codegen.triton.code import GpuCode
+from dsjit.codegen.triton.launch import Queue
 from dsjit.codegen.triton.target import TritonTarget
 from dsjit.errors import BackendError
 
@@ -61,22 +64,33 @@ class CudaDriver:
         self.modules[code.binary] = module, handle
         return handle
 
-    def launch(self, function: int, programs: int, code: GpuCode, arguments: bytes) -> None:
-        """Queue programs on torch's current stream. Raises BackendError with what the driver says."""
-        size = ctypes.c_size_t(len(arguments))
+    def prepare(self, function: int, programs: int, code: GpuCode) -> Queue:
+        """Queues programs on torch's current stream; raises BackendError with what the driver says."""
+        # All arguments are 8 bytes wide, and what is Triton's own stays 0.
+        arguments = (ctypes.c_int64 * code.parameters)()
+        size = ctypes.c_size_t(ctypes.sizeof(arguments))
         extra = (ctypes.c_void_p * 5)(
             _LAUNCH_PARAM_BUFFER_POINTER,
-            ctypes.cast(ctypes.c_char_p(arguments), ctypes.c_void_p),
+            ctypes.addressof(arguments),
             _LAUNCH_PARAM_BUFFER_SIZE,
             ctypes.addressof(size),
             _LAUNCH_PARAM_END,
         )
-        self._check(
-            self.library.cuLaunchKernel(
-                function, programs, 1, 1, code.threads, 1, 1, code.shared, self.current_stream(), None, extra,
-            ),
-            code,
-        )  # fmt: skip
+        # The array refers to these by address.
+        owned = arguments, size
+        count = len(code.source.params) + len(code.source.sizes)
+        write = struct.Struct(f"{count}q").pack_into
+        launch, stream, lock = self.library.cuLaunchKernel, self.current_stream, threading.Lock()
+        threads, shared = code.threads, code.shared
+
+        def queue(words: Sequence[int]) -> None:
+            with lock:  # the driver copies the arguments before it returns
+                write(owned[0], 0, *words)
+                status = launch(function, programs, 1, 1, threads, 1, 1, shared, stream(), None, extra)
+            if status:
+                self._check(status, code)
+
+        return queue
 
     def _check(self, status: int, code: GpuCode) -> None:
         if status:

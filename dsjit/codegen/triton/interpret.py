@@ -189,7 +189,7 @@ _FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
     "nextafter": np.nextafter,
     "copysign": np.copysign,
     "trunc": np.trunc,
-    "rint": np.rint,
+    "nearbyint": np.rint,
     "fmod": np.fmod,
     "fma": _fma,
 }

@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import ctypes
 import operator
-import struct
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 from dsjit.codegen.llvm.executor import Call, DeviceKernel, KernelCall, StepSequence
 from dsjit.codegen.triton.code import GpuCode
 from dsjit.codegen.triton.source import KernelSource
 from dsjit.errors import BackendError
 
-__all__ = ["Driver", "GpuKernel", "Launch", "build_launches", "packed"]
+__all__ = ["Driver", "GpuKernel", "Launch", "Queue", "build_launches"]
 
 ALIGNMENT: Final = 16
 """Bytes: what code may rely on where a buffer starts at a multiple of it."""
+
+
+Queue: TypeAlias = Callable[[Sequence[int]], None]
+"""Queues a kernel on the current stream, given its buffers' addresses and its sizes. Raises BackendError."""
 
 
 class Driver(Protocol):
@@ -29,8 +32,8 @@ class Driver(Protocol):
         """A handle of the function. Raises BackendError."""
         ...
 
-    def launch(self, function: int, programs: int, code: GpuCode, arguments: bytes) -> None:
-        """Queue `programs` programs on the current stream. Raises BackendError."""
+    def prepare(self, function: int, programs: int, code: GpuCode) -> Queue:
+        """What launches so many programs of the function. Thread-safe."""
         ...
 
 
@@ -52,9 +55,8 @@ class GpuKernel(DeviceKernel):
     variants: dict[tuple[bool, ...], Variant] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def variant(self, addresses: Sequence[int]) -> Variant:
-        """The code for buffers at these addresses; compiled when there is none yet. Raises BackendError."""
-        aligned = tuple([address % ALIGNMENT == 0 for address in addresses])
+    def variant(self, aligned: tuple[bool, ...]) -> Variant:
+        """The code for buffers so aligned; compiled when there is none yet. Raises BackendError."""
         with self.lock:
             found = self.variants.get(aligned)
             if found is None:
@@ -63,25 +65,19 @@ class GpuKernel(DeviceKernel):
         return found
 
 
-def packed(code: GpuCode, addresses: Sequence[int], sizes: Sequence[int]) -> bytes:
-    """The arguments as the function takes them: 8 bytes each, and 0 for what is Triton's own."""
-    words = [*addresses, *sizes]
-    return struct.pack(f"<{len(words)}q{8 * (code.parameters - len(words))}x", *words)
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Launch:
-    """One kernel of a sequence. slots, offsets: where its buffers are: `table[slot] + offset`.
+    """One kernel of a sequence. addresses: takes those of its buffers from the table. sizes: what it takes after them.
 
-    usual: the variant for buffers that are all aligned.
+    usual: queues the code for buffers that are all aligned; others: that for other alignments, as they are met.
     """
 
     kernel: GpuKernel
-    slots: tuple[int, ...]
-    offsets: tuple[int, ...]
+    addresses: Callable[[Any], tuple[int, ...]]
     sizes: tuple[int, ...]
     programs: int
-    usual: Variant
+    usual: Queue
+    others: dict[tuple[bool, ...], Queue] = field(default_factory=dict)
 
     @staticmethod
     def of(call: Call) -> Launch:
@@ -89,18 +85,33 @@ class Launch:
         kernel = call.kernel
         assert isinstance(kernel, GpuKernel)
         values = dict(zip([size.name for size in kernel.source.kernel.sizes], call.sizes, strict=True))
-        offsets = call.offsets or (0,) * len(call.slots)
         programs = kernel.source.schedule.program_count(values)
-        return Launch(kernel, call.slots, offsets, call.sizes, programs, kernel.variant([0] * len(call.slots)))
+        usual = kernel.variant((True,) * len(call.slots))
+        queue = kernel.driver.prepare(usual.function, programs, usual.code)
+        return Launch(kernel, _reader(call.slots, call.offsets), call.sizes, programs, queue)
 
-    def run(self, table: Mapping[int, int]) -> None:
-        if not self.programs:
-            return
-        addresses = [table[slot] + offset for slot, offset in zip(self.slots, self.offsets, strict=True)]
-        aligned = not reduce(operator.or_, addresses, 0) % ALIGNMENT
-        variant = self.usual if aligned else self.kernel.variant(addresses)
-        arguments = packed(variant.code, addresses, self.sizes)
-        self.kernel.driver.launch(variant.function, self.programs, variant.code, arguments)
+    def run(self, table: ctypes.Array[ctypes.c_int64]) -> None:
+        """Queue it, with the addresses that are in the table now."""
+        addresses = self.addresses(table)
+        queue = self.usual if not reduce(operator.or_, addresses, 0) % ALIGNMENT else self._other(addresses)
+        queue(addresses + self.sizes)
+
+    def _other(self, addresses: tuple[int, ...]) -> Queue:
+        aligned = tuple([address % ALIGNMENT == 0 for address in addresses])
+        queue = self.others.get(aligned)
+        if queue is None:
+            variant = self.kernel.variant(aligned)
+            queue = self.kernel.driver.prepare(variant.function, self.programs, variant.code)
+            self.others[aligned] = queue
+        return queue
+
+
+def _reader(slots: tuple[int, ...], offsets: tuple[int, ...]) -> Callable[[Any], tuple[int, ...]]:
+    """From a table to `table[slot] + offset`, for each slot; offsets may be left out."""
+    if any(offsets) or len(slots) < 2:
+        pairs = tuple(zip(slots, offsets or (0,) * len(slots), strict=True))
+        return lambda table: tuple([table[slot] + offset for slot, offset in pairs])
+    return operator.itemgetter(*slots)
 
 
 def build_launches(calls: Sequence[Call]) -> StepSequence:
@@ -108,15 +119,15 @@ def build_launches(calls: Sequence[Call]) -> StepSequence:
 
     The device is not waited for. `run_timed` cannot know when it is done: it raises BackendError.
     """
-    launches = [Launch.of(call) for call in calls]
-    count = 1 + max((slot for launch in launches for slot in launch.slots), default=0)
+    launches = [launch for launch in map(Launch.of, calls) if launch.programs]
+    count = 1 + max((slot for call in calls if isinstance(call, KernelCall) for slot in call.slots), default=0)
     return StepSequence(tuple(calls), partial(_run, launches, ctypes.c_int64 * count), _refuse_timing)
 
 
 def _run(launches: Sequence[Launch], table_type: type[ctypes.Array[ctypes.c_int64]], table: int, threads: int) -> None:
     addresses = table_type.from_address(table)
     for launch in launches:
-        launch.run(addresses)  # type: ignore[arg-type]
+        launch.run(addresses)
 
 
 def _refuse_timing(table: int, threads: int, timestamps: int) -> None:

@@ -31,7 +31,7 @@ LIBDEVICE: Final[dict[str, str]] = {
             "nextafter", "copysign", "trunc", "fma",
         )
     },
-    "round": "rint",
+    "round": "nearbyint",
 }  # fmt: skip
 """The ops that are one function of libdevice, and its name there. For AMD, Triton maps them to OCML."""
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
 from dsjit.codegen.triton.code import GpuCode
 from dsjit.codegen.triton.interpret import interpret_kernel
 from dsjit.codegen.triton.kernels import GpuKernelCache
+from dsjit.codegen.triton.launch import Queue
 from dsjit.codegen.triton.machine import GpuMachine
 from dsjit.codegen.triton.source import KernelSource
 from dsjit.codegen.triton.target import TritonTarget
@@ -38,11 +39,12 @@ class InterpretingDriver:
         self.loaded.append(code)
         return len(self.loaded)
 
-    def launch(self, function: int, programs: int, code: GpuCode, arguments: bytes) -> None:
+    def prepare(self, function: int, programs: int, code: GpuCode) -> Queue:
         assert self.loaded[function - 1] is code
+        return partial(self.launch, code, programs)
+
+    def launch(self, code: GpuCode, programs: int, words: Sequence[int]) -> None:
         source = code.source
-        words = struct.unpack(f"<{code.parameters}q", arguments)
-        assert words[-OWN_PARAMETERS:] == (0,) * OWN_PARAMETERS
         buffers = {
             param.name: at_address(address, param.dtype)
             for param, address in zip(source.kernel.params, words, strict=False)

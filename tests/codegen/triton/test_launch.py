@@ -12,7 +12,7 @@ from dsjit.codegen.llvm.executor import KernelCall, StepSequence
 from dsjit.codegen.triton.cuda import CudaDriver
 from dsjit.codegen.triton.emitter import emit_kernel
 from dsjit.codegen.triton.kernels import GpuKernelCache
-from dsjit.codegen.triton.launch import build_launches, packed
+from dsjit.codegen.triton.launch import build_launches
 from dsjit.codegen.triton.target import TritonTarget
 from dsjit.errors import BackendError
 from tests.codegen.kernels import generic, row_reduce, softmax
@@ -30,8 +30,9 @@ def run(sequence: StepSequence, *addresses: int) -> None:
 def test_arguments_are_addresses_then_sizes_then_tritons_own() -> None:
     kernel, sizes = generic(row_reduce("sum", 5, 70), 1000)
     code = code_of(emit_kernel(kernel, TARGET.processors), TARGET)
-    values = list(sizes.values())
-    assert packed(code, [2**40, 3], values) == struct.pack(f"<{4 + len(values)}q", 2**40, 3, *values, 0, 0)
+    library, values = Library(), list(sizes.values())
+    CudaDriver(lambda: 0, library).prepare(77, 1, code)([2**40, 3, *values])
+    assert library.calls[-1][-1] == struct.pack(f"<{4 + len(values)}q", 2**40, 3, *values, 0, 0)
 
 
 def test_a_sequence_reads_addresses_from_the_table_when_it_runs() -> None:
@@ -113,8 +114,8 @@ def test_cuda_is_asked_for_a_module_once_and_for_launches_on_the_current_stream(
     code = code_of(emit_kernel(softmax(4, 10), 132), TARGET, aligned=(True,))
     for _ in range(2):
         assert driver.load(code) == 77
-    driver.launch(77, 12, code, b"12345678")
-    launch = ("launch", 77, 12, 1, 1, code.threads, 1, 1, code.shared, 5, b"12345678")
+    driver.prepare(77, 12, code)((64, 128))
+    launch = ("launch", 77, 12, 1, 1, code.threads, 1, 1, code.shared, 5, struct.pack("<4q", 64, 128, 0, 0))
     assert library.calls == [("load", code.binary), ("function", b"softmax"), launch]
 
 
