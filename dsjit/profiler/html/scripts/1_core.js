@@ -181,6 +181,6 @@ function goToSteps(numbers) { show("steps", { steps: numbers }); }
 
 function lineLink(file, line) {
   if (!line) return el("span", { class: "soft" }, "no line");
-  return el("button", { type: "button", class: "link mono", title: file, onclick: () => goToLine(file, line) },
+  return el("button", { type: "button", class: "link mono line", title: file, onclick: () => goToLine(file, line) },
     place(file, line));
 }

@@ -37,17 +37,17 @@ register("overview", "Overview", (main, profile) => {
       card(kernels + " + " + (profile.steps.length - kernels), "fused ops and library calls"),
       card(bytes(peak), "most memory for intermediates")),
     el("div", { class: "two" },
-      panel("What to look at first", profile.findings.length
+      el("div", {}, panel("What to look at first", profile.findings.length
         ? el("ol", { class: "findings" }, profile.findings.map(findingItem))
         : el("p", { class: "soft" }, "Nothing stands out: no line costs much more than this machine needs for it.")),
+      panel("The most expensive lines", plainTable("Lines", ["line", "time#", "share#", "code"],
+        profile.lines.slice(0, 12).map((line) => [lineLink(line.file, line.line), time(line.ns), percent(line.share),
+          el("code", {}, line.text.trim())])))),
       el("div", {}, panel("Where the time went", ...stackedParts(profile.parts)),
         panel("Calls", plainTable("Calls of jitted objects", ["object", "ran", "calls#", "median#", "total#"],
           profile.calls.map((call) => [call.name, el("span", { class: "tag" }, call.kind), call.count,
             time(call.median_ns), time(call.total_ns)]))),
-        machinePanel(profile.machine))),
-    panel("The most expensive lines", plainTable("Lines", ["line", "time#", "share#", "code"],
-      profile.lines.slice(0, 12).map((line) => [lineLink(line.file, line.line), time(line.ns), percent(line.share),
-        el("code", {}, line.text.trim())]))));
+        machinePanel(profile.machine))));
 });
 
 function machinePanel(machine) {
