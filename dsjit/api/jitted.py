@@ -21,7 +21,7 @@ from dsjit.api.planting import Names, Trace
 from dsjit.api.recompiles import Cause, describe_refusal, find_cause
 from dsjit.api.session import Session
 from dsjit.api.stats import Counters
-from dsjit.api.trace_nodes import Leaf, Step, without_history
+from dsjit.api.trace_nodes import Leaf, Runner, Step, without_history
 from dsjit.api.trace_tree import Miss, TraceTree, TreeFull
 from dsjit.config import Options
 from dsjit.errors import BackendError, CaptureError, DsjitWarning, RecompileError, VerificationError
@@ -312,14 +312,11 @@ class Jitted:
         inputs = tuple(zip(captured.inputs, captured.places, strict=True))
         trace = Trace(captured.guard, inputs, captured.segments, _finisher(captured), captured.effects)
 
-        # Programs read and write parameters; autograd, which eager's backward or no_grad kept out of it, must not see.
-        hidden = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in captured.given)
-
         def build(segment: Segment) -> Step:
             if captured.joint is not None:
                 return self._builder.training(captured.joint, timer)
             step = self._builder.segment(segment, timer)
-            return replace(step, run=without_history(step.run)) if hidden else step
+            return replace(step, run=_hidden_from_autograd(step.run, captured))
 
         if missed is not None:
             tree, miss = missed
@@ -345,7 +342,8 @@ class Jitted:
         except Mismatch as stop:
             self._open_calls.reasons.append(str(stop))
             return False
-        step = Step(Segment(found.template.example, None), compilation, compilation.program)
+        run = _hidden_from_autograd(compilation.program, captured)
+        step = Step(Segment(found.template.example, None), compilation, run)
         finish = _open_finisher(found)
         leaf = Leaf(found.guard, found.inputs, None, step, step.run, finish, captured.effects)
         self._trees = (TraceTree([leaf], Names()), *self._trees)
@@ -402,6 +400,12 @@ class Jitted:
 def _known(source: Source) -> Source:
     """`source`, or the user's line that is running when it is unknown."""
     return SourceFinder().current(2) if source is UNKNOWN_SOURCE else source
+
+
+def _hidden_from_autograd(run: Runner, captured: Capture) -> Runner:
+    """`run`, which works on tensors that require gradients, while what it does is not to be differentiated."""
+    seen = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in captured.given)
+    return without_history(run) if seen else run
 
 
 def _rejit(target: Callable[..., Any], options: Options) -> Any:
