@@ -46,7 +46,7 @@ __all__ = ["Recorder", "Untraceable"]
 
 aten = torch.ops.aten
 
-_saved_tensor_hooks, _running_node = torch._C._autograd._top_saved_tensors_default_hooks, torch._C._current_autograd_node
+_saved_tensor_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 _sequence_number = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]
 """The number that autograd's next node will get; that of the op that is running was made just before."""
 
@@ -126,7 +126,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if torch.is_grad_enabled():
                 self.forward_sources.setdefault(_sequence_number() - 1, source)
                 self.hooked = self.hooked or _saved_tensor_hooks(True) is not None
-            elif (node := _running_node()) is not None:
+            elif (node := torch._C._current_autograd_node()) is not None:
                 source = self.forward_sources.get(node._sequence_nr(), source)
             return self._run(func, args, kwargs, source, facts.foreign)
         finally:
