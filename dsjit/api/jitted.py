@@ -21,7 +21,7 @@ from dsjit.api.planting import Trace
 from dsjit.api.recompiles import Cause, describe_refusal, find_cause
 from dsjit.api.session import Session
 from dsjit.api.stats import Counters
-from dsjit.api.trace_nodes import Step, without_history
+from dsjit.api.trace_nodes import Runner, Step, without_history
 from dsjit.api.trace_tree import Miss, TraceTree, TreeFull
 from dsjit.config import Options
 from dsjit.errors import BackendError, CaptureError, DsjitWarning, MemoryBudgetError, RecompileError, VerificationError
@@ -315,14 +315,11 @@ class Jitted:
         )  # fmt: skip
 
     def _plant(self, trace: Trace, captured: Capture, timer: StageTimer, missed: tuple[TraceTree, Miss] | None) -> None:
-        # Programs read and write parameters; autograd, which eager's backward or no_grad kept out of it, must not see.
-        hidden = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in captured.given)
-
         def build(segment: Segment) -> Step:
             if captured.joint is not None:
                 return self._builder.training(captured.joint, timer)
             step = self._builder.segment(segment, timer)
-            return replace(step, run=without_history(step.run)) if hidden else step
+            return replace(step, run=_hidden_from_autograd(step.run, captured))
 
         if missed is not None:
             tree, miss = missed
@@ -408,6 +405,12 @@ class Jitted:
 def _known(source: Source) -> Source:
     """`source`, or the user's line that is running when it is unknown."""
     return SourceFinder().current(2) if source is UNKNOWN_SOURCE else source
+
+
+def _hidden_from_autograd(run: Runner, captured: Capture) -> Runner:
+    """`run`, which works on tensors that require gradients, while what it does is not to be differentiated."""
+    seen = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in captured.given)
+    return without_history(run) if seen else run
 
 
 def _rejit(target: Callable[..., Any], options: Options) -> Any:

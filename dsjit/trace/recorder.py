@@ -66,14 +66,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     is_known: whether an outside tensor can be found again by a path from the function's roots.
     may_hand_out: whether traced numbers may be given to Python now (see `trace.numbers`).
     pauses: to be called before and after the recorder's own work, for those who watch the user's code.
-    at: the line to which ops belong, when it is not the one that is running. forward_sources: the lines of autograd's
-        nodes, by their numbers. hooked: what autograd keeps goes through hooks (`saved_tensors_hooks`).
-    freed: nodes of autograd's graph that a backward in the run has freed.
-    state_at: tells Python's state at a look (see `trace.python_state`).
-    state_of: tells the states of the caller's generators.
+    at: the line to which ops belong, when it is not the running one. forward_sources: lines of autograd's nodes, by
+        their numbers. freed: those of autograd's nodes that a backward in the run has freed.
+    hooked: what autograd keeps goes through hooks (`saved_tensors_hooks`).
+    state_at: tells Python's state at a look (see `trace.python_state`). state_of: those of the caller's generators.
     call: when set, runs an op, which is told as a Node without outputs.
-    escapes, generator: to be active around the recorder; they notice content that leaves the tensor world, and what
-        is done to the state of the random generator.
+    escapes, generator: to be active around it; they notice content that leaves, and uses of the generator's state.
     """
 
     def __init__(
@@ -130,6 +128,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if torch.is_grad_enabled():
                 self.forward_sources.setdefault(_sequence_number() - 1, source)
                 self.hooked = self.hooked or _saved_tensor_hooks(True) is not None
+            elif (node := torch._C._current_autograd_node()) is not None:
+                source = self.forward_sources.get(node._sequence_nr(), source)
             return self._run(func, args, kwargs, source, facts.foreign)
         finally:
             self.resume()
@@ -148,9 +148,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             result = self.call(Node(func, recorded[0], recorded[1], (), source), args, kwargs)
         else:
             result = func(*args, **kwargs)
+        start = len(self.memory.nodes)
         if recorded is None:
             return result
-        start = len(self.memory.nodes)
         try:
             self._record(func, args, kwargs, recorded[0], recorded[1], result, source)
             self.generators.replace(start)
@@ -351,6 +351,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if not self.escapes.looking:
                 self._look(OutcomeKind.NUMBER, (args[0],), source)
             return
+        if func in LIST_WRITES:
+            LIST_WRITES[func](self, args, source)
+            return
         undeclared = UNDECLARED_WRITES.get(func.name())
         if facts.writes or facts.writes_kwargs or (undeclared and updates_statistics(func, args, kwargs)):
             self._record_write(func, args, kwargs, read_args, read_kwargs, result, source, undeclared or facts.writes)
@@ -421,8 +424,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         writes: tuple[int, ...],
     ) -> None:
         facts = traits(func)
-        if func in LIST_WRITES:
-            return LIST_WRITES[func](self, args, source)
         targets: list[Any] = [args[p] for p in writes if p < len(args)]
         targets += [kwargs[name] for name in facts.writes_kwargs if name in kwargs]
         if not all(isinstance(t, torch.Tensor) for t in targets):
@@ -504,11 +505,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def recording(self, name: str) -> Recording:
         """The whole run; to be called when its results have been located."""
-        inputs = [value for value, _ in self.memory.inputs] + [region.value for region in self.memory.regions]
         before = len(self.memory.prologue)
         return Recording(
             name=name,
-            inputs=tuple(inputs),
+            inputs=(*(value for value, _ in self.memory.inputs), *(region.value for region in self.memory.regions)),
             nodes=(*self.memory.prologue, *self.memory.nodes),
             looks=tuple([replace(look, position=look.position + before) for look in self.looks]),
             constants=dict(self.constants),
