@@ -126,7 +126,9 @@ def _keep(run: Run, number: int, text: str, folder: Path) -> None:
 
 
 def _report(run: Run, console: Console) -> None:
-    table = Table("seed", "programs", "calls compiled", "traced", "eager", "in the last bits", "differing", "programs/s")
+    table = Table(
+        "seed", "programs", "calls compiled", "traced", "eager", "in the last bits", "differing", "programs/s"
+    )
     calls = Counter(run.calls)
     counts = (run.seed, run.next, calls["compiled"], calls["traced"], calls["eager"], run.judged, len(run.differing))
     table.add_row(*map(str, counts), f"{run.next / max(run.seconds, 1e-9):.1f}")

@@ -91,7 +91,11 @@ class Drawer:
         found: list[str] = []
         for name in reversed(self.scope.names):
             traits, tensor = self.scope.traits_of(name), self.scope.tensor(name)
-            if (traits.exact or not exact) and (traits.tame or not tame) and (not floating or tensor.is_floating_point()):
+            if (
+                (traits.exact or not exact)
+                and (traits.tame or not tame)
+                and (not floating or tensor.is_floating_point())
+            ):
                 found.append(name)
         if like:
             shape = self.scope.tensor(like).shape
@@ -241,7 +245,9 @@ class Drawer:
             return
         other = self.operand(like=operand)
         name = self.scope.new_name()
-        step = self.pick([f"{name} + {other}", f"{name} * 0.5", f"{name} - row", f"torch.maximum({name} + 0, {other} + 0)"])
+        step = self.pick(
+            [f"{name} + {other}", f"{name} * 0.5", f"{name} - row", f"torch.maximum({name} + 0, {other} + 0)"]
+        )
         header = self.pick(["for row in range(3):", f"for row in {operand}:", f"for row in {operand}.unbind(-1):"])
         text = f"{name} = {operand}.clone()\n{header}\n    {name} = {step}"
         if self.scope.run(text) and self.scope.keep(name, self.scope.traits_of(operand, other or operand)):

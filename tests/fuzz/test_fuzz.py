@@ -63,7 +63,12 @@ def test_every_kind_of_difference_is_seen(right: str, wrong: str) -> None:
 
 
 def test_sums_in_another_order_and_functions_of_another_last_bit_are_right() -> None:
-    body = ("x = TensorSpec((400,)).make()", "f = jit(lambda x: (x.exp().sum(), x.softmax(0)))", "yield f, (x,)", "yield f, (x,)")
+    body = (
+        "x = TensorSpec((400,)).make()",
+        "f = jit(lambda x: (x.exp().sum(), x.softmax(0)))",
+        "yield f, (x,)",
+        "yield f, (x,)",
+    )
     played = play_program(FuzzProgram(body))
     assert not played.differences
     assert played.judged
