@@ -106,7 +106,7 @@ def test_functions_of_two_numbers(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("target", DTYPES, ids=str)
 @pytest.mark.parametrize("source", DTYPES, ids=str)
 def test_casts(source: torch.dtype, target: torch.dtype) -> None:
-    """Of floats to integers: of what the integers hold. C++ leaves the rest undefined, and eager has several answers."""
+    """Of floats to integers: of what these hold. C++ leaves the rest undefined, and eager has several answers."""
     x = numbers(source)
     if source.is_floating_point and not target.is_floating_point and target is not torch.bool:
         limits = torch.iinfo(target)

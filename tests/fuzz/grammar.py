@@ -62,7 +62,8 @@ def arity(template: str) -> int:
 FAMILIES: Final[Mapping[str, Family]] = {
     "arithmetic": Family(
         ("{0} + {1}", "{0} - {1}", "{0} * {1}", "{0} / {1}", "{0} + {number}", "{0} * {number}", "{number} - {0}",
-         "{0} / {number}", "{number} / {0}", "-{0}", "abs({0})", "torch.maximum({0} + 0, {1} + 0)", "torch.minimum({0} + 0, {1} + 0)",
+         "{0} / {number}", "{number} / {0}", "-{0}", "abs({0})", "torch.maximum({0} + 0, {1} + 0)",
+         "torch.minimum({0} + 0, {1} + 0)",
          "torch.relu({0})", "{0}.clamp(-1, 2)", "({0} + 0).clamp(min={1} + 0)", "torch.where({0}.isnan(), {1}, {0})",
          "{0} ** 2", "{0}.square()", "{0}.clone()", "torch.add({0}, {1}, alpha=2)"), 8,
     ),
@@ -86,8 +87,10 @@ FAMILIES: Final[Mapping[str, Family]] = {
     ),
     "movement": Family(
         ("{0}.flip({dim})", "torch.roll({0}, 1, {dim})", "torch.cat(({0}, {1}), {dim})", "torch.stack(({0}, {1}))",
-         "torch.stack(({0}, {1}), {dim})", "torch.nn.functional.pad({0}, (1, 2))", "{0}.repeat({size}, *[1] * {0}.dim())",
-         "{0}.tril()", "{0}.triu(1)", "torch.cat((*torch.broadcast_tensors({0}, {1}),), {dim})",
+         "torch.stack(({0}, {1}), {dim})", "torch.nn.functional.pad({0}, (1, 2))",
+         "{0}.repeat({size}, *[1] * {0}.dim())",
+         "{0}.tril()", "{0}.triu(1)",
+         "torch.cat((*torch.broadcast_tensors({0}, {1}),), {dim})",
          "torch.nn.functional.pad({0}, (1, 0), value={number})", "{0}.index_select({dim}, torch.tensor([0, 0]))",
          "{0}.gather({dim}, torch.zeros_like({0}, dtype=torch.int64))", "torch.zeros_like({0})", "{0}.new_ones(2, 3)",
          "torch.full_like({0}, {number})", "{0}.repeat_interleave(2, {dim})", "torch.arange({0}.shape[{dim}])",
@@ -105,10 +108,12 @@ FAMILIES: Final[Mapping[str, Family]] = {
          "torch.searchsorted(torch.tensor([-1.0, 0.0, 1.0]), {0}.float())", "torch.isin({0}, {1})"), 3, sensitive=True,
     ),
     "sums": Family(
-        ("{0}.sum({dim}, keepdim={keep})", "{0}.sum()", "{0}.mean({dim}, keepdim={keep})", "{0}.clamp(-1, 1).prod({dim})",
+        ("{0}.sum({dim}, keepdim={keep})", "{0}.sum()", "{0}.mean({dim}, keepdim={keep})",
+         "{0}.clamp(-1, 1).prod({dim})",
          "{0}.cumsum({dim})", "{0}.var({dim}, correction=0)", "{0}.norm()", "{0}.norm(dim={dim}, keepdim={keep})",
          "torch.softmax({0}, {dim})", "torch.log_softmax({0}, {dim})", "{0}.logsumexp({dim})",
-         "torch.nn.functional.layer_norm({0}, {0}.shape[-1:])", "{0}.nansum({dim})", "{0}.std_mean({dim}, correction=0)[1]",
+         "torch.nn.functional.layer_norm({0}, {0}.shape[-1:])", "{0}.nansum({dim})",
+         "{0}.std_mean({dim}, correction=0)[1]",
          "torch.nn.functional.normalize({0}, dim={dim})", "torch.nn.functional.rms_norm({0}, {0}.shape[-1:])",
          "torch.nn.functional.mse_loss({0}, {0}.detach() + 1)", "torch.cdist({0}, {0}, p=1.0)",
          "torch.trapezoid({0}, dim={dim})"), 5, rounded=True, tame=True, floating=True,
@@ -156,87 +161,22 @@ DIFFERENTIABLE: Final = ("arithmetic", "views", "movement", "selections", "sums"
 # -- every pointwise row of the op table -----------------------------------------------------------------------------
 
 _EXACT: Final = frozenset(
-    [
-        "add",
-        "sub",
-        "rsub",
-        "mul",
-        "div",
-        "neg",
-        "abs",
-        "sqrt",
-        "reciprocal",
-        "relu",
-        "relu6",
-        "clamp",
-        "clamp_min",
-        "clamp_max",
-        "maximum",
-        "minimum",
-        "max",
-        "min",
-        "fmax",
-        "fmin",
-        "where",
-        "masked_fill",
-        "clone",
-        "copy",
-        "zero",
-        "fill",
-        "full_like",
-        "zeros_like",
-        "ones_like",
-        "new_full",
-        "new_zeros",
-        "new_ones",
-        "lift_fresh_copy",
-        "square",
-        "hardtanh",
-        "leaky_relu",
-        "nan_to_num",
-        "true_divide",
-        "_to_copy",
-        "_prelu_kernel",
-        "rrelu",
-    ]
-)
+    {"add", "sub", "rsub", "mul", "div", "neg", "abs", "sqrt", "reciprocal", "relu", "relu6", "clamp",
+     "clamp_min", "clamp_max", "maximum", "minimum", "max", "min", "fmax", "fmin", "where", "masked_fill",
+     "clone", "copy", "zero", "fill", "full_like", "zeros_like", "ones_like", "new_full", "new_zeros",
+     "new_ones", "lift_fresh_copy", "square", "hardtanh", "leaky_relu", "nan_to_num", "true_divide",
+     "_to_copy", "_prelu_kernel", "rrelu"}
+)  # fmt: skip
 _SENSITIVE: Final = frozenset(
-    [
-        "floor_divide",
-        "remainder",
-        "fmod",
-        "sign",
-        "sgn",
-        "copysign",
-        "heaviside",
-        "nextafter",
-        "floor",
-        "ceil",
-        "trunc",
-        "round",
-        "frac",
-        "hardshrink",
-        "threshold",
-        "eq",
-        "ne",
-        "lt",
-        "le",
-        "gt",
-        "ge",
-        "signbit",
-        "isnan",
-        "isinf",
-        "isfinite",
-        "isposinf",
-        "isneginf",
-        "_to_copy",
-    ]
-)
+    {"floor_divide", "remainder", "fmod", "sign", "sgn", "copysign", "heaviside", "nextafter", "floor",
+     "ceil", "trunc", "round", "frac", "hardshrink", "threshold", "eq", "ne", "lt", "le", "gt", "ge",
+     "signbit", "isnan", "isinf", "isfinite", "isposinf", "isneginf", "_to_copy"}
+)  # fmt: skip
 
 
 _LEFT_OUT: Final = frozenset(
-    ["copy", "maximum", "minimum", "max", "min", "fmax", "fmin", "clamp", "clamp_min", "clamp_max"]
-)
+    {"copy", "maximum", "minimum", "max", "min", "fmax", "fmin", "clamp", "clamp_min", "clamp_max"}
+)  # fmt: skip
 """What chooses between zeros, and `copy`, which no program calls: it keeps the storage offset of what it replaces."""
 
 

@@ -1,9 +1,9 @@
 """Plays a program eagerly and jitted, call by call side by side, and compares everything that can be seen.
 
 After each call the records of both sides (`tests.conformance.state`) must be equal: results, arguments, state,
-exceptions, dtypes, strides, aliasing, the state of the random generator. Values must be equal bit for bit, or be right by
-the reference of `tests.fuzz.reference`. What differs and is right is then made equal on both sides, so that no call
-begins with other values than eager's.
+exceptions, dtypes, strides, aliasing, the state of the random generator. Values must be equal bit for bit, or be right
+by `tests.fuzz.reference`. What differs and is right is then made equal on both sides, so that no call begins with other
+values than eager's.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 import dsjit
 from dsjit.api.entry import jitted_of
 from tests.conformance.state import Leaf, StateReader, TensorRecord, differences
+from tests.fuzz.call import call
 from tests.fuzz.program import FuzzProgram, Script, Turn, compiled_script
 from tests.fuzz.reference import Reference
 
@@ -112,39 +113,6 @@ def _comparable(path: str, leaf: Leaf) -> Leaf:
     strides: Any = leaf.facts["strides"]
     shown = tuple([0 if size == 1 else stride for size, stride in zip(leaf.values.shape, strides, strict=True)])
     return TensorRecord({**leaf.facts, "strides": shown if leaf.values.numel() else ()}, leaf.values)
-
-
-def call(function: Callable[..., Any], args: tuple[Any, ...], number: int, gradients: bool) -> tuple[Any, str]:
-    """Call, differentiate when `gradients`; the result, and what was raised, as text."""
-    torch.default_generator.manual_seed(number)
-    try:
-        result = function(*args)
-        if gradients:
-            differentiate(result)
-    except Exception as error:
-        return None, f"{type(error).__name__}: {error}"
-    return result, ""
-
-
-def differentiate(result: Any) -> None:
-    """The backward of all results that have one, for gradients that are drawn with a fixed seed."""
-    wanted = [tensor for tensor in _tensors(result) if tensor.requires_grad]
-    unique = list({id(tensor): tensor for tensor in wanted}.values())
-    if unique:
-        generator = torch.Generator().manual_seed(0)
-        seeds = [torch.randn(t.shape, generator=generator, dtype=torch.float32).to(t.dtype) for t in unique]
-        torch.autograd.backward(unique, seeds)
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors(item)
 
 
 def _make_equal(model: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> None:

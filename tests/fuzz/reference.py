@@ -23,6 +23,7 @@ from dsjit.oracle.reference import within_error
 from dsjit.testing.strategies import TensorSpec
 from dsjit.verification.precise import Precise, capture_precisely
 from tests.conformance.state import Leaf, StateReader, TensorRecord
+from tests.fuzz.call import call
 from tests.fuzz.program import compiled_script
 
 __all__ = ["Reference"]
@@ -64,8 +65,6 @@ class Reference:
         return record.facts["object"] if isinstance(record, TensorRecord) else None
 
     def _captured(self) -> dict[str, Precise]:
-        from tests.fuzz.play import call
-
         script = compiled_script(self.code)
         turns = script(lambda function: function)
         for number in range(self.number):
@@ -84,8 +83,6 @@ class Reference:
         return {path: Precise(precise[path], moved[path], False) for path in precise if path in moved}
 
     def _play_in_double(self, noise: float) -> dict[str, torch.Tensor]:
-        from tests.fuzz.play import call
-
         script = compiled_script(self.code, _Wide)
         turns = script(lambda function: function)
         for number in range(self.number + 1):
