@@ -142,7 +142,7 @@ class _Sites:
 
 @functools.lru_cache(maxsize=1024)
 def _sites(code: types.CodeType) -> _Sites:
-    if code.co_flags & _SUSPENDABLE or not code.co_flags & inspect.CO_OPTIMIZED:
+    if not code.co_flags & inspect.CO_OPTIMIZED:
         return _Sites({}, {}, frozenset(), {}, {})
     body = list(dis.get_instructions(code))
     loops = [(each.argval, each.offset) for each in body if each.opcode in _JUMPS and each.argval < each.offset]
@@ -165,7 +165,7 @@ def _sites(code: types.CodeType) -> _Sites:
                 converts[each.offset] = loads[0].argval
         rest = heights[each.offset].rest
         iterators = tuple([slot for first, last, slot in iterations if first < each.offset < last])
-        if rest == len(iterators):
+        if rest == len(iterators) and not code.co_flags & _SUSPENDABLE:
             before, repeats = tuple(working[-2:]), _is_in(loops, each)
             name = _looking(each, working, heights, rest)
             if name is not None:
