@@ -66,7 +66,7 @@ def a_loss_is_averaged_over_examples(play: Play) -> None:
 @program(traces=3)
 def training_stops_early(play: Play) -> None:
     def fit(weight: torch.Tensor, limit: int) -> tuple[torch.Tensor, int]:
-        for step in range(limit):
+        for step in range(limit):  # noqa: B007
             weight = weight * 0.5
             if weight.abs().max() < 1:
                 break
