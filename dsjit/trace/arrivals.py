@@ -32,6 +32,18 @@ class Arrivals:
             sys.settrace(_ignore)
         self._awaited[frame][1].append(arrived)
 
+    def mark(self, frame: types.FrameType, kind: type, make: Callable[[], Any]) -> Any:
+        """The mark of this kind that `frame` has, or a new one: it is the frame's trace function otherwise."""
+        former, calls = self._awaited.get(frame, (frame.f_trace, None))
+        if isinstance(former, kind):
+            return former
+        found = make()
+        if calls is None:
+            frame.f_trace = found
+        else:
+            self._awaited[frame] = found, calls
+        return found
+
     def _arrive(self, frame: types.FrameType, event: str, argument: Any) -> None:
         former, calls = self._awaited.pop(frame)
         if not self._awaited:

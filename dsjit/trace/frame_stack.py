@@ -1,8 +1,8 @@
 """The value stack of a frame that is running a call, where the iterators of its `for` loops lie.
 
 No function of Python's gives access to it. In memory it follows the frame's variables, in the order of
-`co_varnames`, `co_cellvars` and `co_freevars` (`_PyInterpreterFrame.localsplus`, Include/internal/pycore_frame.h); where
-that begins is found out by looking for known objects in a frame of this module's own.
+`co_varnames`, `co_cellvars` and `co_freevars` (`_PyInterpreterFrame.localsplus`, Include/internal/pycore_frame.h);
+where that begins is found out by looking for known objects in a frame of this module's own.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ def _found_offset(variable: object, iterator: Any) -> int | None:
     for _ in iterator:
         frame = sys._getframe()
         start, distance = _interpreter_frame(frame), _WORD * _variable_count(frame.f_code)
+        del frame  # which would hold itself, and all frames around it
         for offset in range(0, _MOST_BYTES, _WORD):
             if _word(start + offset).value == id(variable) and _word(start + offset + distance).value == id(iterator):
                 return offset

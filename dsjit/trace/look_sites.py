@@ -15,6 +15,7 @@ import builtins
 import dis
 import functools
 import inspect
+import itertools
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from typing import Any, Final
 from dsjit.trace.outcome import OutcomeKind
 from dsjit.trace.paths import ABSENT, instance_dict, static_lookup
 
-__all__ = ["CallSite", "LookSite", "call_site", "is_conversion", "look_site"]
+__all__ = ["CallSite", "LookSite", "call_site", "is_conversion", "look_site", "running_offset"]
 
 _ENDS: Final = frozenset(
     {"JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT", "RETURN_VALUE", "RETURN_CONST", "RERAISE",
@@ -104,7 +105,13 @@ def _loaded(instruction: dis.Instruction, frame: types.FrameType, variables: Map
 
 def look_site(frame: types.FrameType) -> LookSite | None:
     """Where `frame` is looking."""
-    return _sites(frame.f_code).looks.get(frame.f_lasti)
+    return _sites(frame.f_code).looks.get(running_offset(frame))
+
+
+def running_offset(frame: types.FrameType) -> int:
+    """The offset of the instruction that `frame` is running. Where CPython 3.11 has specialised a call, the instruction
+    before it makes it."""
+    return _sites(frame.f_code).precalls.get(frame.f_lasti, frame.f_lasti)
 
 
 def call_site(frame: types.FrameType) -> CallSite | None:
@@ -117,25 +124,26 @@ def call_site(frame: types.FrameType) -> CallSite | None:
 
 def is_conversion(frame: types.FrameType, kind: type) -> bool:
     """Whether `frame` is running `kind(...)`, a call of that built-in type with one argument."""
-    named = _sites(frame.f_code).converts.get(frame.f_lasti) == kind.__name__
+    named = _sites(frame.f_code).converts.get(running_offset(frame)) == kind.__name__
     return named and frame.f_builtins is vars(builtins) and kind.__name__ not in frame.f_globals
 
 
 @dataclass(frozen=True, slots=True)
 class _Sites:
     """The places in a code object, by the offsets of their instructions, and the offsets of all. converts: calls of
-    built-in types with one argument, by name."""
+    built-in types with one argument, by name. precalls: of instructions before calls, to those."""
 
     looks: Mapping[int, LookSite]
     calls: Mapping[int, CallSite]
     offsets: frozenset[int]
     converts: Mapping[int, str]
+    precalls: Mapping[int, int]
 
 
 @functools.lru_cache(maxsize=1024)
 def _sites(code: types.CodeType) -> _Sites:
-    if code.co_flags & _SUSPENDABLE or not code.co_flags & inspect.CO_OPTIMIZED:
-        return _Sites({}, {}, frozenset(), {})
+    if not code.co_flags & inspect.CO_OPTIMIZED:
+        return _Sites({}, {}, frozenset(), {}, {})
     body = list(dis.get_instructions(code))
     loops = [(each.argval, each.offset) for each in body if each.opcode in _JUMPS and each.argval < each.offset]
     heights = _heights(body, loops)
@@ -155,11 +163,9 @@ def _sites(code: types.CodeType) -> _Sites:
             loads = _callee(each, working, heights, heights[each.offset].rest)
             if [load.opname for load in loads] == ["LOAD_GLOBAL"] and loads[0].argval in ("int", "float"):
                 converts[each.offset] = loads[0].argval
-                # Specialised by CPython 3.11, the instruction before it makes the call.
-                converts.update({before.offset: loads[0].argval for before in body if _precedes(before, each)})
         rest = heights[each.offset].rest
         iterators = tuple([slot for first, last, slot in iterations if first < each.offset < last])
-        if rest == len(iterators):
+        if rest == len(iterators) and not code.co_flags & _SUSPENDABLE:
             before, repeats = tuple(working[-2:]), _is_in(loops, each)
             name = _looking(each, working, heights, rest)
             if name is not None:
@@ -168,7 +174,9 @@ def _sites(code: types.CodeType) -> _Sites:
             if callee:
                 calls[each.offset] = CallSite(callee, repeats, iterators)
         working.append(each)
-    return _Sites(looks, calls, frozenset(each.offset for each in body), converts)
+    real = [each for each in body if each.opname != "CACHE"]
+    precalls = {first.offset: then.offset for first, then in itertools.pairwise(real) if first.opname == "PRECALL"}
+    return _Sites(looks, calls, frozenset(each.offset for each in body), converts, precalls)
 
 
 _SUSPENDABLE: Final = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
@@ -183,10 +191,6 @@ class _Height:
     before: int
     rest: int
     base: int
-
-
-def _precedes(before: dis.Instruction, call: dis.Instruction) -> bool:
-    return before.opname == "PRECALL" and 0 < call.offset - before.offset <= 4
 
 
 def _looking(

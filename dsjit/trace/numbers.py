@@ -292,7 +292,7 @@ class Numbers:
                 yield entry.value
 
     def held(self) -> Iterator[tuple[float, Value, object]]:
-        """The same: the numbers, their Values, and an object that stands for each; not those of which only sums know."""
+        """The same: the numbers, their Values, and an object that stands for each; not what only sums know of."""
         parts = Counter(id(part) for entry in self._entries.values() for part in (entry.addition or ())[:2])
         for key, entry in self._entries.items():
             if not entry.pinned and sys.getrefcount(entry.number) > _OWN_REFERENCES + parts[key]:

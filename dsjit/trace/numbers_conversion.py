@@ -28,7 +28,7 @@ class Conversions:
     """The conversions of one trace. revealed: the class of ints that are revealed, once there are traced ints."""
 
     def __init__(self) -> None:
-        self._arrivals = Arrivals()
+        self.arrivals = Arrivals()
         self._frame: types.FrameType | None = None
         self.revealed: type[float] | None = None
 
@@ -44,7 +44,7 @@ class Conversions:
 
     def can_wait(self) -> bool:
         """Whether something can be done when a frame goes on."""
-        return self._arrivals.is_free() and can_await()
+        return self.arrivals.is_free() and can_await()
 
     def hand_over(self, number: float, is_open: Callable[[], bool]) -> None:
         """The call under way returns `number`: it is a plain one until then, and what it is now afterwards, if it
@@ -69,9 +69,9 @@ class Conversions:
             if is_open():
                 become(number, kind)
 
-        self._arrivals.call(frame, change)
+        self.arrivals.call(frame, change)
 
     def stop(self) -> None:
         """The trace has ended."""
         self._frame = None
-        self._arrivals.forget()
+        self.arrivals.forget()

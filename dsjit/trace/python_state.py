@@ -5,7 +5,8 @@ whatever the outcomes are: the rounds of a loop are told apart by nothing but th
 look is what follows the first one (`api.planting` makes a loop of that). So everything counts that code could read:
 
 - the frame of the loop: the same one, at the same instruction, with nothing on its value stack but the iterators of
-  `for` loops over ranges (`trace.look_sites`). The frames around it have not moved then. It looks itself, or it calls a function that looks;
+  `for` loops over ranges (`trace.look_sites`). The frames around it have not moved then. It looks itself, or it calls
+  a function that looks;
 - its variables, and those of that function: constants, objects of before, tensors, traced numbers, and tuples of
   these. Other objects that were born in the call may have changed in ways that nobody sees: then nothing is known of
   the state;
@@ -35,7 +36,7 @@ from dsjit.trace.counters import RANGE_ITERATOR, TracedRange, changed, find_coun
 from dsjit.trace.facts import is_constant
 from dsjit.trace.frame_stack import can_reach_stacks, stack_entry
 from dsjit.trace.library import is_library_code, is_own_file
-from dsjit.trace.look_sites import call_site, look_site
+from dsjit.trace.look_sites import call_site, look_site, running_offset
 from dsjit.trace.memory import Memory, Storage, TracedTensor
 from dsjit.trace.numbers import Numbers, plain
 from dsjit.trace.outcome import OutcomeKind
@@ -84,7 +85,8 @@ class StateWatch:
         self._told = told
         self._visits: dict[Hashable, int] = {}
         self._rounds: dict[Hashable, tuple[Hashable, Sequence[Any]]] = {}
-        self._marks: list[_Mark] = []
+        self._marks: list[Any] = []
+        self._mark_type = type("Mark", (_Mark,), {})  # of this trace
         self._torch_states: list[TorchState] = []
         self._kept: list[Any] = []
 
@@ -93,7 +95,7 @@ class StateWatch:
         frame: types.FrameType | None = sys._getframe(1)
         while frame is not None and is_own_file(frame.f_code.co_filename):
             frame = frame.f_back
-        if frame is None or sys.gettrace() is not None or self._memory.regions:
+        if frame is None or not self._numbers.conversions.arrivals.is_free() or self._memory.regions:
             return None
         with self._observer.undisturbed(), torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
             return self._state(kind, frame, looked, tensors)
@@ -122,7 +124,7 @@ class StateWatch:
             repeats = call.repeats
         if any(is_library_code(each.f_code, each.f_globals) for each in frames) or not all(map(_is_private, frames)):
             return None
-        place = self._mark(frame), tuple([(id(each.f_code), each.f_lasti) for each in frames])
+        place = self._mark(frame), tuple([(id(each.f_code), running_offset(each)) for each in frames])
         visits = self._visits[place] = self._visits.get(place, 0) + 1
         if visits > _ROUNDS or not self._observer.is_settled():
             return None
@@ -171,11 +173,12 @@ class StateWatch:
 
     def _mark(self, frame: types.FrameType) -> int:
         """Tells frames apart, also one that has ended from one that took its place in memory."""
-        mark = frame.f_trace
-        if not isinstance(mark, _Mark) or mark.owner is not self._marks:
-            mark = frame.f_trace = _Mark(self._marks)
-            self._marks.append(mark)
+        mark = self._numbers.conversions.arrivals.mark(frame, self._mark_type, self._new_mark)
         return self._marks.index(mark)
+
+    def _new_mark(self) -> Any:
+        self._marks.append(self._mark_type())
+        return self._marks[-1]
 
     def _context(self) -> Hashable:
         """torch's state, and what was told so far."""
@@ -202,9 +205,6 @@ def _is_private(frame: types.FrameType) -> bool:
 
 class _Mark:
     """A frame's `f_trace`: there is no other place to mark it. Nothing calls it while no tracer is installed."""
-
-    def __init__(self, owner: object) -> None:
-        self.owner = owner
 
     def __call__(self, frame: types.FrameType, event: str, argument: Any) -> None:
         return None
@@ -237,7 +237,7 @@ class _Snapshot:
         looked: Value,
         tensors: Sequence[torch.Tensor],
     ) -> Hashable | None:
-        """variables, stacks: of each frame; of its stack, the iterators. looked, tensors: as in `StateWatch.at_look`."""
+        """variables, stacks: of each frame; of its stack, the iterators. looked, tensors: see `StateWatch.at_look`."""
         try:
             iterators = tuple([tuple([self._iterator(each) for each in stack]) for stack in stacks])
             known = tuple([tuple([(name, self._describe(each[name])) for name in sorted(each)]) for each in variables])

@@ -22,7 +22,6 @@ PENDING: Final[frozenset[str]] = frozenset(
         "effects.text_is_printed_into_a_buffer_of_the_program",
         "effects.the_class_counts_its_instances",
         "floating_point.conjugates",
-        "loops.a_loop_that_never_runs_the_same_way_twice",
         "lost_effects.containers_of_nested_classes",
         "mutation.a_tensor_is_given_other_data",
         "mutation.running_statistics_are_updated",

@@ -81,10 +81,9 @@ def test_nothing_else_is_on_the_stack(function: Callable[[Any], None]) -> None:
     assert site is not None and site.repeats and alone
 
 
-def in_for(t: Any) -> None:
+def in_an_expression_of_a_for(t: Any) -> None:
     for _ in range(3):
-        if t:
-            pass
+        1 + bool(t)
 
 
 def in_with(t: Any) -> None:
@@ -136,7 +135,7 @@ def as_a_renamed_bool(t: Any) -> None:
 @pytest.mark.parametrize(
     "function",
     [
-        in_for,
+        in_an_expression_of_a_for,
         in_with,
         in_an_expression,
         in_a_comparison_of_tuples,
@@ -200,3 +199,13 @@ def test_direct_calls_are_told_from_calls_through_functions_in_c(way: str, direc
     caller = Caller()
     getattr(caller, way)()
     assert caller.found is direct
+
+
+def test_the_iterators_of_for_loops_are_known() -> None:
+    looked = Looked()
+    for _ in range(2):
+        for _ in "ab":
+            if looked:
+                break
+    site, _ = looked.looks[-1]
+    assert site is not None and site.repeats and site.iterators == (0, 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -273,5 +272,5 @@ def collatz(n: torch.Tensor) -> tuple[int, float]:
     while n != 1:
         n = n // 2 if n % 2 == 0 else n * 3 + 1
         steps += 1
-        top = math.fmax(top, n.item())
+        top = max(top, n.item())
     return steps, top
