@@ -21,8 +21,8 @@ from dsjit.ir.template import Mismatch, Template, TemplateMaker, fill
 
 __all__ = ["KernelForSizes", "SizedProgram", "SizeSource", "kernels_for_sizes", "make_sized_program"]
 
-KEPT_SHAPES: Final = 64
-"""Shapes whose Programs are kept."""
+KEPT_SHAPES: Final = 512
+"""Shapes whose Programs are kept: as many as there may be numbers of rows that data select."""
 
 KEPT_BYTES: Final = 1 << 28
 """Memory that the Programs of other shapes than the last one may keep for their next run."""
@@ -88,10 +88,15 @@ class SizedProgram:
         return program(inputs)
 
     def _make_room(self) -> None:
-        held = sum([program.arena_bytes * len(program.frames) for program in list(self.programs.values())])
-        while self.programs and (held > KEPT_BYTES or len(self.programs) >= KEPT_SHAPES):
-            _, oldest = self.programs.popitem(last=False)
+        if len(self.programs) >= KEPT_SHAPES:
+            self.programs.popitem(last=False)
+        kept = list(self.programs.values())
+        held = sum([program.arena_bytes * len(program.frames) for program in kept])
+        for oldest in kept:
+            if held <= KEPT_BYTES:
+                break
             held -= oldest.arena_bytes * len(oldest.frames)
+            oldest.frames.clear()
 
     def at(self, point: Sequence[int]) -> Program:
         """The Program for these open sizes."""
