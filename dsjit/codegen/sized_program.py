@@ -85,17 +85,30 @@ class SizedProgram:
         if program is None:
             self._make_room()
             program = self.programs[point] = self.at(point)
+        if not program.frames:
+            self._lend_memory(program)
         return program(inputs)
+
+    def _lend_memory(self, program: Program) -> None:
+        """Let `program` run in the memory of one for another shape, if there is enough: new memory is slow at first."""
+        for other in list(self.programs.values()):
+            if any(program.arena_bytes <= frame.arena.numel() for frame in other.frames[-1:]):
+                try:
+                    arena = other.frames.pop().arena
+                except IndexError:  # another thread took it
+                    continue
+                program.frames.append(program.new_frame(arena))
+                return
 
     def _make_room(self) -> None:
         if len(self.programs) >= KEPT_SHAPES:
             self.programs.popitem(last=False)
         kept = list(self.programs.values())
-        held = sum([program.arena_bytes * len(program.frames) for program in kept])
+        held = sum([frame.arena.numel() for program in kept for frame in program.frames])
         for oldest in kept:
             if held <= KEPT_BYTES:
                 break
-            held -= oldest.arena_bytes * len(oldest.frames)
+            held -= sum([frame.arena.numel() for frame in oldest.frames])
             oldest.frames.clear()
 
     def at(self, point: Sequence[int]) -> Program:
