@@ -127,14 +127,15 @@ class Program:
         try:
             frame = self.frames.pop()
         except IndexError:
-            frame = self._new_frame()
+            arena = torch.empty(max(self.arena_bytes, 1), dtype=torch.uint8, device=self.device)
+            frame = self.new_frame(arena)
         try:
             return self.run(inputs, frame, torch.get_num_threads())
         finally:
             self.frames.append(frame)
 
-    def _new_frame(self) -> Frame:
-        arena = torch.empty(max(self.arena_bytes, 1), dtype=torch.uint8, device=self.device)
+    def new_frame(self, arena: torch.Tensor) -> Frame:
+        """A frame in this memory, of `arena_bytes` or more."""
         buffer = (ctypes.c_int64 * max(self.slots, 1))()
         base = arena.data_ptr()
         for slot, offset in self.fixed:

@@ -21,8 +21,8 @@ from dsjit.ir.template import Mismatch, Template, TemplateMaker, fill
 
 __all__ = ["KernelForSizes", "SizedProgram", "SizeSource", "kernels_for_sizes", "make_sized_program"]
 
-KEPT_SHAPES: Final = 64
-"""Shapes whose Programs are kept."""
+KEPT_SHAPES: Final = 512
+"""Shapes whose Programs are kept: as many as there may be numbers of rows that data select."""
 
 KEPT_BYTES: Final = 1 << 28
 """Memory that the Programs of other shapes than the last one may keep for their next run."""
@@ -88,13 +88,31 @@ class SizedProgram:
             program = self.programs[point] = self.at(point)
             if self.on_program is not None:
                 self.on_program(program)
+        if not program.frames:
+            self._lend_memory(program)
         return program(inputs)
 
+    def _lend_memory(self, program: Program) -> None:
+        """Let `program` run in the memory of one for another shape, if there is enough: new memory is slow at first."""
+        for other in list(self.programs.values()):
+            if any(program.arena_bytes <= frame.arena.numel() for frame in other.frames[-1:]):
+                try:
+                    arena = other.frames.pop().arena
+                except IndexError:  # another thread took it
+                    continue
+                program.frames.append(program.new_frame(arena))
+                return
+
     def _make_room(self) -> None:
-        held = sum([program.arena_bytes * len(program.frames) for program in list(self.programs.values())])
-        while self.programs and (held > KEPT_BYTES or len(self.programs) >= KEPT_SHAPES):
-            _, oldest = self.programs.popitem(last=False)
-            held -= oldest.arena_bytes * len(oldest.frames)
+        if len(self.programs) >= KEPT_SHAPES:
+            self.programs.popitem(last=False)
+        kept = list(self.programs.values())
+        held = sum([frame.arena.numel() for program in kept for frame in program.frames])
+        for oldest in kept:
+            if held <= KEPT_BYTES:
+                break
+            held -= sum([frame.arena.numel() for frame in oldest.frames])
+            oldest.frames.clear()
 
     def at(self, point: Sequence[int]) -> Program:
         """The Program for these open sizes."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -228,7 +229,7 @@ class Routed(torch.nn.Module):
 def test_routed_experts_share_one_program_for_all_counts() -> None:
     torch.manual_seed(1)
     module = Routed()
-    jitted = dsjit.jit(module)
+    jitted = dsjit.jit(copy.deepcopy(module))
     behind = jitted_of(jitted)
     assert behind is not None
     with torch.no_grad():

@@ -99,14 +99,14 @@ STAGES: Final[tuple[Stage, ...]] = (
     *stages("codegen.program", "plan_memory", "build_sequence", "compile_source", compiles=True),
     # Compiled calls.
     *stages("codegen.program", "Program.__call__", runs=(1, 2)),
-    *stages("codegen.program", "Program._new_frame", compiles=True),
+    *stages("codegen.program", "Program.new_frame", compiles=True),
     *stages("api.trace_tree", "TraceTree.walk", "TraceTree._follow", "read_outcome"),
     *stages("trace.guards", "Guard._slow"),
 )  # fmt: skip
 
 MODULE_STAGES: Final = stages("trace.observe", "note_module_entry", "Observer._note_read", runs=(1, 3))
 
-SHORT_OF_MEMORY: Final = ("Memory.fresh", "Notes.note", "Guard.__init__", "compile_module", "_new_frame", "on_code")
+SHORT_OF_MEMORY: Final = ("Memory.fresh", "Notes.note", "Guard.__init__", "compile_module", "new_frame", "on_code")
 
 
 class Plain:
