@@ -161,6 +161,16 @@ class Jitted:
             raise RecompileError(describe_refusal(self._name, cause, SourceFinder().current()))
         if (missed is None or missed[0].full) and len(trees) + len(verdicts) >= self._limit:
             return self._over_limit(trees, missed, args, kwargs)
+        if missed is not None and not self._forbids_eager():
+            tree, miss = missed
+            try:
+                if tree.waits_after(miss):
+                    return self._eagerly(
+                        "tensors led a new way, and too few of the ways before it came again", args, kwargs
+                    )
+            except TreeFull as full:
+                self._give_up(tree, full)
+                return self._eagerly(full.reason, args, kwargs)
         # The thread that traces may wait for this one, in the user's code: then waiting for it would be for ever.
         if not self._lock.acquire(timeout=SECONDS_TO_WAIT):
             return self._eagerly("another thread is tracing the function", args, kwargs)
@@ -249,12 +259,7 @@ class Jitted:
                 self._compile(captured, timer, missed)
         except TreeFull as full:
             assert missed is not None
-            self._trees = tuple([tree for tree in self._trees if tree is not missed[0]])
-            verdict = EagerVerdict(missed[0].guard, (Untraceable(full.reason, full.source),))
-            self._verdicts = (*self._verdicts, verdict)
-            self._warn(f"{self._name} runs eagerly from now on: {full.reason} (at {full.source})", "full", full.source)
-            if not full.by_shape:  # modules whose sizes depend on data would be compiled for each size
-                self._compile_parts()
+            self._give_up(missed[0], full)
         except (VerificationError, MemoryBudgetError):
             raise  # DSJIT_CHECK=1 asks for the one, the option memory_budget for the other
         except Exception as error:  # the call has run: its result is the user's, whatever goes wrong here
@@ -263,6 +268,14 @@ class Jitted:
             if captured.observer is not None:
                 captured.observer.let_go()
         return captured.result
+
+    def _give_up(self, given: TraceTree, full: TreeFull) -> None:
+        """Calls that fit this tree's guard run eagerly from now on."""
+        self._trees = tuple([tree for tree in self._trees if tree is not given])
+        self._verdicts = (*self._verdicts, EagerVerdict(given.guard, (Untraceable(full.reason, full.source),)))
+        self._warn(f"{self._name} runs eagerly from now on: {full.reason} (at {full.source})", "full", full.source)
+        if not full.by_shape:  # modules whose sizes depend on data would be compiled for each size
+            self._compile_parts()
 
     def _note_failure(self, error: Exception, captured: Capture) -> None:
         """A traced call could not be compiled."""

@@ -35,9 +35,14 @@ nodes for one outcome."""
 
 FREE_GROWTH: Final = 32
 HITS_FOR_GROWTH: Final = 4
-"""What a tree grows by is counted: each Leaf, and each program that it needs and the tree did not have. So much is
-free; more must have been paid for, each by so many calls that the tree answered: to trace and compile a way takes as
-long as several eager calls."""
+COST_OF_SIZES: Final = 4
+"""What a tree grows by is counted: each Leaf, and each program that it needs and the tree did not have; so many times,
+when they were made for open sizes. So much is free; more must have been paid for, each by so many calls that the tree
+answered: to trace and compile a way takes as long as several eager calls."""
+
+FREE_WAITS: Final = 16
+"""Misses beyond what was paid for run eagerly. When they are so many more than the calls that the tree answered, then
+it is not worth a walk any more."""
 
 
 class TreeFull(Exception):
@@ -66,11 +71,11 @@ class TraceTree:
     """A tree with the guard of the call that planted it. Not thread-safe to grow; walking while it grows is safe.
 
     leaf: the root, if it is a Leaf that draws no random numbers: a call may run it without a walk.
-    leaves, branches: all of them. hits: walks that came to a Leaf. growth: see FREE_GROWTH.
+    leaves, branches: all of them. hits: walks that came to a Leaf. growth: see FREE_GROWTH. waits: see FREE_WAITS.
     full: whether calls that it misses are not worth a trace any more.
     """
 
-    __slots__ = ("_draws", "_names", "branches", "full", "growth", "guard", "hits", "leaf", "leaves", "root")
+    __slots__ = ("_draws", "_names", "branches", "full", "growth", "guard", "hits", "leaf", "leaves", "root", "waits")
 
     def __init__(self, nodes: Sequence[Leaf | Branch], names: Names) -> None:
         """nodes: all of them, the root first."""
@@ -80,6 +85,7 @@ class TraceTree:
         self.branches: list[Branch] = []
         self.hits = 0
         self.growth = 0
+        self.waits = 0
         self.full = False
         self._names = names
         self._draws = False
@@ -152,6 +158,21 @@ class TraceTree:
         taken = inputs if node.reads is None else [known[number] for number in node.reads]
         return node, taken, node.run(taken)
 
+    def waits_after(self, miss: Miss) -> bool:
+        """Whether the call that missed should run eagerly, as more ways have not been paid for yet.
+
+        Raises TreeFull when the ways are seldom the same again.
+        """
+        if self.growth < FREE_GROWTH + self.hits // HITS_FOR_GROWTH:
+            return False
+        self.waits += 1
+        if self.waits > FREE_WAITS + self.hits:
+            ways = len(self.leaves) + self.waits
+            raise TreeFull(
+                f"what tensors hold led {ways} different ways, and seldom one of them again", miss.way[-1].look
+            )
+        return True
+
     def grow(self, miss: Miss, trace: Trace, build: Callable[[Segment], Step]) -> bool:
         """Add the way that `trace` took, after the Branches that it has in common with the walk that missed.
 
@@ -165,16 +186,16 @@ class TraceTree:
         look = trace.segments[len(miss.way) - 1].look
         assert look is not None
         siblings = last.children.get(look.outcome, [])
-        ways = len(self.leaves)
-        if ways >= LEAF_LIMIT or self.growth >= FREE_GROWTH + self.hits // HITS_FOR_GROWTH:
-            raise TreeFull(f"what tensors hold led {ways} different ways, and seldom one of them again", look)
+        if len(self.leaves) >= LEAF_LIMIT:
+            raise TreeFull(f"what tensors hold led {len(self.leaves)} different ways", look)
         if max(len(last.children), len(siblings)) >= OUTCOME_LIMIT:
             raise TreeFull(f"{look.kind.value} was seen to be {OUTCOME_LIMIT} different things", look)
         if not planter.plant(build):
             return False
         before = len(self.compilations)
         self._count(planter.planted)
-        self.growth += 1 + len(self.compilations) - before
+        cost = 1 if all(segment.sizes is None for segment in trace.segments) else COST_OF_SIZES
+        self.growth += cost * (1 + len(self.compilations) - before)
         return True
 
     def _count(self, nodes: Iterable[Leaf | Branch]) -> None:

@@ -191,12 +191,24 @@ def test_a_tree_whose_ways_come_again_goes_on_growing() -> None:
 def test_a_tree_whose_ways_are_always_new_is_given_up() -> None:
     jitted = dsjit.jit(powers)
     with pytest.warns(dsjit.DsjitWarning, match="different ways, and seldom one of them again"):
-        for number in range(40):
+        for number in range(63):
             assert_same(jitted(signs(number)), powers(signs(number)))
-    assert counters_of(jitted).calls_eager >= 7
+    assert counters_of(jitted).calls_eager >= 30
     traces = counters_of(jitted).calls_traced
     jitted(signs(63))
     assert counters_of(jitted).calls_traced == traces
+
+
+def test_a_new_way_waits_until_the_ways_before_it_have_come_again() -> None:
+    jitted = dsjit.jit(powers)
+    for number in range(40):
+        assert_same(jitted(signs(number)), powers(signs(number)))
+    traces = counters_of(jitted).calls_traced
+    assert counters_of(jitted).calls_eager == 40 - traces > 0
+    for _ in range(40):
+        jitted(signs(0))
+    jitted(signs(63))
+    assert counters_of(jitted).calls_traced == traces + 1
 
 
 def test_trees_that_cannot_grow_count_towards_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
