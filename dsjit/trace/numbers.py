@@ -126,9 +126,8 @@ class Numbers:
         whole = tensor.dtype in WHOLE_DTYPES
         if not (whole or tensor.is_floating_point()) or tensor.numel() != 1 or tensor.device.type != "cpu":
             return None
-        if not self._recorder.is_recording() or not can_become_plain() or not self._may_hand_out():
-            return None
-        if whole and not self.conversions.can_wait():
+        waits = not whole or self.conversions.can_wait()
+        if not waits or not self._recorder.is_recording() or not can_become_plain() or not self._may_hand_out():
             return None
         value = self._recorder.value_of(tensor)
         if value.type.shape:
