@@ -22,7 +22,7 @@ import torch
 from dsjit.trace.events import Event, Logged, Printed, Warned, Written, frame_above, place_of
 from dsjit.trace.facts import is_constant
 from dsjit.trace.library import is_library_file, is_own_file
-from dsjit.trace.numbers import plain
+from dsjit.trace.numbers_tables import plain
 from dsjit.trace.paths import Asked
 from dsjit.trace.source import SourceFinder
 from dsjit.trace.stand_in import StandIn, behind

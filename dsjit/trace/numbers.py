@@ -16,15 +16,14 @@ from __future__ import annotations
 
 import math
 import operator
-import struct
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType, TracebackType
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import torch
 
@@ -33,7 +32,6 @@ from dsjit.ops.python_numbers import compute, is_int64
 from dsjit.trace.numbers_conversion import Conversions
 from dsjit.trace.numbers_math import MathCalls
 from dsjit.trace.numbers_object import (
-    ARITHMETIC,
     CALLED,
     become,
     become_plain,
@@ -41,98 +39,33 @@ from dsjit.trace.numbers_object import (
     number_class,
     revealed_class,
 )
-from dsjit.trace.outcome import Outcome, OutcomeKind
+from dsjit.trace.numbers_tables import (
+    BINARY,
+    BOUNDS,
+    CALLS,
+    COMPARISON,
+    INCOMPARABLE,
+    LARGEST_EXACT,
+    SCALAR,
+    TESTS,
+    TRUTH,
+    TYPES,
+    UNARY,
+    WHOLE,
+    WHOLE_BOUND,
+    WHOLE_DTYPES,
+    NumberRecorder,
+    found_among,
+    is_finite,
+    number_outcome,
+    plain,
+)
+from dsjit.trace.outcome import OutcomeKind
 from dsjit.trace.paths import ABSENT
 
-__all__ = ["NumberRecorder", "Numbers", "number_outcome", "plain"]
+__all__ = ["Numbers"]
 
 aten = torch.ops.aten
-
-SCALAR: Final = TensorType((), torch.float64, (), torch.device("cpu"))
-"""The type of the Value of a float."""
-
-WHOLE: Final = TensorType((), torch.int64, (), torch.device("cpu"))
-"""The type of the Value of an int."""
-
-_TRUTH: Final = TensorType((), torch.bool, (), torch.device("cpu"))
-
-_TYPES: Final[dict[type, TensorType]] = {float: SCALAR, int: WHOLE, bool: _TRUTH}
-_WHOLE_DTYPES: Final = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
-_WHOLE_BOUND: Final = 2.0**63
-
-_BINARY: Final[dict[str, Any]] = {
-    "add": aten.add.Tensor,
-    "sub": aten.sub.Tensor,
-    "mul": aten.mul.Tensor,
-    "truediv": aten.div.Tensor,
-}
-
-_BOUNDS: Final[dict[str, Callable[[float, float], float]]] = {
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a + b,
-    "mul": lambda a, b: a * b,
-    "truediv": lambda a, b: math.inf,
-}
-"""From what the magnitudes of the operands cannot exceed, what that of the result cannot exceed."""
-
-_CALLS: Final[dict[str, Callable[..., Any]]] = {
-    **{name: getattr(operator, name) for name in (*ARITHMETIC, *CALLED, "xor", "lshift", "rshift", "neg", "invert")},
-    "and": operator.and_,
-    "or": operator.or_,
-    "abs": operator.abs,
-}
-"""What computes with ints."""
-
-_TESTS: Final[dict[Any, Any]] = {
-    math.isnan: aten.ne.Tensor,
-    math.isinf: aten.eq.Scalar,
-    math.isfinite: aten.lt.Scalar,
-}
-"""Functions of `math` that return a truth: of the number and itself, or of its magnitude and infinity."""
-
-_UNARY: Final[dict[str, Any]] = {"neg": aten.neg.default, "abs": aten.abs.default}
-
-_COMPARISON: Final[dict[str, tuple[Any, Any]]] = {
-    "lt": (aten.lt.Scalar, aten.lt.Tensor),
-    "le": (aten.le.Scalar, aten.le.Tensor),
-    "gt": (aten.gt.Scalar, aten.gt.Tensor),
-    "ge": (aten.ge.Scalar, aten.ge.Tensor),
-    "eq": (aten.eq.Scalar, aten.eq.Tensor),
-    "ne": (aten.ne.Scalar, aten.ne.Tensor),
-}
-
-_LARGEST_EXACT: Final = 1 << 53
-"""Integers up to here are floats, too; above, Python compares them exactly, and a float64 kernel cannot."""
-
-_INCOMPARABLE: Final = (type(None), str, bytes, list, tuple, dict, set)
-"""Types that have no arithmetic with floats, and do not look at one."""
-
-
-class NumberRecorder(Protocol):
-    """What numbers need of the recorder: nodes, looks, and a way to say that the trace cannot go on.
-
-    watch_calls: from now on, calls of torch functions may have numbers among their arguments. pause, resume: see there.
-    """
-
-    def emit(self, op: Any, args: tuple[Arg, ...], kwargs: Mapping[str, Arg], type_: TensorType) -> Value: ...
-
-    def constant(self, number: float) -> Value: ...
-
-    def look_at(self, kind: OutcomeKind, value: Value, outcome: Outcome) -> None: ...
-
-    def value_of(self, tensor: torch.Tensor) -> Value: ...
-
-    def is_recording(self) -> bool: ...
-
-    def give_up(self, reason: str) -> None: ...
-
-    def watch_calls(self) -> None: ...
-
-    @property
-    def pause(self) -> Callable[[], None]: ...
-
-    @property
-    def resume(self) -> Callable[[], None]: ...
 
 
 @dataclass(slots=True)
@@ -148,11 +81,6 @@ class _Entry:
     bound: float
     pinned: bool = False
     addition: tuple[Any, Any, bool] | None = None
-
-
-def number_outcome(number: float) -> Outcome:
-    """What a look of kind NUMBER sees."""
-    return struct.pack("<d", number) if isinstance(number, float) else (int, plain(number))
 
 
 class Numbers:
@@ -186,21 +114,20 @@ class Numbers:
 
     def convert(self, value: Value, kind: type[float]) -> Value:
         """The Value of `kind(number)`, of a number with this Value."""
-        if value.type == _TYPES[kind]:
+        if value.type == TYPES[kind]:
             return value
-        return self._recorder.emit(compute, (kind, kind, value), {}, _TYPES[kind])
+        return self._recorder.emit(compute, (kind, kind, value), {}, TYPES[kind])
 
     def value_to_hand_out(self, tensor: torch.Tensor) -> Value | None:
         """The Value of `tensor.item()`; None when a plain number must be handed out, and looked at as one.
 
         Raises CannotTrace when the tensor cannot be part of a Graph.
         """
-        whole = tensor.dtype in _WHOLE_DTYPES
+        whole = tensor.dtype in WHOLE_DTYPES
         if not (whole or tensor.is_floating_point()) or tensor.numel() != 1 or tensor.device.type != "cpu":
             return None
-        if not self._recorder.is_recording() or not can_become_plain() or not self._may_hand_out():
-            return None
-        if whole and not self.conversions.can_wait():
+        waits = not whole or self.conversions.can_wait()
+        if not waits or not self._recorder.is_recording() or not can_become_plain() or not self._may_hand_out():
             return None
         value = self._recorder.value_of(tensor)
         if value.type.shape:
@@ -222,13 +149,13 @@ class Numbers:
                 self.conversions.revealed = revealed_class(self._classes[kind])
                 self._kinds |= {self.conversions.revealed}
         number = self._classes[kind](real)
-        self._entries[id(number)] = _Entry(number, value, _WHOLE_BOUND if kind is int else bound)
+        self._entries[id(number)] = _Entry(number, value, WHOLE_BOUND if kind is int else bound)
         return number
 
     def of_constant(self, number: float) -> float:
         """A number of Python's as a traced one: for other rounds of a loop it is another."""
         kind = type(number)
-        value = self._recorder.emit(compute, (kind, operator.pos, number), {}, _TYPES[kind])
+        value = self._recorder.emit(compute, (kind, operator.pos, number), {}, TYPES[kind])
         return self.hand_out(number, value, math.inf)
 
     def may_trace(self) -> bool:
@@ -328,7 +255,7 @@ class Numbers:
 
     def among(self, arguments: Any) -> list[float]:
         """The traced numbers in `arguments`, through lists, tuples, dictionaries and slices, one for each place."""
-        return list(_found(arguments, self._kinds))
+        return list(found_among(arguments, self._kinds))
 
     def pin(self, number: float) -> None:
         """The number itself is seen."""
@@ -378,8 +305,8 @@ class Numbers:
         left, right = (other, number) if reflected else (number, other)
         whole = kind is int and isinstance(other, int)
         if whole or name in CALLED:
-            result = self.call(_CALLS[name], (left, right))
-        elif kind is int and name not in _BINARY:
+            result = self.call(CALLS[name], (left, right))
+        elif kind is int and name not in BINARY:
             return getattr(kind, f"__r{name}__" if reflected else f"__{name}__")(number, other)
         else:
             result = self._float_binary(name, left, right)
@@ -399,8 +326,8 @@ class Numbers:
         if not isinstance(a, Value):
             # The first operand of ATen's binary ops is a tensor.
             a, b = (b, a) if name in ("add", "mul") and isinstance(b, Value) else (self._recorder.constant(a), b)
-        bound = _BOUNDS[name](self._bound(left), self._bound(right))
-        return self.hand_out(real, self._recorder.emit(_BINARY[name], (a, b), {}, SCALAR), bound)
+        bound = BOUNDS[name](self._bound(left), self._bound(right))
+        return self.hand_out(real, self._recorder.emit(BINARY[name], (a, b), {}, SCALAR), bound)
 
     def _has_open(self, *numbers: object) -> bool:
         """Whether one of these numbers is traced, and not pinned."""
@@ -436,7 +363,7 @@ class Numbers:
     def _computed(self, kind: type, function: Callable[..., Any], operands: tuple[Any, ...]) -> Value:
         """The Value of `function(*operands)`, which is of this kind."""
         values = [self._entries[id(each)].value if type(each) in self._kinds else plain(each) for each in operands]
-        return self._recorder.emit(compute, (kind, function, *values), {}, _TYPES[kind])
+        return self._recorder.emit(compute, (kind, function, *values), {}, TYPES[kind])
 
     def math_call(self, function: Callable[..., Any], operands: tuple[Any, ...]) -> Any:
         """A function of `math` is called with `operands`, some of which are numbers or tensors."""
@@ -444,13 +371,13 @@ class Numbers:
         traced = [number for number in numbers if type(number) in self._kinds]
         if not traced:
             return function(*numbers)
-        whole = [number for number in numbers if type(number) is int and abs(number) <= _LARGEST_EXACT]
+        whole = [number for number in numbers if type(number) is int and abs(number) <= LARGEST_EXACT]
         floats = [number for number in numbers if type(number) is float]
         if len(whole) + len(floats) + len(traced) < len(numbers):
             for number in traced:
                 self.pin(number)
             return function(*numbers)
-        test = _TESTS.get(function)
+        test = TESTS.get(function)
         if test is None:
             return self.call(function, numbers)
         (number,) = traced
@@ -481,7 +408,7 @@ class Numbers:
         is_value = isinstance(operand, Value)
         of_a_kind = isinstance(number, int) is isinstance(other, int)
         if of_a_kind or (isinstance(number, float) and not is_value):
-            with_number, with_tensor = _COMPARISON[name]
+            with_number, with_tensor = COMPARISON[name]
             self._see_truth(with_tensor if is_value else with_number, (own, operand), truth)
         else:  # Python compares ints and floats exactly
             value = self._computed(bool, getattr(operator, name), (number, other))
@@ -490,13 +417,13 @@ class Numbers:
 
     def unary(self, name: str, number: float) -> float:
         if isinstance(number, int):
-            whole: int = self.call(_CALLS[name], (number,))
+            whole: int = self.call(CALLS[name], (number,))
             return whole
         real: float = getattr(float, f"__{name}__")(number)
         own = self._own(number)
         if own is None or not self._recorder.is_recording():
             return real
-        value = self._recorder.emit(_UNARY[name], (own,), {}, SCALAR)
+        value = self._recorder.emit(UNARY[name], (own,), {}, SCALAR)
         return self.hand_out(real, value, self._entries[id(number)].bound)
 
     def truth(self, number: float) -> bool:
@@ -509,7 +436,7 @@ class Numbers:
     def converted(self, number: float, kind: type[float]) -> float:
         """`int(number)` or `float(number)`, or what goes by such a call."""
         own = self._own(number)
-        real = kind(plain(number)) if kind is float or _is_finite(number) else None
+        real = kind(plain(number)) if kind is float or is_finite(number) else None
         fits = real is not None and (kind is float or is_int64(int(real)))
         if own is None or real is None or not fits or not self._recorder.is_recording():
             self.pin(number)
@@ -547,11 +474,11 @@ class Numbers:
         if kind is float:
             return float(other)
         if kind is int or kind is bool:
-            if abs(other) <= _LARGEST_EXACT:
+            if abs(other) <= LARGEST_EXACT:
                 return float(other) if isinstance(number, float) else int(other)
             self.pin(number)
             return math.nan  # pinned: nothing is computed from it
-        if kind not in _INCOMPARABLE and not issubclass(kind, torch.Tensor):
+        if kind not in INCOMPARABLE and not issubclass(kind, torch.Tensor):
             self.pin(number)
         return None
 
@@ -561,7 +488,7 @@ class Numbers:
 
     def _see_truth(self, op: Any, args: tuple[Arg, ...], truth: bool) -> None:
         if self._recorder.is_recording():
-            self._recorder.look_at(OutcomeKind.TRUTH, self._recorder.emit(op, args, {}, _TRUTH), truth)
+            self._recorder.look_at(OutcomeKind.TRUTH, self._recorder.emit(op, args, {}, TRUTH), truth)
 
 
 def _own_references() -> int:
@@ -571,26 +498,3 @@ def _own_references() -> int:
 
 
 _OWN_REFERENCES: Final = _own_references()
-
-
-def plain(number: Any) -> Any:
-    """A traced number, or any other, as a plain one."""
-    return float.__pos__(number) if isinstance(number, float) else int.__int__(number)
-
-
-def _is_finite(number: float) -> bool:
-    value = plain(number)
-    return bool(value - value == 0)
-
-
-def _found(arguments: Any, kinds: Set[type]) -> Iterator[float]:
-    if type(arguments) in kinds:
-        yield arguments
-    elif isinstance(arguments, list | tuple):
-        for item in arguments:
-            yield from _found(item, kinds)
-    elif isinstance(arguments, dict):
-        for item in arguments.values():
-            yield from _found(item, kinds)
-    elif isinstance(arguments, slice):
-        yield from _found((arguments.start, arguments.stop, arguments.step), kinds)

@@ -28,7 +28,8 @@ from dsjit.ir.graph import Arg, Node, Source, TensorType, Value
 from dsjit.ops.binding import bind_arguments
 from dsjit.ops.python_numbers import with_number
 from dsjit.trace.memory import Memory
-from dsjit.trace.numbers import Numbers, number_outcome, plain
+from dsjit.trace.numbers import Numbers
+from dsjit.trace.numbers_tables import number_outcome, plain
 from dsjit.trace.outcome import OutcomeKind
 from dsjit.trace.segments import Look
 from dsjit.trace.source import SourceFinder

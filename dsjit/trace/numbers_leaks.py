@@ -20,15 +20,12 @@ from __future__ import annotations
 import abc
 import builtins
 import collections
-import dis
 import enum
 import functools
 import importlib
 import itertools
 import os
 import sys
-import threading
-import time
 import types
 import typing
 import weakref
@@ -38,12 +35,13 @@ from typing import Any, Final
 
 import torch
 
+from dsjit.trace.harmless_calls import ORDERING, is_harmless_call, is_of_torch, reads_numbers
 from dsjit.trace.library import global_names, is_library_code, is_stdlib_file
 from dsjit.trace.numbers_code import DYNAMIC, Harm, all_names, imports, instruction_harm, owners_read_by_name
-from dsjit.trace.paths import instance_dict, static_lookup
+from dsjit.trace.paths import instance_dict
 from dsjit.trace.stand_in import StandIn
 
-__all__ = ["LeakWatch", "harmful_code", "harmful_value", "is_harmless_call"]
+__all__ = ["LeakWatch", "harmful_code", "harmful_value"]
 
 _OWN: Final = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
@@ -116,7 +114,7 @@ def harmful_value(value: object) -> str | None:
     if isinstance(value, torch.Tensor | StandIn):
         return None
     if isinstance(value, functools.partial):
-        return harmful_value(value.func) or (f"a partial {value.func}" if _reads_numbers(value.func) else None)
+        return harmful_value(value.func) or (f"a partial {value.func}" if reads_numbers(value.func) else None)
     if isinstance(value, functools._lru_cache_wrapper):
         return harmful_value(value.__wrapped__)
     root = kind.__module__.partition(".")[0]
@@ -165,94 +163,6 @@ def _is_harmless_function(function: Any) -> bool:
         return module in _MODULES and not (module == "builtins" and function.__name__ in (*DYNAMIC, "pow"))
     kind = owner if isinstance(owner, type) else type(owner)
     return kind in _DATA or kind.__module__.partition(".")[0] == "torch" or _is_made_in_python(kind)
-
-
-# ---------------------------------------------------------------- calls of C functions
-
-
-def _methods(cls: type, *names: str) -> list[Any]:
-    return [cls.__dict__[name] for name in names]
-
-
-_METHODS: Final = frozenset(
-    map(
-        id,
-        [
-            *_methods(list, "append", "extend", "insert", "pop", "copy", "clear", "reverse", "index", "count"),
-            *_methods(tuple, "index", "count"),
-            *_methods(dict, "get", "items", "keys", "values", "update", "setdefault", "pop", "copy", "clear"),
-            *_methods(set, "add", "discard", "remove", "update", "copy", "clear"),
-            *_methods(collections.OrderedDict, "items", "keys", "values", "update", "setdefault", "pop", "copy"),
-            *_methods(collections.deque, "append", "appendleft", "pop", "popleft", "clear", "extend"),
-            *(entry for entry in vars(str).values() if type(entry) is types.MethodDescriptorType),
-        ],
-    )
-)
-"""Methods that keep objects, or ask them."""
-
-_FUNCTIONS: Final = frozenset(
-    map(
-        id,
-        (
-            *(len, isinstance, issubclass, callable, id, abs, round, repr, format, iter, next, all, any, hash, divmod),
-            *(getattr, setattr, hasattr, delattr, ascii, chr),
-            *(time.time, time.time_ns, os.getpid, os.fspath, threading.get_ident, sys._getframe),
-            # From CPython 3.12 on, the sum of floats (and of nothing else) is compensated.
-            *((sum,) if sys.version_info < (3, 12) else ()),
-        ),
-    )
-)
-_ORDERING: Final = frozenset(map(id, (min, max, sorted)))
-"""Functions that compare, unless a key function sees the objects."""
-
-_TORCH_FUNCTIONS: Final = ("torch._C._nn", "torch._C._linalg", "torch._C._fft", "torch._C._special")
-
-_TORCH_QUERIES: Final = (
-    "_has_torch_function", "_get_", "_is_", "is_", "_set_grad", "_len_torch", "_push", "_pop", "_add", "_log_api",
-    "set_autocast", "get_autocast", "autocast_", "clear_autocast",
-)  # fmt: skip
-"""How functions of `torch._C` are called that take no numbers."""
-
-
-def _reads_numbers(function: Any) -> bool:
-    """Whether `function` is a C function of which it is not known that it shows numbers to nobody."""
-    kind = type(function)
-    if kind is types.BuiltinFunctionType:
-        root = str(function.__module__).partition(".")[0]
-        return root not in ("torch", "_warnings") and function is not print and not is_harmless_call(function, _NO_KEY)
-    return kind in _C_FUNCTIONS
-
-
-_C_FUNCTIONS: Final = (types.BuiltinFunctionType, types.MethodDescriptorType, types.ClassMethodDescriptorType)
-_NO_KEY: Final = (lambda: None).__code__
-
-
-def is_harmless_call(function: Any, caller: types.CodeType) -> bool:
-    """Whether a call of the C function by `caller` shows it no number, or shows it to a watch."""
-    if id(function) in _FUNCTIONS:
-        return True
-    if id(function) in _ORDERING:
-        return not _passes_key(caller)
-    owner, module = function.__self__, function.__module__
-    if isinstance(owner, torch.Tensor) or function.__qualname__.startswith("_VariableFunctionsClass."):
-        return True
-    if isinstance(module, str) and module.partition(".")[0] == "torch":
-        return module in _TORCH_FUNCTIONS or function.__name__.startswith(_TORCH_QUERIES)
-    if owner is None or isinstance(owner, types.ModuleType | type):
-        return bool(module == "_abc") or function.__qualname__ == "object.__new__"
-    keeps: bool = type(owner).__module__ in ("_thread", "_contextvars")
-    return keeps or id(static_lookup(type(owner), function.__name__)) in _METHODS
-
-
-def _is_of_torch(function: Any) -> bool:
-    return isinstance(function.__self__, torch.Tensor) or "torch" in f"{function.__module__}{function.__qualname__}"
-
-
-@functools.lru_cache(maxsize=1024)
-def _passes_key(code: types.CodeType) -> bool:
-    """Whether calls in `code` may pass `key=`."""
-    names = any(isinstance(const, tuple) and "key" in const for const in code.co_consts)
-    return names or any(each.opname == "CALL_FUNCTION_EX" for each in dis.get_instructions(code))
 
 
 # ---------------------------------------------------------------- code
@@ -440,10 +350,10 @@ class LeakWatch:
         if frame.f_code.co_filename.startswith(_OWN) or _works_for_tracer(frame):
             return False
         if is_harmless_call(function, frame.f_code):
-            if _is_of_torch(function):
+            if is_of_torch(function):
                 self._on_torch(frame)
                 return False
-            return id(function) not in _ORDERING
+            return id(function) not in ORDERING
         self._on_leak()
         if not _is_harmless_function(function):
             self._taint(f"a call of {function.__qualname__}")
@@ -481,7 +391,7 @@ class LeakWatch:
             reason = _harmful_note(node.obj, value)
             if reason is not None:
                 self._taint(reason)
-            elif value is functools.partial or _reads_numbers(value):
+            elif value is functools.partial or reads_numbers(value):
                 self._partially_met.add(value is functools.partial)
                 if len(self._partially_met) == 2:
                     self._taint("functools.partial, and a C function that it may call")

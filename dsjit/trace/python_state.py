@@ -38,7 +38,8 @@ from dsjit.trace.frame_stack import can_reach_stacks, stack_entry
 from dsjit.trace.library import is_library_code, is_own_file
 from dsjit.trace.look_sites import call_site, look_site, running_offset
 from dsjit.trace.memory import Memory, Storage, TracedTensor
-from dsjit.trace.numbers import Numbers, plain
+from dsjit.trace.numbers import Numbers
+from dsjit.trace.numbers_tables import plain
 from dsjit.trace.outcome import OutcomeKind
 from dsjit.trace.paths import instance_dict
 from dsjit.trace.state import TorchState

@@ -8,6 +8,7 @@ What tensors hold, through views and in-place writes, is kept by `trace.memory`.
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from dsjit.trace.list_writes import LIST_WRITES
 from dsjit.trace.memory import CannotTrace, Memory, RootView, TracedTensor, result_type, tensor_type
 from dsjit.trace.numbers import Numbers
 from dsjit.trace.numbers_calls import call_with_numbers
+from dsjit.trace.numbers_taken import take_converted, take_item
 from dsjit.trace.outcome import Outcome, OutcomeKind, read_outcome
 from dsjit.trace.python_state import StateAtLook
 from dsjit.trace.schema import (
@@ -95,7 +97,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.hooked = False
         self.freed: Set[Any] = frozenset()
         self.numbers = Numbers(self, may_hand_out)
-        self.escapes = EscapeWatch(self._on_escape, self._listener(self._on_look), self._on_item, self._on_convert)
+        self.escapes = EscapeWatch(
+            self._on_escape,
+            self._listener(self._on_look),
+            functools.partial(take_item, self),
+            functools.partial(take_converted, self),
+        )
         self.generator = GeneratorWatch(self._listener(self._on_generator))
         self.state_at: StateAtLook = lambda kind, looked, tensors: None
         self.generators = DrawnGenerators(self.memory, state_of)
@@ -195,62 +202,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     # -- numbers taken out of tensors ----------------------------------------------------------------------------
 
-    def _on_item(self, tensor: torch.Tensor, item: Callable[[], float]) -> Any:
-        """`tensor.item()`, which `item` does: what Python gets."""
-        value = None
-        self.pause()
-        try:
-            with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
-                value = self.numbers.value_to_hand_out(tensor)
-        except Exception as error:
-            self.problems.append(_untraceable(error, self.sources.current()))
-        finally:
-            self.resume()
-        if value is None:
-            return item()
-        self.escapes.looking = True
-        try:
-            number = item()
-            try:
-                return self.numbers.hand_out(number, value, _most(tensor.dtype))
-            except Exception as error:
-                self.problems.append(_untraceable(error, self.sources.current()))
-                return number
-        finally:
-            self.escapes.looking = False
-
-    def _on_convert(self, tensor: torch.Tensor, kind: type[float], convert: Callable[[], Any]) -> Any:
-        """`kind(tensor)`, which `convert` does: what Python gets."""
-        value = None
-        self.pause()
-        try:
-            with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
-                if self.numbers.conversions.begin(kind):
-                    value = self.numbers.value_to_hand_out(tensor)
-        except Exception as error:
-            self.problems.append(_untraceable(error, self.sources.current()))
-        finally:
-            self.resume()
-        if value is None:
-            if kind is int:
-                self._listener(self._on_look)(OutcomeKind.INTEGER, tensor)
-            self.escapes.looking = kind is int
-            try:
-                return convert()
-            finally:
-                self.escapes.looking = False
-        self.escapes.looking = True
-        try:
-            number = convert()
-            try:
-                value = self.numbers.convert(value, kind)
-                return self.numbers.hand_out_converted(number, value, _most(tensor.dtype))
-            except Exception as error:
-                self.problems.append(_untraceable(error, self.sources.current()))
-                return number
-        finally:
-            self.escapes.looking = False
-
     def _on_call(self, function: Any, arguments: tuple[Any, ...], call: Callable[[], Any]) -> Any:
         """A torch function is called with traced numbers among its arguments, or with other arguments."""
         passed = self.numbers.among(arguments)
@@ -261,6 +212,14 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def alive(self) -> tuple[Value, ...]:
         """What Python can still reach: the content of tensors, and numbers."""
         return (*self.memory.alive(), *self.numbers.alive())
+
+    def look_at_int(self, tensor: torch.Tensor) -> None:
+        """Python is about to see `int(tensor)`."""
+        self._listener(self._on_look)(OutcomeKind.INTEGER, tensor)
+
+    def note_failure(self, error: Exception) -> None:
+        """Recording failed, which is no concern of the user's."""
+        self.problems.append(_untraceable(error, self.sources.current()))
 
     def watch_calls(self) -> None:
         self.escapes.on_call = self._on_call
@@ -513,11 +472,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             looks=tuple([replace(look, position=look.position + before) for look in self.looks]),
             constants=dict(self.constants),
         )
-
-
-def _most(dtype: torch.dtype) -> float:
-    """What the magnitude of a finite number of this dtype cannot exceed."""
-    return torch.finfo(dtype).max if dtype.is_floating_point else -float(torch.iinfo(dtype).min or -255)
 
 
 def _untraceable(error: Exception, source: Source) -> Untraceable:

@@ -153,7 +153,7 @@ def test_branches_on_one_number_share_what_is_before_them() -> None:
     assert counters_of(jitted).traces == len(tree.leaves)
 
 
-def test_a_loop_to_a_tolerance_is_a_way_for_each_trip_count() -> None:
+def test_a_loop_to_a_tolerance_is_a_loop_whatever_its_trip_count() -> None:
     def halve(x: torch.Tensor) -> tuple[torch.Tensor, int]:
         steps, error = 0, x.abs().max().item()
         while error > 0.5:
@@ -163,7 +163,7 @@ def test_a_loop_to_a_tolerance_is_a_way_for_each_trip_count() -> None:
 
     counters = run(halve, (2.0, 3.0, 3.5, 4.0, 2.5, 7.0, 3.75))
     assert counters.calls_eager == 0
-    assert counters.traces == 3
+    assert counters.traces <= 2
     assert counters.compiles <= 6
 
 

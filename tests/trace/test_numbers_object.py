@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from dsjit.trace.numbers import plain
 from dsjit.trace.numbers_object import become_plain, can_become_plain, number_class
+from dsjit.trace.numbers_tables import plain
 
 
 class Listener:
