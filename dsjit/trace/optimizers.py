@@ -26,7 +26,7 @@ from torch.amp.grad_scaler import GradScaler
 
 from dsjit.ir.graph import TensorType, Value
 from dsjit.trace.memory import CannotTrace, tensor_type
-from dsjit.trace.numbers import SCALAR
+from dsjit.trace.numbers_tables import SCALAR
 from dsjit.trace.recorder import Recorder
 
 __all__ = ["OptimizerWatch", "reads_only_updates"]
