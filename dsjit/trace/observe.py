@@ -62,7 +62,7 @@ from dsjit.trace.profile_hook import ProfileHook
 from dsjit.trace.replay import HELD, Location
 from dsjit.trace.scopes import Scopes
 from dsjit.trace.state import TorchState, foreign_modes
-from dsjit.trace.stored import note_module_entry, note_places, note_stored
+from dsjit.trace.stored import note_module_entry, note_places, note_stored, stored_step
 from dsjit.trace.uses import may_add
 
 __all__ = ["Effect", "EffectKind", "Observer", "Problem"]
@@ -450,19 +450,13 @@ class Observer:
 
     def _note_addition(self, node: Node, name: str, value: object, frame: types.FrameType) -> bool:
         """The same for a read that may serve only to add to what is there."""
-        step = self._step_of(node, name)
+        step = stored_step(node.obj, name)
         return step is not None and self._accumulators.read_attribute(node, step, value, frame)
-
-    def _step_of(self, node: Node, name: str) -> Attribute | Slot | None:
-        """How an attribute that the instance itself stores is read."""
-        if type(static_lookup(type(node.obj), name)) is types.MemberDescriptorType:
-            return Slot(name)
-        return Attribute(name) if name in (instance_dict(node.obj) or ()) else None
 
     def _note_write(self, node: Node, name: str, value: object, frame: types.FrameType) -> None:
         key = id(node.obj), name
         current = stored_attribute(node.obj, name)
-        step = self._step_of(node, name)
+        step = stored_step(node.obj, name)
         if key not in self._sources:
             self._sources[key] = blame(frame) or UNKNOWN_SOURCE
         if step is not None and self._accumulators.stores(node.obj, step, frame, current, value):

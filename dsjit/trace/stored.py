@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import types
+
 import torch
 
 from dsjit.trace.before import MODULE_TABLES
 from dsjit.trace.notes import Node, Notes
-from dsjit.trace.paths import ABSENT, Attribute, Item, Slot, instance_dict
+from dsjit.trace.paths import ABSENT, Attribute, Item, Slot, instance_dict, static_lookup
 
-__all__ = ["note_module_entry", "note_places", "note_stored"]
+__all__ = ["note_module_entry", "note_places", "note_stored", "stored_step"]
 
 
 def note_module_entry(notes: Notes, node: Node, name: str) -> None:
@@ -44,3 +46,10 @@ def note_stored(notes: Notes, node: Node, name: str) -> None:
         note_module_entry(notes, node, name)
     else:
         notes.note(node, Slot(name), Slot(name).get(node.obj))
+
+
+def stored_step(obj: object, name: str) -> Attribute | Slot | None:
+    """How an attribute that the instance itself stores is read; None when it stores none of that name."""
+    if type(static_lookup(type(obj), name)) is types.MemberDescriptorType:
+        return Slot(name)
+    return Attribute(name) if name in (instance_dict(obj) or ()) else None
