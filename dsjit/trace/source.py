@@ -93,21 +93,25 @@ class SourceFinder:
         return UNKNOWN_SOURCE
 
     def of_op(self, depth: int = 1) -> Source:
-        """The same, with the module path: for what a traced call does."""
+        """The same, with the module path: for what a traced call does.
+
+        Modules of torch's own that are jitted by themselves have no line of the user's but that of the call.
+        """
         frame: FrameType | None = sys._getframe(depth)
         line: FrameType | None = None
         modules: list[torch.nn.Module] = []
         named = False
-        while frame is not None:
+        traced = True
+        while frame is not None and (traced or line is None):
             code = frame.f_code
-            if code is _CALL_IMPL:
+            if code is _CALL_IMPL and traced:
                 modules.append(frame.f_locals["self"])
                 named = False
             elif self.is_users_file(code.co_filename):
                 line = line or frame
-                named = True
+                named = named or traced
             elif code.co_name == "capture" and code.co_filename == _CAPTURE:
-                break
+                traced = False
             frame = frame.f_back
         if line is None:
             return UNKNOWN_SOURCE

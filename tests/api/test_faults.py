@@ -96,7 +96,8 @@ STAGES: Final[tuple[Stage, ...]] = (
         "codegen.llvm.engine", "KernelCache.compile_kernels", "kernel_structure", "emit_module", "compile_module",
         compiles=True,
     ),
-    *stages("codegen.program", "plan_memory", "build_sequence", "compile_source", compiles=True),
+    *stages("codegen.program", "plan_memory", "compile_source", compiles=True),
+    *stages("codegen.llvm.executor", "_encode", compiles=True),
     # Compiled calls.
     *stages("codegen.program", "Program.__call__", runs=(1, 2)),
     *stages("codegen.program", "Program.new_frame", compiles=True),
