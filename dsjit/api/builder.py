@@ -32,8 +32,8 @@ from dsjit.ir.structure_graph import graph_structure
 from dsjit.passes.partition import partition
 from dsjit.passes.pipeline import JOINT_PASSES, run_passes
 from dsjit.passes.reference import run_reference
-from dsjit.trace.open_shapes import OpenShapes
-from dsjit.trace.segments import Segment
+from dsjit.trace.looks.segments import Segment
+from dsjit.trace.shapes.open_shapes import OpenShapes
 
 __all__ = ["Builder", "no_collection"]
 

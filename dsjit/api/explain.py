@@ -23,8 +23,8 @@ from dsjit.ir.graph import UNKNOWN_SOURCE, Graph, Source
 from dsjit.ir.print_graph import op_name, print_graph
 from dsjit.ir.print_kernel import print_kernel
 from dsjit.profiler.traffic import kernel_traffic, node_traffic
-from dsjit.trace.guards import GuardLine
-from dsjit.trace.outcome import Outcome, OutcomeKind, describe_outcome
+from dsjit.trace.guards.guard import GuardLine
+from dsjit.trace.looks.outcome import Outcome, OutcomeKind, describe_outcome
 
 __all__ = ["EffectReport", "Explanation", "KernelReport", "LibraryReport", "explain"]
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from dsjit.ir.graph import UNKNOWN_SOURCE, Source
-from dsjit.trace.facts import Missing
-from dsjit.trace.guards import GuardLine
-from dsjit.trace.source import SourceFinder
+from dsjit.trace.guards.guard import GuardLine
+from dsjit.trace.reads.facts import Missing
+from dsjit.trace.recording.source import SourceFinder
 
 __all__ = ["merge_alike", "reader_of", "summarize_guards"]
 

@@ -28,12 +28,12 @@ from dsjit.errors import BackendError, CaptureError, DsjitWarning, MemoryBudgetE
 from dsjit.ir.graph import UNKNOWN_SOURCE, Source
 from dsjit.ir.template import Mismatch, fill
 from dsjit.trace.capture import Capture, capture
-from dsjit.trace.guards import Guard
-from dsjit.trace.recorder import Untraceable
-from dsjit.trace.rehearsal import Rehearsal
-from dsjit.trace.replay import Returned, ReturnedSize
-from dsjit.trace.segments import Segment
-from dsjit.trace.source import SourceFinder
+from dsjit.trace.effects.replay import Returned, ReturnedSize
+from dsjit.trace.guards.guard import Guard
+from dsjit.trace.looks.segments import Segment
+from dsjit.trace.recording.recorder import Untraceable
+from dsjit.trace.recording.source import SourceFinder
+from dsjit.trace.shapes.rehearsal import Rehearsal
 
 __all__ = ["EagerVerdict", "Jitted"]
 

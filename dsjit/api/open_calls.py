@@ -17,15 +17,15 @@ from dsjit.ir.graph import Graph
 from dsjit.ir.structure_graph import graph_structure
 from dsjit.ir.template import Mismatch
 from dsjit.trace.capture import Capture
-from dsjit.trace.data_sizes import DataSizes, find_data_sizes
-from dsjit.trace.lockstep import Abandoned
-from dsjit.trace.open_sizes import NO_SIZES, Met, OpenSizes, changed_sizes, chosen_sizes
-from dsjit.trace.outcome import SMALLEST
-from dsjit.trace.paths import Path
-from dsjit.trace.rehearsal import Rehearsal, rehearse
-from dsjit.trace.rewind import can_rewind
-from dsjit.trace.segments import Recording
-from dsjit.trace.writes import SetGenerator
+from dsjit.trace.effects.rewind import can_rewind
+from dsjit.trace.effects.writes import SetGenerator
+from dsjit.trace.looks.outcome import SMALLEST
+from dsjit.trace.looks.segments import Recording
+from dsjit.trace.reads.paths import Path
+from dsjit.trace.shapes.data_sizes import DataSizes, find_data_sizes
+from dsjit.trace.shapes.lockstep import Abandoned
+from dsjit.trace.shapes.open_sizes import NO_SIZES, Met, OpenSizes, changed_sizes, chosen_sizes
+from dsjit.trace.shapes.rehearsal import Rehearsal, rehearse
 
 __all__ = ["OpenCalls", "SizeMarks"]
 

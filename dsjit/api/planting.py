@@ -4,8 +4,9 @@ The Values of each trace have ids of their own. In the tree, what a program comp
 program was planted; a later trace that comes by is followed, and its ids are translated. Inputs have one id for each
 path at which the guard finds them.
 
-*Loops.* At some looks, a trace knows Python's state (`trace.python_state`). When it is the state of an earlier look of
-the same trace, but for the names of tensors, then what comes next is what came next there, for each outcome, seen or
+*Loops.* At some looks, a trace knows Python's state (`trace.looks.python_state`). When it is the state of an earlier
+look of the same trace, but for the names of tensors, then what comes next is what came next there, for each outcome,
+seen or
 not: Python is deterministic, and has nothing else to go by. So the new Branch shares the children of the earlier one,
 the *head* of the loop, and renames the tensors. The rest of the trace is followed through these children: rounds that
 are there are not planted again, and what comes after the loop is planted once for all numbers of rounds.
@@ -25,10 +26,10 @@ import torch
 from dsjit.api.trace_nodes import Branch, Children, Finish, Leaf, Step
 from dsjit.ir.graph import Graph, TensorType, Value
 from dsjit.ir.structure_graph import graph_structure
-from dsjit.trace.effects import EffectLine
-from dsjit.trace.guards import Guard
-from dsjit.trace.outcome import Outcome, OutcomeKind
-from dsjit.trace.segments import Look, Segment
+from dsjit.trace.effects.effects import EffectLine
+from dsjit.trace.guards.guard import Guard
+from dsjit.trace.looks.outcome import Outcome, OutcomeKind
+from dsjit.trace.looks.segments import Look, Segment
 
 __all__ = ["Names", "Planter", "Trace"]
 

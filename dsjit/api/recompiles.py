@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from dsjit.api.trace_tree import Miss, TraceTree
 from dsjit.ir.graph import UNKNOWN_SOURCE, Source
-from dsjit.trace.guards import Change
-from dsjit.trace.outcome import describe_outcome
+from dsjit.trace.guards.guard import Change
+from dsjit.trace.looks.outcome import describe_outcome
 
 __all__ = ["Cause", "describe_refusal", "find_cause"]
 

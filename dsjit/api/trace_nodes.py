@@ -13,11 +13,11 @@ import torch
 
 from dsjit.api.compile import Compilation
 from dsjit.api.training import Training
-from dsjit.trace.effects import EffectLine
-from dsjit.trace.guards import Guard
-from dsjit.trace.open_shapes import OpenShapes
-from dsjit.trace.outcome import Outcome, open_outcome
-from dsjit.trace.segments import Look, Segment
+from dsjit.trace.effects.effects import EffectLine
+from dsjit.trace.guards.guard import Guard
+from dsjit.trace.looks.outcome import Outcome, open_outcome
+from dsjit.trace.looks.segments import Look, Segment
+from dsjit.trace.shapes.open_shapes import OpenShapes
 
 __all__ = ["Branch", "Children", "Finish", "Leaf", "Runner", "Step", "fits", "without_history"]
 

@@ -21,8 +21,8 @@ from dsjit.api.compile import Compilation
 from dsjit.api.planting import Names, Planter, Trace
 from dsjit.api.trace_nodes import Branch, Leaf, Step, fits
 from dsjit.ops.generator import generator_state, set_generator_state
-from dsjit.trace.outcome import Outcome, OutcomeKind, read_outcome
-from dsjit.trace.segments import Look, Segment
+from dsjit.trace.looks.outcome import Outcome, OutcomeKind, read_outcome
+from dsjit.trace.looks.segments import Look, Segment
 
 __all__ = ["Miss", "TraceTree", "TreeFull"]
 

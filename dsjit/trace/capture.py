@@ -15,26 +15,26 @@ import torch
 from dsjit.errors import CaptureError
 from dsjit.ir.graph import Graph, Value
 from dsjit.ir.joint_graph import JointGraph
-from dsjit.trace.effects import Effect, EffectLine
-from dsjit.trace.events import Event
-from dsjit.trace.facts import TensorOf
-from dsjit.trace.gradients import is_spent
-from dsjit.trace.guards import Guard
-from dsjit.trace.joint import carries_gradients, record_joint
-from dsjit.trace.journal import Journal
-from dsjit.trace.memory import CannotTrace, RootView
+from dsjit.trace.effects.effects import Effect, EffectLine
+from dsjit.trace.effects.events import Event
+from dsjit.trace.effects.journal import Journal
+from dsjit.trace.effects.outputs import Fixed, Template, TemplateError, TemplateMaker
+from dsjit.trace.effects.replay import Location, Recipe, Returned, ReturnedSize
+from dsjit.trace.effects.writes import SetGenerator, Write
+from dsjit.trace.guards.guard import Guard
+from dsjit.trace.guards.overlap import SharedMemory
+from dsjit.trace.looks.python_state import StateWatch
+from dsjit.trace.looks.segments import Recording, Segment, cut
 from dsjit.trace.observe import Observer
-from dsjit.trace.optimizers import OptimizerWatch
-from dsjit.trace.outputs import Fixed, Template, TemplateError, TemplateMaker
-from dsjit.trace.overlap import SharedMemory
-from dsjit.trace.patching import PATCHES
-from dsjit.trace.paths import ABSENT, Path
-from dsjit.trace.python_state import StateWatch
-from dsjit.trace.recorder import Recorder, Untraceable
-from dsjit.trace.replay import Location, Recipe, Returned, ReturnedSize
-from dsjit.trace.segments import Recording, Segment, cut
-from dsjit.trace.source import SourceFinder
-from dsjit.trace.writes import SetGenerator, Write
+from dsjit.trace.reads.facts import TensorOf
+from dsjit.trace.reads.patching import PATCHES
+from dsjit.trace.reads.paths import ABSENT, Path
+from dsjit.trace.recording.memory import CannotTrace, RootView
+from dsjit.trace.recording.recorder import Recorder, Untraceable
+from dsjit.trace.recording.source import SourceFinder
+from dsjit.trace.training.gradients import is_spent
+from dsjit.trace.training.joint import carries_gradients, record_joint
+from dsjit.trace.training.optimizers import OptimizerWatch
 
 __all__ = ["Capture", "Conclusion", "Description", "capture", "conclude", "describe", "refuse_capture"]
 

@@ -5,9 +5,9 @@ Each read becomes a `Fact` on a path from a root; a changed fact makes the trace
 
 How reads are seen:
 
-- attributes: the classes of objects met carry wrappers while the trace runs (`trace.patching`);
+- attributes: the classes of objects met carry wrappers while the trace runs (`trace.reads.patching`);
 - globals, closures, class and module attributes: a profile hook sees each code object once, and the names that it
-  contains are noted (`trace.scopes`);
+  contains are noted (`trace.reads.scopes`);
 - containers: lists, dictionaries and sets are noted whole when they are met, since their own reads cannot be seen.
 
 An object that was not reached from a root through observed reads was born during the trace, and is not guarded.
@@ -29,23 +29,27 @@ import torch
 
 from dsjit.errors import CaptureError
 from dsjit.ir.graph import UNKNOWN_SOURCE, Source
-from dsjit.trace.accumulators import CANDIDATES, Accumulators
-from dsjit.trace.before import MODULE_TABLES
-from dsjit.trace.drawn import met_state
-from dsjit.trace.effects import Effect, EffectFinder, EffectKind, Problem, changing_facts, stored_attribute
-from dsjit.trace.facts import ARGS_SLOT, FUNCTION_SLOT, KWARGS_SLOT, TensorOf
-from dsjit.trace.forbidden import FORBIDDEN_NAMES, PASSING, RandomStates, blame, forbidden_builtin, forbidden_code
-from dsjit.trace.gradients import GradientWatch, runs_backward
-from dsjit.trace.guards import Guard
-from dsjit.trace.library import is_library_code, is_library_file, is_stdlib_file
-from dsjit.trace.lookup import Where, where_stored
-from dsjit.trace.notes import Node, Notes, TracedNumbers
-from dsjit.trace.numbers_leaks import LeakWatch
-from dsjit.trace.open_numbers import OpenNumbers
-from dsjit.trace.open_shapes import OpenShapes
-from dsjit.trace.overlap import SharedMemory
-from dsjit.trace.patching import PATCHES
-from dsjit.trace.paths import (
+from dsjit.trace.effects.accumulators import CANDIDATES, Accumulators
+from dsjit.trace.effects.before import MODULE_TABLES
+from dsjit.trace.effects.effects import Effect, EffectFinder, EffectKind, Problem, changing_facts, stored_attribute
+from dsjit.trace.effects.forbidden import (
+    FORBIDDEN_NAMES,
+    PASSING,
+    RandomStates,
+    blame,
+    forbidden_builtin,
+    forbidden_code,
+)
+from dsjit.trace.effects.replay import HELD, Location
+from dsjit.trace.guards.guard import Guard
+from dsjit.trace.guards.overlap import SharedMemory
+from dsjit.trace.numbers.leaks import LeakWatch
+from dsjit.trace.reads.facts import ARGS_SLOT, FUNCTION_SLOT, KWARGS_SLOT, TensorOf
+from dsjit.trace.reads.library import is_library_code, is_library_file, is_stdlib_file
+from dsjit.trace.reads.lookup import Where, where_stored
+from dsjit.trace.reads.notes import Node, Notes, TracedNumbers
+from dsjit.trace.reads.patching import PATCHES
+from dsjit.trace.reads.paths import (
     ABSENT,
     Asked,
     Attribute,
@@ -58,15 +62,17 @@ from dsjit.trace.paths import (
     instance_dict,
     static_lookup,
 )
-from dsjit.trace.profile_hook import ProfileHook
-from dsjit.trace.replay import HELD, Location
-from dsjit.trace.scopes import Scopes
-from dsjit.trace.state import TorchState, foreign_modes
-from dsjit.trace.stored import note_module_entry, note_places, note_stored, stored_step
-from dsjit.trace.uses import may_add
+from dsjit.trace.reads.profile_hook import ProfileHook
+from dsjit.trace.reads.scopes import Scopes
+from dsjit.trace.reads.stored import note_module_entry, note_places, note_stored, stored_step
+from dsjit.trace.reads.torch_state import TorchState, foreign_modes
+from dsjit.trace.reads.uses import may_add
+from dsjit.trace.recording.drawn import met_state
+from dsjit.trace.shapes.open_shapes import OpenShapes
+from dsjit.trace.training.gradients import GradientWatch, runs_backward
+from dsjit.trace.training.open_numbers import OpenNumbers
 
 __all__ = ["Effect", "EffectKind", "Observer", "Problem"]
-
 
 _MODULE_WRITERS: Final = frozenset(
     getattr(torch.nn.Module, name).__code__

@@ -17,7 +17,7 @@ from dsjit.ops.generator import generator_state, set_generator_state
 from dsjit.oracle.fault import copies
 from dsjit.oracle.reference import Reference, laid_out_as, run_with_precision
 from dsjit.trace.capture import Capture, capture
-from dsjit.trace.replay import Recipe
+from dsjit.trace.effects.replay import Recipe
 from dsjit.verification.records import tensors_below
 
 __all__ = ["Precise", "PreciseCall", "capture_precisely"]

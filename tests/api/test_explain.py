@@ -14,7 +14,7 @@ from torch import nn
 import dsjit
 from dsjit.api.explain import Explanation
 from dsjit.api.guard_summary import merge_alike, summarize_guards
-from dsjit.trace.guards import GuardLine
+from dsjit.trace.guards.guard import GuardLine
 
 X = torch.ones(2, 4)
 HISTORY: list[Any] = []

@@ -27,8 +27,9 @@ from dsjit.api.entry import jitted_of, session
 from dsjit.codegen.program import Program
 from dsjit.errors import DsjitWarning
 from dsjit.passes.pipeline import PASSES
-from dsjit.trace import generator, journal
-from dsjit.trace.patching import PATCHES
+from dsjit.trace.effects import journal
+from dsjit.trace.reads.patching import PATCHES
+from dsjit.trace.recording import generator
 from tests.api.checks import assert_same, counters_of
 from tests.conformance.surroundings import fresh_surroundings, surroundings
 
@@ -61,27 +62,28 @@ def stages(module: str, *names: str, runs: tuple[int, ...] = (1,), compiles: boo
 STAGES: Final[tuple[Stage, ...]] = (
     # The trace begins.
     *stages("trace.observe", "TorchState.current", "RandomStates.__init__", "Notes.meet_call"),
-    *stages("trace.patching", "_Register.enter", "_Register.acquire"),
-    *stages("trace.profile_hook", "ProfileHook.start"),
-    *stages("trace.journal", "Journal.__enter__", "_Register._install"),
-    *stages("trace.generator", "_Register.enter"),
+    *stages("trace.reads.patching", "_Register.enter", "_Register.acquire"),
+    *stages("trace.reads.profile_hook", "ProfileHook.start"),
+    *stages("trace.effects.journal", "Journal.__enter__", "_Register._install"),
+    *stages("trace.recording.generator", "_Register.enter"),
     # The user's code runs: each op, each read, each write, each thing that is told.
-    *stages("trace.recorder", "Recorder._arguments", "Recorder._record", "Recorder._record_write", runs=(1, 2)),
-    *stages("trace.recorder", "Recorder._look", "Recorder._on_generator", "read_outcome"),
-    *stages("trace.memory", "Memory.read", "Memory.fresh", "Memory.overwrite", runs=(1, 3)),
+    *stages("trace.recording.recorder", "Recorder._arguments", "Recorder._record", runs=(1, 2)),
+    *stages("trace.recording.recorder", "Recorder._record_write", runs=(1, 2)),
+    *stages("trace.recording.recorder", "Recorder._look", "Recorder._on_generator", "read_outcome"),
+    *stages("trace.recording.memory", "Memory.read", "Memory.fresh", "Memory.overwrite", runs=(1, 3)),
     *stages("trace.observe", "Observer._note_read", "Observer._note_write", "Observer._on_code", runs=(1, 2)),
-    *stages("trace.notes", "Notes.note", "Notes._record", runs=(1, 20)),
-    *stages("trace.scopes", "Scopes.on_code", "Scopes.note_class", "name_lines"),
-    *stages("trace.numbers_leaks", "LeakWatch.on_code", "LeakWatch.on_builtin"),
-    *stages("trace.journal", "Journal._keep"),
+    *stages("trace.reads.notes", "Notes.note", "Notes._record", runs=(1, 20)),
+    *stages("trace.reads.scopes", "Scopes.on_code", "Scopes.note_class", "name_lines"),
+    *stages("trace.numbers.leaks", "LeakWatch.on_code", "LeakWatch.on_builtin"),
+    *stages("trace.effects.journal", "Journal._keep"),
     # The trace ends.
-    *stages("trace.scopes", "Scopes.note_hooks"),
-    *stages("trace.accumulators", "Accumulators.finish"),
-    *stages("trace.effects", "EffectFinder.find"),
+    *stages("trace.reads.scopes", "Scopes.note_hooks"),
+    *stages("trace.effects.accumulators", "Accumulators.finish"),
+    *stages("trace.effects.effects", "EffectFinder.find"),
     *stages("trace.observe", "Observer._find_effects", "Observer.build_guard"),
     *stages("trace.capture", "_finish", "describe", "conclude", "cut"),
-    *stages("trace.outputs", "TemplateMaker.make"),
-    *stages("trace.guards", "Guard.__init__", "argument_check", "split_facts"),
+    *stages("trace.effects.outputs", "TemplateMaker.make"),
+    *stages("trace.guards.guard", "Guard.__init__", "argument_check", "split_facts"),
     # The compiler.
     *stages("api.jitted", "Jitted._compile"),
     *stages("api.builder", "Builder.segment", "graph_structure"),
@@ -102,7 +104,7 @@ STAGES: Final[tuple[Stage, ...]] = (
     *stages("codegen.program", "Program.__call__", runs=(1, 2)),
     *stages("codegen.program", "Program.new_frame", compiles=True),
     *stages("api.trace_tree", "TraceTree.walk", "TraceTree._follow", "read_outcome"),
-    *stages("trace.guards", "Guard._slow"),
+    *stages("trace.guards.guard", "Guard._slow"),
 )  # fmt: skip
 
 MODULE_STAGES: Final = stages("trace.observe", "note_module_entry", "Observer._note_read", runs=(1, 3))
@@ -380,7 +382,7 @@ def test_a_fault_in_handing_out_a_number_leaves_what_an_eager_call_leaves(
         return x * amount, amount + 1
 
     jitted = dsjit.jit(f)
-    with injected(Stage(f"dsjit.trace.numbers:Numbers.{name}"), Fault, monkeypatch) as injection:
+    with injected(Stage(f"dsjit.trace.numbers.numbers:Numbers.{name}"), Fault, monkeypatch) as injection:
         for number in range(CALLS):
             assert_same(jitted(argument(number)), f(argument(number)))
     assert injection.happened

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import dsjit
-from dsjit.trace import gradients, open_numbers, optimizers
+from dsjit.trace.training import gradients, open_numbers, optimizers
 from tests.api.training import Net, adamw, assert_same, assert_same_result, batch, pair, plain
 
 

@@ -16,7 +16,7 @@ from dsjit.fusion import planner
 from dsjit.ir.graph import Graph, Node
 from dsjit.ops import table
 from dsjit.passes.pipeline import PASSES
-from dsjit.trace.facts import Constant
+from dsjit.trace.reads.facts import Constant
 from tests.miscompiles.harness import Breaks
 
 __all__ = [

@@ -13,8 +13,10 @@ from dsjit.codegen.llvm import casts, engine, memory, reductions, spellings, sta
 from dsjit.codegen.llvm.math import MATH
 from dsjit.fusion import views
 from dsjit.passes import cse, fold_constants
-from dsjit.trace import guards, outcome, replay
-from dsjit.trace import memory as trace_memory
+from dsjit.trace.effects import replay
+from dsjit.trace.guards import guard as guards
+from dsjit.trace.looks import outcome
+from dsjit.trace.recording import memory as trace_memory
 from tests.miscompiles import programs
 from tests.miscompiles.breaking import (
     HALVES,

@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dsjit.errors import CaptureError
 from dsjit.trace.observe import Observer
-from dsjit.trace.patching import PATCHED_NAMES, PATCHES
+from dsjit.trace.reads.patching import PATCHED_NAMES, PATCHES
 from tests.trace.observing import ONES, Box, observe
 
 WEIGHT = torch.ones(3)

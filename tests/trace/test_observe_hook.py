@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from dsjit.trace.profile_hook import ProfileHook
+from dsjit.trace.reads.profile_hook import ProfileHook
 
 
 def callee() -> int:

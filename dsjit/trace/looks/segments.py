@@ -1,0 +1,282 @@
+"""Cuts a recorded run where Python looked at data: a list of segments, each a Graph of its own.
+
+Between two looks, what Python does is settled; at a look, the compiled run looks too, and goes on with the segment
+that belongs to what it saw. A later trace that saw something else there shares the segments before it.
+
+A segment hands on what may be needed after it: what this run used, and what the tensors hold that Python still had
+in hands at the look (nothing else can be used by whatever the code does instead). Views are not handed on: they are
+made again from their base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import torch
+
+from dsjit.ir.graph import Graph, Node, Source, Value, Write
+from dsjit.ir.structure_graph import argument_structure, constant_digest
+from dsjit.ops.properties import is_reproducible, shares_memory
+from dsjit.trace.looks.outcome import Outcome, OutcomeKind
+from dsjit.trace.looks.python_state import PythonState
+from dsjit.trace.shapes.open_shapes import OpenShapes
+
+__all__ = ["Look", "Recording", "Segment", "State", "cut", "open_looks"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Look:
+    """Python looked at `values`, after the first `position` nodes, and saw `outcome`.
+
+    live: what tensors held that Python could still reach. state: what is known of Python's state.
+    dims: at a shape, the dimensions of each value whose sizes the content of other tensors decides, as far as is known.
+    """
+
+    position: int
+    kind: OutcomeKind
+    values: tuple[Value, ...]
+    outcome: Outcome
+    live: tuple[Value, ...]
+    source: Source
+    state: PythonState | None = None
+    dims: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Recording:
+    """One whole run. inputs: the caller's tensors, in the order in which they were met."""
+
+    name: str
+    inputs: tuple[Value, ...]
+    nodes: tuple[Node, ...]
+    looks: tuple[Look, ...]
+    constants: Mapping[Value, torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """The state of a run at a look: Python's, and how the tensors that it knows are made of what segments hand on.
+
+    At two looks with equal keys, what comes next is the same, with the ids of the one in place of those of the other.
+    """
+
+    key: Hashable
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segment:
+    """The nodes up to a look (`look` is None after the last one), as a Graph.
+
+    The Graph takes what the caller or earlier segments gave, and returns what later ones may want; Values are known
+    by their ids from one segment to the next. drops: ids that nothing can want after this segment. state: at the look.
+    sizes: which sizes of what it takes are open; None when all are those of `graph`.
+    """
+
+    graph: Graph
+    look: Look | None
+    drops: tuple[int, ...] = ()
+    state: State | None = None
+    sizes: OpenShapes | None = None
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        return tuple([value.id for value in self.graph.inputs])
+
+    @property
+    def exports(self) -> tuple[int, ...]:
+        return tuple([value.id for value in self.graph.outputs])
+
+
+def cut(
+    recording: Recording,
+    results: Iterable[Value],
+    handed: Iterable[Value],
+    writes: tuple[Write, ...],
+    needs: Mapping[int, Iterable[Value]] = MappingProxyType({}),
+) -> tuple[Segment, ...]:
+    """The segments of a run, one more than it has looks that can turn out otherwise.
+
+    results: Values that the last segment has to return, unless it is given them. handed: inputs of the run that the
+    last segment needs whether or not its nodes read them. writes: what the last segment leaves in inputs.
+    needs: what further segments, by number, take whether or not their nodes read it.
+    """
+    looks = open_looks(recording)
+    if not looks:
+        graph = Graph(
+            recording.inputs, recording.nodes, tuple(results), writes, dict(recording.constants), recording.name
+        )
+        return (Segment(graph, None),)
+    return _Cutter(recording, looks).cut(tuple(results), tuple(handed), writes, needs)
+
+
+def open_looks(recording: Recording) -> list[Look]:
+    """The looks at what depends on an input, or on chance. The others see the same on every run: library code reads
+    tensors that it made itself from sizes (position ids, masks)."""
+    if not recording.looks:
+        return []
+    varying = set(recording.inputs)
+    for node in recording.nodes:
+        if not is_reproducible(node) or not varying.isdisjoint(node.inputs()):
+            varying.update(node.outputs)
+    return [look for look in recording.looks if not varying.isdisjoint(look.values)]
+
+
+@dataclass(slots=True)
+class _Part:
+    """A segment in the making: inputs and exports as ordered sets."""
+
+    nodes: list[Node] = field(default_factory=list)
+    inputs: dict[Value, None] = field(default_factory=dict)
+    exports: dict[Value, None] = field(default_factory=dict)
+    local: set[Value] = field(default_factory=set)
+
+
+class _Cutter:
+    def __init__(self, recording: Recording, looks: Sequence[Look]) -> None:
+        self.recording = recording
+        self.looks = looks
+        ends = [*(look.position for look in looks), len(recording.nodes)]
+        starts = [0, *ends[:-1]]
+        self.producer: dict[Value, Node] = {}
+        self.home: dict[Value, int] = {}
+        self.parts: list[_Part] = []
+        for number, (start, end) in enumerate(zip(starts, ends, strict=True)):
+            for node in recording.nodes[start:end]:
+                for value in node.outputs:
+                    self.producer[value], self.home[value] = node, number
+            self.parts.append(_Part())
+        self.spans = list(zip(starts, ends, strict=True))
+
+    def cut(
+        self,
+        results: tuple[Value, ...],
+        handed: tuple[Value, ...],
+        writes: tuple[Write, ...],
+        needs: Mapping[int, Iterable[Value]],
+    ) -> tuple[Segment, ...]:
+        last = len(self.parts) - 1
+        for number, (start, end) in enumerate(self.spans):
+            part = self.parts[number]
+            for node in self.recording.nodes[start:end]:
+                self._place(node, part, number)
+        for number, look in enumerate(self.looks):
+            for value in look.values:
+                self._want(value, number)
+                if value not in self.parts[number].inputs:
+                    self.parts[number].exports[value] = None
+            for value in self._live(look):
+                self._export(self._base(value))
+        for value in (*results, *(write.value for write in writes)):
+            self._want(value, last)
+        for value in (*handed, *(write.target for write in writes)):
+            self.parts[last].inputs[value] = None
+        for number, values in needs.items():
+            for value in values:
+                self.parts[number].inputs[value] = None
+                self._export(value)
+        for value in results:
+            if value not in self.parts[last].inputs:
+                self.parts[last].exports[value] = None
+        segments = [self._segment(number, drops) for number, drops in enumerate(self._drops())]
+        return (*segments, self._segment(last, (), writes))
+
+    def _place(self, node: Node, part: _Part, number: int) -> None:
+        for value in node.inputs():
+            self._want(value, number)
+        part.nodes.append(node)
+        part.local.update(node.outputs)
+
+    def _want(self, value: Value, number: int) -> None:
+        """Make `value` known in part `number`: it is there, or its view is made again, or it is handed on."""
+        part = self.parts[number]
+        if value in part.local or value in part.inputs or value in self.recording.constants:
+            return
+        home = self.home.get(value)
+        if home == number:
+            return
+        if home is not None:
+            node = self.producer[value]
+            if shares_memory(node.op):
+                self._place(node, part, number)
+                return
+        part.inputs[value] = None
+        self._export(value)
+
+    def _export(self, value: Value) -> None:
+        home = self.home.get(value)
+        if home is not None:
+            self.parts[home].exports[value] = None
+
+    def _base(self, value: Value) -> Value:
+        node = self.producer.get(value)
+        while node is not None and shares_memory(node.op):
+            value = next(node.inputs())
+            node = self.producer.get(value)
+        return value
+
+    def _segment(self, number: int, drops: tuple[int, ...], writes: tuple[Write, ...] = ()) -> Segment:
+        part = self.parts[number]
+        used = {value for node in part.nodes for value in node.inputs()} | {*part.exports, *(w.value for w in writes)}
+        constants = {value: tensor for value, tensor in self.recording.constants.items() if value in used}
+        name = f"{self.recording.name}_part{number}"
+        is_last = number == len(self.looks)
+        # Sorted, so that the rounds of a loop are one program, whatever order its tensors came to be known in.
+        exports = part.exports if is_last else sorted(part.exports, key=lambda value: value.id)
+        graph = Graph(
+            tuple(sorted(part.inputs, key=lambda value: value.id)),
+            tuple(part.nodes),
+            tuple(exports),
+            writes,
+            constants,
+            name,
+        )
+        if is_last:
+            return Segment(graph, None)
+        look = self.looks[number]
+        return Segment(graph, look, drops, self._state(look))
+
+    def _live(self, look: Look) -> tuple[Value, ...]:
+        return look.live if look.state is None else (*look.live, *look.state.values)
+
+    def _state(self, look: Look) -> State | None:
+        if look.state is None:
+            return None
+        bases: dict[Value, int] = {}
+        origins: list[Hashable] = []
+        for value in look.state.values:
+            views: list[Hashable] = []
+            node = self.producer.get(value)
+            while node is not None and shares_memory(node.op):
+                base, *others = node.inputs()
+                if others:
+                    return None
+                views.append((argument_structure(node), node.outputs.index(value)))
+                value, node = base, self.producer.get(base)
+            origins.append((self._origin(value, bases), value.type, tuple(views)))
+        return State((look.state.key, tuple(origins)), tuple([value.id for value in bases]))
+
+    def _origin(self, value: Value, bases: dict[Value, int]) -> Hashable:
+        """What is handed on is told by its number in `bases`, an input by its id, a constant by its content."""
+        constant = self.recording.constants.get(value)
+        if constant is not None:
+            return "constant", constant_digest(constant)
+        if value not in self.home:
+            return "input", value.id
+        return "handed on", bases.setdefault(value, len(bases))
+
+    def _drops(self) -> list[tuple[int, ...]]:
+        """At each look: what was handed on so far, and is wanted by no tensor alive then and no later part."""
+        last_reader = {value: number for number, part in enumerate(self.parts) for value in part.inputs}
+        held: dict[Value, None] = {}
+        found: list[tuple[int, ...]] = []
+        for number, look in enumerate(self.looks):
+            held.update(self.parts[number].exports)
+            live = {self._base(value) for value in self._live(look)}
+            dead = [value for value in held if value not in live and last_reader.get(value, -1) <= number]
+            for value in dead:
+                del held[value]
+            found.append(tuple([value.id for value in dead]))
+        return found

@@ -1,0 +1,1 @@
+"""Numbers that were taken out of tensors and stay in the graph."""

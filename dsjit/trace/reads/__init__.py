@@ -1,0 +1,1 @@
+"""What the traced code read: paths from roots, and facts about what is there."""

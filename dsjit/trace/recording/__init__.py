@@ -1,0 +1,1 @@
+"""The ATen calls of one real run, as a functional Graph."""

@@ -1,0 +1,435 @@
+"""Runs each torch call of a traced function several times, in step: on the caller's tensors, and on tensors of other
+sizes.
+
+Python sees the first run, the *lead*. The other runs, the *legs*, start from copies of the inputs that are cut or
+repeated to other sizes, and follow call by call. A size that differs between the runs reaches Python as a
+`torch.SymInt`: Python computes with it as with an integer, what it computes is known for each run, and each comparison
+is noted as a condition on the sizes. Where Python insists on a number, the run is abandoned.
+
+What tensors hold is the business of the lead alone. Where an op decides a size by that (`nonzero`), a leg goes on with
+zeros in a size of its own; where Python looks at it, all runs see what the lead saw.
+"""
+
+from __future__ import annotations
+
+import builtins
+import operator
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _pop_mode_temporarily
+
+from dsjit.ir.graph import Node, Value
+from dsjit.ir.polynomial import PolynomialFit
+from dsjit.ops.properties import is_dynamic
+from dsjit.trace.effects.stand_in import Shown, StandIn
+from dsjit.trace.looks.segments import Look
+from dsjit.trace.recording.escape import LOOKS
+from dsjit.trace.recording.memory import CannotTrace
+from dsjit.trace.recording.recorder import Recorder
+from dsjit.trace.shapes.data_sizes import DataSizes, DynamicResult
+from dsjit.trace.shapes.open_sizes import dense_strides
+
+__all__ = ["Abandoned", "Lockstep", "SizeNode"]
+
+
+aten = torch.ops.aten
+
+
+class Abandoned(BaseException):
+    """The function cannot be followed for these sizes: no `Exception`, so that the function does not catch it.
+
+    condition: a condition on the sizes that some point does not meet; None when other points would not help.
+    """
+
+    def __init__(self, reason: str, condition: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.condition = condition
+
+
+class SizeNode:
+    """What is behind a `torch.SymInt` or `torch.SymBool`: a value for each run, and how it comes from the sizes.
+
+    text: a Python expression in s0, s1, ...
+    """
+
+    def __init__(self, run: Lockstep, values: tuple[Any, ...], text: str) -> None:
+        self.run = run
+        self.values = values
+        self.text = text
+
+    # The protocol of torch.fx.experimental.sym_node.
+
+    def is_int(self) -> bool:
+        return type(self.values[0]) is int
+
+    def is_bool(self) -> bool:
+        return type(self.values[0]) is bool
+
+    def is_float(self) -> bool:
+        return False
+
+    def is_symbolic(self) -> bool:
+        return True
+
+    def is_constant(self) -> bool:
+        return False
+
+    def is_nested_int(self) -> bool:
+        return False
+
+    def has_hint(self) -> bool:
+        return True
+
+    def maybe_as_int(self) -> None:
+        return None
+
+    def wrap_int(self, number: int) -> SizeNode:
+        return SizeNode(self.run, (number,) * len(self.values), repr(number))
+
+    def wrap_bool(self, truth: bool) -> SizeNode:
+        return SizeNode(self.run, (truth,) * len(self.values), repr(truth))
+
+    def guard_int(self, file: str, line: int) -> int:
+        return self.int_()
+
+    def guard_bool(self, file: str, line: int) -> bool:
+        return self.bool_()
+
+    def int_(self) -> int:
+        return int(self.run.require_number(self))
+
+    def bool_(self) -> bool:
+        return self.run.decide(self)
+
+    def _graph_repr(self) -> str:
+        return str(self.run.require_number(self))
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "str":
+            return self._graph_repr
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise self.run.abandon(f"the size {self.text} takes part in {name}")
+
+    def _unary(self, function: Callable[[Any], Any], sign: str) -> SizeNode:
+        return SizeNode(self.run, tuple([function(value) for value in self.values]), f"({sign}{self.text})")
+
+    def _binary(self, other: SizeNode, function: Callable[[Any, Any], Any], sign: str) -> SizeNode:
+        if not isinstance(other, SizeNode):
+            raise self.run.abandon(f"the size {self.text} meets a symbol of another tracer")
+        try:
+            values = tuple([function(a, b) for a, b in zip(self.values, other.values, strict=True)])
+        except ZeroDivisionError:
+            raise self.run.abandon(f"the size {self.text} is divided by zero") from None
+        text = f"{sign}({self.text}, {other.text})" if sign.isalpha() else f"({self.text} {sign} {other.text})"
+        return SizeNode(self.run, values, text)
+
+    def neg(self) -> SizeNode:
+        return self._unary(operator.neg, "-")
+
+    def pos(self) -> SizeNode:
+        return self
+
+    def add(self, other: SizeNode) -> SizeNode:
+        return self._binary(other, operator.add, "+")
+
+    def sub(self, other: SizeNode) -> SizeNode:
+        return self._binary(other, operator.sub, "-")
+
+    def mul(self, other: SizeNode) -> SizeNode:
+        return self._binary(other, operator.mul, "*")
+
+    def mod(self, other: SizeNode) -> SizeNode:
+        return self._binary(other, operator.mod, "%")
+
+    def int_floordiv(self, other: SizeNode) -> SizeNode:
+        return self._binary(other, operator.floordiv, "//")
+
+    def sym_max(self, other: SizeNode) -> SizeNode:
+        return self._binary(other, max, "max")
+
+    def sym_min(self, other: SizeNode) -> SizeNode:
+        return self._binary(other, min, "min")
+
+    def eq(self, other: SizeNode) -> SizeNode:
+        return self._binary(other, operator.eq, "==")
+
+    def ne(self, other: SizeNode) -> SizeNode:
+        return self._binary(other, operator.ne, "!=")
+
+    def lt(self, other: SizeNode) -> SizeNode:
+        return self._binary(other, operator.lt, "<")
+
+    def le(self, other: SizeNode) -> SizeNode:
+        return self._binary(other, operator.le, "<=")
+
+    def gt(self, other: SizeNode) -> SizeNode:
+        return self._binary(other, operator.gt, ">")
+
+    def ge(self, other: SizeNode) -> SizeNode:
+        return self._binary(other, operator.ge, ">=")
+
+    def sym_not(self) -> SizeNode:
+        return self._unary(operator.not_, "not ")
+
+
+_UNSIZED: Final = frozenset({torch.Tensor.data_ptr, torch.Tensor.__hash__})
+"""Functions whose integers are no sizes; what they mean for a trace is noted elsewhere."""
+
+
+class _Len(StandIn):
+    """In place of `builtins.len`, which makes a number of every size."""
+
+    def __call__(self, container: Any) -> Any:
+        length: Callable[[Any], Any] = torch.Tensor.__len__
+        return length(container) if isinstance(container, torch.Tensor) else self.original(container)
+
+
+_SEEING: Final = frozenset({*LOOKS, torch.Tensor.item})
+"""Functions by which Python looks at what a tensor holds."""
+
+_LEN: Final = Shown(vars(builtins), ("len",), _Len)
+
+
+class Lockstep(TorchFunctionMode):
+    """points: the sizes of each run, of the lead first. lead, legs: a Recorder for each run.
+
+    resized: by id of an input of the lead, the tensors that the legs take in its place.
+    data_sizes: what ops decide by data in the lead, the first of them being the size of number `first`.
+    conditions: what Python asked about sizes, as expressions that were true, and how many looks came before.
+    """
+
+    def __init__(
+        self,
+        points: Sequence[tuple[int, ...]],
+        lead: Recorder,
+        legs: Sequence[Recorder],
+        resized: Mapping[int, tuple[torch.Tensor, ...]],
+        data_sizes: DataSizes,
+        first: int,
+    ) -> None:
+        super().__init__()
+        self.points = points
+        self.fit = PolynomialFit(tuple(points))
+        self.lead = lead
+        self.legs = legs
+        self.resized = resized
+        self.conditions: dict[str, int] = {}
+        for number, leg in enumerate(legs, start=1):
+            leg.call = _LegCalls(data_sizes, points[number][first:]).run
+        self.failed: Abandoned | None = None
+        self._followers: dict[int, tuple[weakref.ref[torch.Tensor], tuple[torch.Tensor, ...]]] = {}
+
+    def __enter__(self) -> Lockstep:
+        _LEN.enter()
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        _LEN.leave()
+
+    # -- what Python asks of sizes -------------------------------------------------------------------------------
+
+    def abandon(self, reason: str, condition: str | None = None) -> Abandoned:
+        """The exception to raise; it is kept, in case that somebody catches it."""
+        self.failed = self.failed or Abandoned(reason, condition)
+        return self.failed
+
+    def require_number(self, node: SizeNode) -> Any:
+        if len(set(node.values)) > 1:
+            raise self.abandon(f"the size {node.text} is used as a number")
+        return node.values[0]
+
+    def decide(self, node: SizeNode) -> bool:
+        """The truth of a condition, as the lead sees it; the legs have to agree."""
+        truth = bool(node.values[0])
+        condition = node.text if truth else f"(not {node.text})"
+        if any(bool(value) is not truth for value in node.values):
+            raise self.abandon(f"Python asks whether {node.text}", condition)
+        self.conditions.setdefault(condition, len(self.lead.looks))
+        return truth
+
+    def size_of(self, size: torch.SymInt, number: int) -> int:
+        """What a size is in run number `number`."""
+        node = size.node
+        if not isinstance(node, SizeNode):
+            raise self.abandon("the call hands out a symbol of another tracer")
+        return int(node.values[number])
+
+    # -- calls ---------------------------------------------------------------------------------------------------
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        lead_args, lead_kwargs = self._for_run(args, 0), self._for_run(kwargs, 0)
+        result = function(*lead_args, **lead_kwargs)
+        if self.failed is not None or function in _UNSIZED:
+            return result
+        if function in _SEEING:
+            self._read_in_legs(args[0])
+            return result
+        results = [result]
+        for number, recorder in enumerate(self.legs, start=1):
+            leg_args, leg_kwargs = self._for_run(args, number), self._for_run(kwargs, number)
+            try:
+                with _pop_mode_temporarily(), torch._C.DisableTorchFunction(), recorder:
+                    results.append(function(*leg_args, **leg_kwargs))
+            except Exception as error:
+                name = getattr(function, "__name__", str(function))
+                raise self.abandon(f"{name} fails for the sizes {self.points[number]} ({error})") from None
+        return self._unite(results)
+
+    def _read_in_legs(self, tensor: torch.Tensor) -> None:
+        """The lead looked at `tensor`: the legs record that it was read."""
+        for number, recorder in enumerate(self.legs, start=1):
+            try:
+                with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
+                    recorder.memory.read(self._follower(tensor, number))
+            except CannotTrace as stop:
+                raise self.abandon(stop.reason) from None
+
+    def _for_run(self, arg: Any, number: int) -> Any:
+        """The argument as run number `number` has it."""
+        if isinstance(arg, torch.Tensor):
+            return arg if number == 0 else self._follower(arg, number)
+        if isinstance(arg, torch.SymInt | torch.SymBool):
+            return arg.node.values[number]
+        kind = type(arg)
+        if kind is slice:
+            return slice(*[self._for_run(part, number) for part in (arg.start, arg.stop, arg.step)])
+        if kind is torch.Size or kind is tuple or kind is list:
+            return kind([self._for_run(item, number) for item in arg])
+        if kind is dict:
+            return {key: self._for_run(item, number) for key, item in arg.items()}
+        return arg
+
+    def _follower(self, tensor: torch.Tensor, number: int) -> torch.Tensor:
+        known = self._followers.get(id(tensor))
+        if known is not None and known[0]() is tensor:
+            return known[1][number - 1]
+        resized = self.resized.get(id(tensor))
+        return tensor if resized is None else resized[number - 1]
+
+    def _unite(self, results: list[Any]) -> Any:
+        """What Python gets: the lead's result, with symbols where sizes differ."""
+        lead = results[0]
+        if isinstance(lead, torch.Tensor):
+            if not all(isinstance(other, torch.Tensor) for other in results):
+                raise self.abandon("a call returns a tensor for some sizes only")
+            if any(other is not lead for other in results[1:]):
+                self._follow(lead, tuple(results[1:]))
+            return lead
+        if isinstance(lead, tuple | list):
+            if any(type(other) is not type(lead) or len(other) != len(lead) for other in results):
+                raise self.abandon("a call returns more or fewer things for other sizes")
+            parts = [self._unite(list(parts)) for parts in zip(*results, strict=True)]
+            if all(new is old for new, old in zip(parts, lead, strict=True)):
+                return lead
+            kind: Any = type(lead)
+            return kind(parts)
+        if type(lead) is int:
+            if all(other == lead for other in results):
+                return lead
+            return torch.SymInt(self._size(tuple(results)))  # type: ignore[no-untyped-call]
+        if type(lead) in (bool, float, complex, str) and any(other != lead for other in results):
+            raise self.abandon(f"a call returns {lead!r} for some sizes and {results[-1]!r} for others")
+        return lead
+
+    def _size(self, values: tuple[int, ...]) -> SizeNode:
+        polynomial = self.fit.find(values)
+        if polynomial is None:
+            raise self.abandon(f"a size is {values[0]}, and by no simple rule something else for other sizes")
+        text = str(polynomial)
+        return SizeNode(self, values, f"({text})" if " " in text else text)
+
+    def _follow(self, lead: torch.Tensor, followers: tuple[torch.Tensor, ...]) -> None:
+        key = id(lead)
+        followers_of = self._followers
+
+        def forget(reference: weakref.ref[torch.Tensor]) -> None:
+            known = followers_of.get(key)
+            if known is not None and known[0] is reference:
+                del followers_of[key]
+
+        followers_of[key] = (weakref.ref(lead, forget), followers)
+
+    def followers(self, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """The tensors of the legs for one of the lead."""
+        return tuple([self._follower(tensor, number) for number in range(1, len(self.points))])
+
+    def share_looks(self) -> None:
+        """After the run: the legs looked where the lead did, and saw the same."""
+        nodes = self.lead.memory.nodes
+        for recorder in self.legs:
+            if _made(recorder.memory.nodes) != _made(nodes):
+                raise self.abandon("other ops run for other sizes")
+            values = {value.id: value for node in recorder.memory.nodes for value in node.outputs}
+            values |= {value.id: value for value, _ in recorder.memory.inputs}
+            values |= {value.id: value for value in recorder.constants}
+            try:
+                recorder.looks = [_in_terms_of(look, values) for look in self.lead.looks]
+            except KeyError:
+                raise self.abandon("Python looks at other tensors for other sizes") from None
+
+
+def _made(nodes: Sequence[Node]) -> list[int]:
+    return [value.id for node in nodes for value in node.outputs]
+
+
+def _in_terms_of(look: Look, values: Mapping[int, Value]) -> Look:
+    """A look of the lead, at the Values of another run, by their ids."""
+    return replace(
+        look,
+        values=tuple([values[value.id] for value in look.values]),
+        live=tuple([values[value.id] for value in look.live]),
+    )
+
+
+_IN_PLACE: Final = frozenset({aten.index_put_.default, aten._index_put_impl_.default, aten.masked_scatter_.default})
+
+_FITTING: Final = _IN_PLACE | {aten.index_put.default, aten.masked_scatter.default}
+"""Ops that write so many values as a mask tells, of which a leg may have more or fewer."""
+
+
+def _indices(node: Node) -> list[Value]:
+    """The masks and indices of an op of `_FITTING`."""
+    given = node.args[1] if isinstance(node.args[1], tuple) else (node.args[1],)
+    return [value for value in given if value is not None]
+
+
+class _LegCalls:
+    """Runs the ops of a leg. The results of those that decide sizes by data get the leg's sizes: `sizes`, by number."""
+
+    def __init__(self, data_sizes: DataSizes, sizes: Sequence[int]) -> None:
+        self._looks = iter(data_sizes.looks)
+        self._sizes = sizes
+
+    def run(self, node: Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if node.op in _FITTING and any(value.type.dtype in (torch.bool, torch.uint8) for value in _indices(node)):
+            return args[0] if node.op in _IN_PLACE else args[0].clone()
+        result = node.op(*args, **kwargs)
+        if not is_dynamic(node):
+            return result
+        planned = next(self._looks, ())
+        if isinstance(result, torch.Tensor):
+            return self._resized(planned[0], result) if planned else result
+        return tuple([self._resized(plan, tensor) for plan, tensor in zip(planned, result, strict=False)] or result)
+
+    def _resized(self, plan: DynamicResult, tensor: torch.Tensor) -> torch.Tensor:
+        """Zeros, which are good indices, too."""
+        shape = list(tensor.shape)
+        for dim, number in plan.dims.items():
+            shape[dim] = self._sizes[number]
+        for dim, size in plan.fixed.items():
+            shape[dim] = size
+        same = tuple(shape) == plan.type.shape
+        strides = plan.type.strides if same else dense_strides(shape, plan.order)
+        return torch.empty_strided(shape, strides, dtype=tensor.dtype, device=tensor.device).zero_()

@@ -1,0 +1,1 @@
+"""Gradients, and what optimizers do with them, as part of the record."""

@@ -1,0 +1,361 @@
+"""Updates by torch's optimizers, recorded as what they compute rather than as how their Python computes it.
+
+`Adam` takes its step count out of a tensor and computes with Python floats from there on; a learning rate is a float in
+a dictionary. As Python numbers, they would be other outcomes, and another guard, at each step. So the functions behind
+the optimizers (`torch.optim.adam.adam`, `torch.optim.sgd.sgd`) run as they are, unrecorded, and then the arithmetic of
+`_single_tensor_adam` and `_single_tensor_sgd` (which the `foreach` variants do alike) is written down for each
+parameter: with the step count as a tensor, and the learning rate as an input of the program. Kinds of updates that are
+not known here are recorded call by call. (The kernel of `fused=True` computes the same; where a tensor's length is no
+multiple of its vectors, the compiler has contracted what is left over, and last bits differ.)
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+import threading
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, TypeAlias
+
+import torch
+from torch.amp.grad_scaler import GradScaler
+
+from dsjit.ir.graph import TensorType, Value
+from dsjit.trace.numbers.tables import SCALAR
+from dsjit.trace.recording.memory import CannotTrace, tensor_type
+from dsjit.trace.recording.recorder import Recorder
+
+__all__ = ["OptimizerWatch", "reads_only_updates"]
+
+aten = torch.ops.aten
+
+Number: TypeAlias = float | Value
+"""A float that is the same on each call, or a float64 tensor of no dimension."""
+
+
+class GroupReader(Protocol):
+    """What is asked of the Observer."""
+
+    def number_in(self, container: dict[Any, Any], key: str) -> torch.Tensor | None:
+        """The float under `key` as an input tensor (float64, of no dimension); None when it has to be a constant."""
+        ...
+
+    def undisturbed(self) -> AbstractContextManager[None]: ...
+
+
+def _code_of(function: Any) -> types.CodeType:
+    code: types.CodeType = inspect.unwrap(function).__code__
+    return code
+
+
+def reads_only_updates(code: types.CodeType) -> bool:
+    """Whether `code`, which reads an optimizer's `param_groups`, lets floats in them reach nothing but the functions
+    that are watched here. Those that read no floats count, too."""
+    return code in _READERS
+
+
+_READERS: Final = frozenset(
+    map(
+        _code_of,
+        (torch.optim.Adam.step, torch.optim.SGD.step, torch.optim.Optimizer.zero_grad, GradScaler._unscale_grads_),
+    )
+)
+
+
+class OptimizerWatch:
+    """While entered, what optimizers do on this thread is told to `recorder`. Whatever they raise is raised."""
+
+    def __init__(self, recorder: Recorder, reader: GroupReader) -> None:
+        self._recorder = recorder
+        self._reader = reader
+
+    def __enter__(self) -> OptimizerWatch:
+        self._before = _REGISTER.enter(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        _REGISTER.leave(self._before)
+
+    def begin(
+        self, names: Sequence[str], args: tuple[Any, ...], kwargs: Mapping[str, Any], caller: types.FrameType
+    ) -> _Call | None:
+        """The call of a function with these arguments, of which the first ones have `names`; None when it is to be
+        recorded as other calls are."""
+        try:
+            if not self._recorder.is_recording() or len(args) != len(names):
+                return None
+            bound = {**dict(zip(names, args, strict=True)), **kwargs}
+            buffers = list(bound.get("momentum_buffer_list") or ())
+            call = _Call(bound, caller, bound.get("lr"), buffers)
+            return call if call.is_known() else None
+        except Exception as error:
+            self._recorder.give_up(f"an update cannot be recorded ({type(error).__name__}: {error})")
+            return None
+
+    @contextmanager
+    def unrecorded(self) -> Iterator[None]:
+        """While it lasts, the update runs. What it raises, it may have done in part."""
+        with self._reader.undisturbed(), torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+            try:
+                yield
+            except BaseException as error:
+                self._recorder.give_up(f"an update raises {type(error).__name__}")
+                raise
+
+    def end(self, write: Callable[[_Writer, _Call], None], call: _Call) -> None:
+        """The update has run: `write` it down."""
+        try:
+            with self._reader.undisturbed(), torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+                self._open_rate(call)
+                write(_Writer(self._recorder), call)
+        except CannotTrace as error:
+            self._recorder.give_up(error.reason)
+        except Exception as error:
+            self._recorder.give_up(f"an update cannot be recorded ({type(error).__name__}: {error})")
+
+    def _open_rate(self, call: _Call) -> None:
+        group = call.caller.f_locals.get("group") if reads_only_updates(call.caller.f_code) else None
+        if type(group) is dict and group.get("lr") is call.rate:
+            tensor = self._reader.number_in(group, "lr")
+            if tensor is not None:
+                call.rate = self._recorder.memory.read(tensor)
+
+
+@dataclass(slots=True)
+class _Call:
+    """The call of one of the functions.
+
+    bound: its arguments, by name. caller: the frame that called. rate: of learning. buffers: of momentum, before it.
+    """
+
+    bound: Mapping[str, Any]
+    caller: types.FrameType
+    rate: Any
+    buffers: Sequence[torch.Tensor | None] = ()
+
+    def value(self, name: str) -> Any:
+        return self.bound.get(name)
+
+    def is_known(self) -> bool:
+        """Whether it is written down here what the call computes."""
+        unusual = ("capturable", "differentiable", "has_complex", "has_sparse_grad", "grad_scale", "found_inf")
+        if any(self.value(name) not in (None, False) for name in unusual):
+            return False
+        if self.value("foreach") and self.value("nesterov"):
+            return False  # it writes to the gradients
+        numbers = ("lr", "beta1", "beta2", "weight_decay", "eps", "momentum", "dampening")
+        if not all(type(self.value(name)) in (float, int) for name in numbers if name in self.bound):
+            return False
+        tensors = [each for name in _LISTS for each in self.value(name) or () if each is not None]
+        return all(type(each) in (torch.Tensor, torch.nn.Parameter) and _is_plain(each) for each in tensors)
+
+
+_LISTS: Final = (
+    *("params", "grads", "d_p_list", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "state_steps"),
+    "momentum_buffer_list",
+)
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return (
+        tensor.dtype in (torch.float32, torch.float64)
+        and tensor.layout is torch.strided
+        and tensor.device.type == "cpu"
+        and not tensor.is_neg()
+    )
+
+
+@dataclass(slots=True)
+class _Writer:
+    """Writes nodes for tensors that exist."""
+
+    recorder: Recorder
+
+    def read(self, tensor: torch.Tensor) -> Value:
+        return self.recorder.memory.read(tensor)
+
+    def write(self, tensor: torch.Tensor, value: Value) -> None:
+        memory = self.recorder.memory
+        memory.expect_write(tensor)
+        memory.overwrite(tensor, value, memory.sources.current())
+
+    def call(self, op: Any, type_: TensorType, *args: Any, **kwargs: Any) -> Value:
+        return self.recorder.emit(op, args, kwargs, type_)
+
+    def negative(self, number: Number) -> Number:
+        return self.call(aten.neg.default, SCALAR, number) if isinstance(number, Value) else -number
+
+    def one_minus(self, number: Number) -> Number:
+        return self.call(aten.rsub.Scalar, SCALAR, number, 1.0) if isinstance(number, Value) else 1 - number
+
+    def times(self, number: Number, factor: float) -> Number:
+        return self.call(aten.mul.Tensor, SCALAR, number, factor) if isinstance(number, Value) else number * factor
+
+    def over(self, number: Number, divisor: Value) -> Value:
+        if not isinstance(number, Value):
+            number = self.recorder.constant(float(number))
+        return self.call(aten.div.Tensor, SCALAR, number, divisor)
+
+    def operand(self, number: Number, dtype: torch.dtype) -> Number:
+        """A number in the dtype that it is computed with."""
+        if not isinstance(number, Value) or dtype is torch.float64:
+            return number
+        type_ = TensorType((), dtype, (), SCALAR.device)
+        return self.call(aten._to_copy.default, type_, number, dtype=dtype)
+
+
+def _write_sgd(writer: _Writer, call: _Call) -> None:
+    """torch.optim.sgd._single_tensor_sgd."""
+    momentum, decay = call.value("momentum"), call.value("weight_decay")
+    after = call.value("momentum_buffer_list")
+    for number, (param, grad) in enumerate(zip(call.value("params"), call.value("d_p_list"), strict=True)):
+        value = writer.read(param)
+        descent = _descent(writer, call, grad, value, decay)
+        if momentum != 0:
+            buffer = call.buffers[number]
+            if buffer is None:
+                average = writer.call(aten.clone.default, tensor_type(after[number]), descent)
+                writer.recorder.memory.remember_root(after[number], average)
+            else:
+                kept = writer.call(aten.mul.Tensor, tensor_type(buffer), writer.read(buffer), momentum)
+                average = writer.call(aten.add.Tensor, kept.type, kept, descent, alpha=1 - call.value("dampening"))
+                writer.write(buffer, average)
+            if call.value("nesterov"):
+                descent = writer.call(aten.add.Tensor, descent.type, descent, average, alpha=momentum)
+            else:
+                descent = average
+        rate = writer.operand(writer.negative(call.rate), param.dtype)
+        if isinstance(rate, Value):  # the same sum, rounded once
+            updated = writer.call(aten.addcmul.default, value.type, value, descent, rate)
+        else:
+            updated = writer.call(aten.add.Tensor, value.type, value, descent, alpha=rate)
+        writer.write(param, updated)
+
+
+def _write_adam(writer: _Writer, call: _Call) -> None:
+    """torch.optim.adam._single_tensor_adam."""
+    decay, decoupled, amsgrad = call.value("weight_decay"), call.value("decoupled_weight_decay"), call.value("amsgrad")
+    beta1, beta2 = call.value("beta1"), call.value("beta2")
+    shrink = writer.one_minus(writer.times(call.rate, decay))
+    lists = zip(*(call.value(name) for name in _ADAM_LISTS), strict=True)
+    for number, (param, grad, average, square, step) in enumerate(lists):
+        count = writer.call(aten.add.Tensor, tensor_type(step), writer.read(step), 1)
+        writer.write(step, count)
+        if step.dtype is not torch.float64:
+            count = writer.call(aten._to_copy.default, SCALAR, count, dtype=torch.float64)
+        size = writer.over(call.rate, _correction(writer, beta1, count))
+        root = writer.call(aten.sqrt.default, SCALAR, _correction(writer, beta2, count))
+        value = writer.read(param)
+        if decay != 0 and decoupled:
+            value = writer.call(aten.mul.Tensor, value.type, value, writer.operand(shrink, param.dtype))
+            decay_here = 0
+        else:
+            decay_here = decay
+        descent = _descent(writer, call, grad, value, decay_here)
+        mean = writer.call(aten.lerp.Scalar, tensor_type(average), writer.read(average), descent, 1 - beta1)
+        writer.write(average, mean)
+        kept = writer.call(aten.mul.Tensor, tensor_type(square), writer.read(square), beta2)
+        variance = writer.call(aten.addcmul.default, kept.type, kept, descent, descent, value=1 - beta2)
+        writer.write(square, variance)
+        if amsgrad:
+            largest = call.value("max_exp_avg_sqs")[number]
+            variance = writer.call(aten.maximum.default, tensor_type(largest), writer.read(largest), variance)
+            writer.write(largest, variance)
+        deviation = writer.call(aten.sqrt.default, variance.type, variance)
+        scaled = writer.call(aten.div.Tensor, variance.type, deviation, writer.operand(root, param.dtype))
+        divisor = writer.call(aten.add.Tensor, variance.type, scaled, call.value("eps"))
+        length = writer.operand(writer.negative(size), param.dtype)
+        product = writer.call(aten.mul.Tensor, mean.type, mean, length)
+        change = writer.call(aten.div.Tensor, value.type, product, divisor)
+        writer.write(param, writer.call(aten.add.Tensor, value.type, value, change))
+
+
+_ADAM_LISTS: Final = ("params", "grads", "exp_avgs", "exp_avg_sqs", "state_steps")
+_ADAM_ARGUMENTS: Final = (*_ADAM_LISTS[:-1], "max_exp_avg_sqs", "state_steps")
+
+
+def _descent(writer: _Writer, call: _Call, grad: torch.Tensor, value: Value, decay: float) -> Value:
+    """The gradient with its sign, and with what weight decay adds."""
+    descent = writer.read(grad)
+    if call.value("maximize"):
+        descent = writer.call(aten.neg.default, descent.type, descent)
+    return writer.call(aten.add.Tensor, descent.type, descent, value, alpha=decay) if decay != 0 else descent
+
+
+def _correction(writer: _Writer, beta: float, count: Value) -> Value:
+    """1 - beta ** count"""
+    power = writer.call(aten.pow.Scalar, SCALAR, float(beta), count)
+    return writer.call(aten.rsub.Scalar, SCALAR, power, 1.0)
+
+
+_WATCHED: Final = (
+    (importlib.import_module("torch.optim.adam"), "adam", _ADAM_ARGUMENTS, _write_adam),
+    (importlib.import_module("torch.optim.sgd"), "sgd", ("params", "d_p_list", "momentum_buffer_list"), _write_sgd),
+)
+"""Modules, functions in them, and what their first arguments are called."""
+
+
+class _Current(threading.local):
+    """The watch of each thread."""
+
+    watch: OptimizerWatch | None = None
+
+
+class _Register:
+    """Puts the stand-ins up for the first watch of the process, and takes them away with the last."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._count = 0
+        self._current = _Current()
+        self._originals: list[tuple[types.ModuleType, str, Any, Any]] = []
+
+    def enter(self, watch: OptimizerWatch) -> OptimizerWatch | None:
+        """Returns which watch this thread had before."""
+        with self._lock:
+            if not self._count:
+                for module, name, arguments, write in _WATCHED:
+                    original = vars(module)[name]
+                    stand_in = _stand_in(self._current, original, arguments, write)
+                    self._originals.append((module, name, original, stand_in))
+                    vars(module)[name] = stand_in
+            self._count += 1
+        before, self._current.watch = self._current.watch, watch
+        return before
+
+    def leave(self, before: OptimizerWatch | None) -> None:
+        self._current.watch = before
+        with self._lock:
+            self._count -= 1
+            if not self._count:
+                for module, name, original, stand_in in self._originals:
+                    if vars(module)[name] is stand_in:
+                        vars(module)[name] = original
+                self._originals.clear()
+
+
+def _stand_in(
+    current: _Current,
+    original: Callable[..., None],
+    names: Sequence[str],
+    write: Callable[[_Writer, _Call], None],
+) -> Any:
+    def update(*args: Any, **kwargs: Any) -> None:
+        watch = current.watch
+        call = None if watch is None else watch.begin(names, args, kwargs, sys._getframe(1))
+        if watch is None or call is None:
+            original(*args, **kwargs)
+            return
+        with watch.unrecorded():
+            original(*args, **kwargs)
+        watch.end(write, call)
+
+    return update
+
+
+_REGISTER: Final = _Register()
+"""The names that are replaced are the process's, so their bookkeeping is too."""
