@@ -244,12 +244,12 @@ class Observer:
         self._undisturbed(lambda: self._notes.note(self._notes.root_node(owner, label), step, step.get(owner)))
 
     def state_of(self, generator: torch.Generator) -> tuple[torch.Generator, torch.Tensor] | None:
-        """See `trace.drawn.StateOf`."""
+        """See `trace.recording.drawn.StateOf`."""
         found: tuple[torch.Generator, torch.Tensor] | None = self._undisturbed(met_state, self._notes, generator)
         return found
 
     def number_in(self, container: dict[Any, Any], key: str) -> torch.Tensor | None:
-        """See `trace.optimizers.GroupReader`."""
+        """See `trace.training.optimizers.GroupReader`."""
         found: torch.Tensor | None = self._undisturbed(self._open_numbers.number_in, container, key)
         return found
 

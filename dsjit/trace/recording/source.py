@@ -18,9 +18,7 @@ from dsjit.ir.graph import UNKNOWN_SOURCE, Source
 __all__ = ["ModuleScopes", "SourceFinder"]
 
 _CALL_IMPL: Final = torch.nn.Module._call_impl.__code__
-_CAPTURE: Final = os.path.join(
-    os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)))), "capture.py"
-)
+_CAPTURE: Final = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "capture.py")
 
 
 @functools.cache
