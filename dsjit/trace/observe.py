@@ -131,7 +131,7 @@ class Observer:
             gc.disable()
             self._hook.start()
         except BaseException:
-            PATCHES.leave(self._scopes.patches)
+            self._scopes.leave()
             (gc.enable if self._collects else gc.disable)()
             raise
         return self
@@ -142,7 +142,7 @@ class Observer:
                 steps.callback(sys.setprofile, self._profiler)
             elif self._profiler is not None:
                 steps.callback(self._profiler.enable)
-            steps.callback(PATCHES.leave, self._scopes.patches)
+            steps.callback(self._scopes.leave)
             if self._collects:
                 steps.callback(gc.enable)
             steps.callback(self._hook.stop)

@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy.random
 
 from dsjit.ir.graph import Source
+from dsjit.trace.reads.cached_functions import FILLS_A_CACHE
 from dsjit.trace.reads.library import is_library_file, is_stdlib_file
 
 __all__ = ["RandomStates", "blame", "forbidden_builtin", "forbidden_code"]
@@ -61,7 +62,7 @@ _FUNCTIONS: Final = {
 }
 
 
-PASSING: Final = frozenset({"warns"})
+PASSING: Final = frozenset({"warns", FILLS_A_CACHE})
 """What a call often does once only."""
 
 _IN_MEMORY: Final = (io.StringIO, io.BytesIO)

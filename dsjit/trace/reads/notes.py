@@ -6,7 +6,6 @@ import array
 import contextvars
 import enum
 import functools
-import inspect
 import threading
 import types
 import weakref
@@ -20,6 +19,7 @@ import torch
 
 from dsjit.ir.graph import UNKNOWN_SOURCE, Source
 from dsjit.trace.effects.before import Before, Key
+from dsjit.trace.reads.cached_functions import is_cached_function
 from dsjit.trace.reads.facts import (
     ARGS_SLOT,
     FUNCTION_SLOT,
@@ -168,6 +168,7 @@ class Notes:
 
     def __init__(self, meetings: Meetings, grad_mode: bool) -> None:
         self.nodes: dict[int, Node] = {}
+        self.cached_functions: dict[int, Node] = {}
         self.facts: list[Fact] = []
         self.found: list[tuple[Node, Any]] = []
         self.roots: dict[int, Any] = {}
@@ -254,6 +255,19 @@ class Notes:
             path = node.path.then(step)
             self.facts.append(Fact(node.slot, step, expectation, NO_SLOT, path, self._reader()))
             self.found.append((node, value))
+
+    def note_cached_function(self, node: Node, step: Step, value: Any) -> None:
+        """A function with a cache, whose calls by this name are watched."""
+        if step in node.known:
+            return
+        path = node.path.then(step)
+        known = self.cached_functions.get(id(value))
+        if known is not None:
+            self._record(node, step, SameAs(known.slot, known.path), value, NO_SLOT, path)
+            return
+        child = self.cached_functions[id(value)] = Node(value, self.slot_count, path, node.origin)
+        self.slot_count += 1
+        self._record(node, step, Identical(value), value, child.slot, path)
 
     def note_shallow(self, node: Node, step: Step, value: Any) -> None:
         """The same for library state: constants by value, anything else by identity, and no look inside."""
@@ -389,7 +403,7 @@ class Notes:
             self._meetings.on_problem(f"reads the iterator {path}, whose state cannot be guarded")
         elif kind.__module__.startswith("numpy.random"):
             self._meetings.on_problem(f"reads the numpy generator {path}, whose state cannot be guarded")
-        elif kind is functools._lru_cache_wrapper and not is_library_code(*_code_and_scope(value.__wrapped__)):
+        elif is_cached_function(value):
             self._meetings.on_problem(f"calls {path}, whose cache cannot be guarded")
         elif issubclass(kind, _OBSERVED_WHOLE) or (
             not issubclass(kind, _STATELESS) and not is_plumbing(kind) and instance_dict(value)
@@ -455,9 +469,3 @@ def _label(function: Callable[..., Any]) -> str:
     if isinstance(function, types.FunctionType | types.MethodType):
         return function.__name__
     return "function" if isinstance(function, functools.partial) else "self"
-
-
-def _code_and_scope(function: Any) -> tuple[types.CodeType, dict[str, Any]]:
-    """What tells whether a function is a library's; built-in functions are."""
-    inner = inspect.unwrap(function)
-    return getattr(inner, "__code__", _code_and_scope.__code__), getattr(inner, "__globals__", globals())

@@ -21,6 +21,8 @@ import torch
 from dsjit.ir.graph import UNKNOWN_SOURCE, Source
 from dsjit.trace.effects.accumulators import CANDIDATES, Accumulators
 from dsjit.trace.effects.stand_in import behind
+from dsjit.trace.reads.cached_functions import CachedFunctions, CellPlace, GlobalPlace, is_cached_function
+from dsjit.trace.reads.facts import is_constant
 from dsjit.trace.reads.library import (
     code_names,
     global_names,
@@ -32,7 +34,7 @@ from dsjit.trace.reads.library import (
 )
 from dsjit.trace.reads.notes import Node, Notes
 from dsjit.trace.reads.patching import PATCHED_NAMES, PATCHES, Patch, patches_for
-from dsjit.trace.reads.paths import ABSENT, Attribute, Closure, Item, Lookup
+from dsjit.trace.reads.paths import ABSENT, Asked, Attribute, Closure, Item, Lookup
 from dsjit.trace.reads.uses import attribute_loads, name_loads, stores_name
 
 __all__ = ["Scopes"]
@@ -68,6 +70,12 @@ class Scopes:
         self._owners: dict[str, list[type]] = {}
         self._class_functions: dict[int, list[tuple[type, str]]] = {}
         self._waiting: dict[int, list[Node]] = {}
+        self._cached = CachedFunctions(self)
+
+    def leave(self) -> None:
+        """Put back everything that was put in the place of the user's."""
+        PATCHES.leave(self.patches)
+        self._cached.leave()
 
     # ---------------------------------------------------------------- meetings
 
@@ -123,8 +131,24 @@ class Scopes:
                     return
                 self.patches.add(patch)
 
+    def on_answer(self, function: Any, step: Asked, answer: Any) -> None:
+        """A function with a cache was called in the traced code."""
+        args, kwargs, *_ = step.arguments
+        values = [answer, *args, *[value for _, value in kwargs]]
+        node = self.notes.cached_functions.get(id(function))
+        if node is None or not all(map(is_constant, values)):
+            name = getattr(function, "__name__", "a function")
+            self.on_problem(f"calls {name}, whose cache holds more than constants")
+        else:
+            self.notes.note(node, step, answer)
+
     def on_variable(self, node: Node, step: Item | Closure, value: Any, code: types.CodeType) -> bool:
         is_cell = isinstance(step, Closure)
+        function = behind(value)
+        if isinstance(step, Closure) and is_cached_function(function):
+            self._cached.watch(CellPlace(node.obj.__closure__[step.index]))
+            self.notes.note_cached_function(node, step, function)
+            return True
         name = step.name if isinstance(step, Closure) else step.key
         if type(value) not in CANDIDATES and not stores_name(code, name):
             return False
@@ -150,7 +174,10 @@ class Scopes:
         for name in global_names(code):
             value = behind(scope.get(name, ABSENT))
             notes.source = replace(beginning, line=lines.get(name, code.co_firstlineno))
-            if not self.on_variable(node, Item(name), value, code):
+            if is_cached_function(value):
+                self._cached.watch(GlobalPlace(scope, name))
+                notes.note_cached_function(node, Item(name), value)
+            elif not self.on_variable(node, Item(name), value, code):
                 notes.note(node, Item(name), value)
             if name not in scope:
                 outer = notes.root_node(builtins.__dict__, "globals(builtins)")
@@ -225,7 +252,10 @@ class Scopes:
         library = is_library_module(module)
         for name in found:
             value = behind(entries[name])
-            if library and not isinstance(value, types.ModuleType | type):
+            if is_cached_function(value):
+                self._cached.watch(GlobalPlace(entries, name))
+                self.notes.note_cached_function(node, Attribute(name), value)
+            elif library and not isinstance(value, types.ModuleType | type):
                 self.notes.note_shallow(node, Attribute(name), value)
             else:
                 self.notes.note(node, Attribute(name), value)
