@@ -41,8 +41,11 @@ when they were made for open sizes. So much is free; more must have been paid fo
 answered: to trace and compile a way takes as long as several eager calls."""
 
 FREE_WAITS: Final = 16
-"""Misses beyond what was paid for run eagerly. When they are so many more than the calls that the tree answered, then
-it is not worth a walk any more."""
+FREE_WAITS_OF_SIZES: Final = 4
+HITS_FOR_A_WAIT_OF_SIZES: Final = 8
+"""Misses beyond what was paid for run eagerly, after a walk in vain. When they are so many more than the calls that the
+tree answered, it is not worth a walk any more. Programs for open sizes save less than others on the calls that they
+answer, so these must be more."""
 
 
 class TreeFull(Exception):
@@ -166,7 +169,9 @@ class TraceTree:
         if self.growth < FREE_GROWTH + self.hits // HITS_FOR_GROWTH:
             return False
         self.waits += 1
-        if self.waits > FREE_WAITS + self.hits:
+        sized = any(branch.sizes is not None for branch in self.branches)
+        free = FREE_WAITS_OF_SIZES + self.hits // HITS_FOR_A_WAIT_OF_SIZES if sized else FREE_WAITS + self.hits
+        if self.waits > free:
             ways = len(self.leaves) + self.waits
             raise TreeFull(
                 f"what tensors hold led {ways} different ways, and seldom one of them again", miss.way[-1].look
