@@ -37,7 +37,7 @@ from dsjit.ir.kernel import (
     known,
 )
 
-__all__ = ["INTERPRETED", "Scalar", "cast_scalar", "run_kernel"]
+__all__ = ["INTERPRETED", "WIDE_UFUNCS", "Scalar", "cast_scalar", "run_kernel"]
 
 Scalar: TypeAlias = Any
 """A NumPy scalar. A bfloat16 value is an `np.float32` that bfloat16 can hold; a bool is an `np.bool_`."""
@@ -350,6 +350,32 @@ def _shift_right(a: Scalar, b: Scalar) -> Scalar:
     return _wrap_to(type(a), int(a) >> places)
 
 
+WIDE_UFUNCS: Final[Mapping[str, np.ufunc]] = {
+    "exp": np.exp,
+    "exp2": np.exp2,
+    "expm1": np.expm1,
+    "log": np.log,
+    "log2": np.log2,
+    "log10": np.log10,
+    "log1p": np.log1p,
+    "sin": np.sin,
+    "cos": np.cos,
+    "tan": np.tan,
+    "asin": np.arcsin,
+    "acos": np.arccos,
+    "atan": np.arctan,
+    "atan2": np.arctan2,
+    "sinh": np.sinh,
+    "cosh": np.cosh,
+    "tanh": np.tanh,
+    "asinh": np.arcsinh,
+    "acosh": np.arccosh,
+    "atanh": np.arctanh,
+    "hypot": np.hypot,
+}
+"""Functions that are evaluated in the next wider float, and rounded once."""
+
+
 def _wider(function: Callable[..., Any]) -> Callable[..., Scalar]:
     """A NumPy ufunc evaluated in the next wider float and rounded to the operands' dtype."""
 
@@ -417,32 +443,12 @@ INTERPRETED: Final[dict[str, Callable[..., Scalar]]] = {
     "not": lambda a: ~a,
     "shl": _shift_left,
     "shr": _shift_right,
-    "exp": _wider(np.exp),
-    "exp2": _wider(np.exp2),
-    "expm1": _wider(np.expm1),
-    "log": _wider(np.log),
-    "log2": _wider(np.log2),
-    "log10": _wider(np.log10),
-    "log1p": _wider(np.log1p),
-    "sin": _wider(np.sin),
-    "cos": _wider(np.cos),
-    "tan": _wider(np.tan),
-    "asin": _wider(np.arcsin),
-    "acos": _wider(np.arccos),
-    "atan": _wider(np.arctan),
-    "atan2": _wider(np.arctan2),
-    "sinh": _wider(np.sinh),
-    "cosh": _wider(np.cosh),
-    "tanh": _wider(np.tanh),
-    "asinh": _wider(np.arcsinh),
-    "acosh": _wider(np.arccosh),
-    "atanh": _wider(np.arctanh),
+    **{name: _wider(ufunc) for name, ufunc in WIDE_UFUNCS.items()},
     "sigmoid": _wider(_sigmoid),
     "erf": _in_float64(math.erf),
     "erfc": _in_float64(math.erfc),
     "lgamma": _in_float64(_lgamma),
     "pow": _pow,
-    "hypot": _wider(np.hypot),
     "nextafter": np.nextafter,
 }
 """By name of the row of `SCALAR_OPS`: NumPy scalars of the operands' dtype to the result."""

@@ -45,6 +45,11 @@ class Step:
     planned: bool = False
 
     @property
+    def nodes(self) -> tuple[Node, ...]:
+        """What the step computes."""
+        return self.work.nodes if isinstance(self.work, FusedKernel) else (self.work.node,)
+
+    @property
     def reads(self) -> tuple[Value, ...]:
         """The Values (or views of them) that the step reads."""
         return self.work.reads if isinstance(self.work, FusedKernel) else tuple(self.work.node.inputs())

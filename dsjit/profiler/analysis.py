@@ -17,6 +17,7 @@ from dsjit.codegen.placement import Step
 from dsjit.errors import BackendError
 from dsjit.fusion.costs import Costs
 from dsjit.fusion.lower import FusedKernel
+from dsjit.fusion.planner import LibraryUnit
 from dsjit.ir.graph import Graph, Node, Value
 from dsjit.ir.print_graph import print_graph
 from dsjit.ir.print_kernel import print_kernel
@@ -159,9 +160,9 @@ class _Builder:
 
     def _step(self, subject: Subject, position: int, step: Step, reasons: Mapping[Node, Sequence[str]]) -> StepProfile:
         fused = step.work if isinstance(step.work, FusedKernel) else None
-        nodes = fused.nodes if fused is not None else (step.work.node,)  # type: ignore[union-attr]
+        nodes = step.nodes
         read, written = kernel_traffic(fused.kernel, fused.values) if fused is not None else node_traffic(nodes[0])
-        if fused is None and step.work.view:  # type: ignore[union-attr]
+        if isinstance(step.work, LibraryUnit) and step.work.view:
             read = written = 0
         told = dict.fromkeys(text for node in nodes for text in reasons.get(node, ()))
         return StepProfile(

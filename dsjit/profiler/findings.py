@@ -59,7 +59,7 @@ class StepFacts:
     ) -> StepFacts:
         """widened: see `widenings`. copying: see `copying_lines`."""
         fused = step.work if isinstance(step.work, FusedKernel) else None
-        nodes = fused.nodes if fused is not None else (step.work.node,)  # type: ignore[union-attr]
+        nodes = step.nodes
         values = [value for node in nodes for value in (*node.inputs(), *node.outputs)]
         wide = next((widened[value].source for value in values if value in widened), None)
         turned = reads_across(fused) if fused is not None else ()

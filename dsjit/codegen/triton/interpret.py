@@ -20,6 +20,7 @@ import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
+from dsjit.codegen.interpreter import WIDE_UFUNCS
 from dsjit.codegen.triton.emitter import emit_kernel
 from dsjit.codegen.triton.function import load_function
 from dsjit.codegen.triton.source import KernelSource
@@ -161,28 +162,8 @@ def _fma(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any], c: np.ndarray[Any, An
 
 
 _FUNCTIONS: Final[dict[str, Callable[..., Any]]] = {
-    "exp": _wider(np.exp),
-    "exp2": _wider(np.exp2),
-    "expm1": _wider(np.expm1),
-    "log": _wider(np.log),
-    "log2": _wider(np.log2),
-    "log10": _wider(np.log10),
-    "log1p": _wider(np.log1p),
-    "sin": _wider(np.sin),
-    "cos": _wider(np.cos),
-    "tan": _wider(np.tan),
-    "asin": _wider(np.arcsin),
-    "acos": _wider(np.arccos),
-    "atan": _wider(np.arctan),
-    "atan2": _wider(np.arctan2),
-    "sinh": _wider(np.sinh),
-    "cosh": _wider(np.cosh),
-    "tanh": _wider(np.tanh),
-    "asinh": _wider(np.arcsinh),
-    "acosh": _wider(np.arccosh),
-    "atanh": _wider(np.arctanh),
+    **{name: _wider(ufunc) for name, ufunc in WIDE_UFUNCS.items()},
     "pow": _pow,
-    "hypot": _wider(np.hypot),
     "erf": _of_torch(torch.erf),
     "erfc": _of_torch(torch.erfc),
     "lgamma": _of_torch(torch.lgamma),
