@@ -4,15 +4,15 @@ The Values of each trace have ids of their own. In the tree, what a program comp
 program was planted; a later trace that comes by is followed, and its ids are translated. Inputs have one id for each
 path at which the guard finds them.
 
-*Loops.* At some looks, a trace knows Python's state (`trace.looks.python_state`). When it is the state of an earlier
-look of the same trace, but for the names of tensors, then what comes next is what came next there, for each outcome,
-seen or
-not: Python is deterministic, and has nothing else to go by. So the new Branch shares the children of the earlier one,
-the *head* of the loop, and renames the tensors. The rest of the trace is followed through these children: rounds that
-are there are not planted again, and what comes after the loop is planted once for all numbers of rounds.
+*Loops and joins.* At some looks, a trace knows Python's state (`trace.looks.python_state`). When it is the state of an
+earlier look of the same trace, but for the names of tensors, then what comes next is what came next there, for each
+outcome, seen or not: Python is deterministic, and has nothing else to go by. So the new Branch shares the children of
+the earlier one, the *head* of the loop, and renames the tensors. The rest of the trace is followed through these
+children: rounds that are there are not planted again, and what comes after the loop is planted once for all numbers of
+rounds. The same goes for a look of another trace that came there by another way: after an `if`, the ways join.
 
 What the children read has to be there whichever way they are reached. So a head hands on nothing but what the state
-consists of; when something that was planted below it needs more, no loop is made.
+consists of; when something that was planted below it needs more, no loop or join is made.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from dsjit.ir.structure_graph import graph_structure
 from dsjit.trace.effects.effects import EffectLine
 from dsjit.trace.guards.guard import Guard
 from dsjit.trace.looks.outcome import Outcome, OutcomeKind
-from dsjit.trace.looks.segments import Look, Segment
+from dsjit.trace.looks.segments import Look, Segment, State
 
 __all__ = ["Names", "Planter", "Trace"]
 
@@ -50,10 +50,12 @@ class Trace:
 
 
 class Names:
-    """The ids of one tree. inputs: those of inputs, by place."""
+    """The ids of one tree. inputs: those of inputs, by place. joins: the Branch that was the first one in a state that
+    other traces may come to, by its key, with the ids that the state consists of."""
 
     def __init__(self) -> None:
         self.inputs: dict[Hashable, int] = {}
+        self.joins: dict[Hashable, tuple[Branch, tuple[int, ...]]] = {}
         self._count = 0
 
     def fresh(self) -> int:
@@ -92,6 +94,7 @@ class Planter:
         self._added: dict[int, tuple[Children, list[tuple[Outcome, Leaf | Branch]]]] = {}
         self._heads: list[Branch] = []
         self._known: dict[Branch, frozenset[int]] = {}
+        self._joins: dict[Hashable, tuple[Branch, tuple[int, ...]]] = {}
 
     @classmethod
     def after(cls, trace: Trace, names: Names, way: Sequence[Branch]) -> Planter | None:
@@ -141,13 +144,20 @@ class Planter:
 
     def _pass(self, branch: Branch, segment: Segment) -> None:
         """After the look of `branch`: remember the state there, and go by the names that its children use."""
-        state = segment.state
         if branch.moves:
             there = dict(branch.moves)
             kept = {number: there[here] for number, here in self._ids.items() if here in there}
             self._ids = {**self._inputs, **kept}
-        elif state is not None and all(number in self._ids for number in state.ids):
-            self._met.setdefault(state.key, (branch, tuple([self._ids[number] for number in state.ids])))
+            return
+        for state in segment.states:
+            if all(number in self._ids for number in state.ids):
+                here = branch, self._translated(state.ids)
+                self._met.setdefault(self._key(state), here)
+                if state.joins:
+                    self._joins.setdefault(self._key(state), here)
+
+    def _key(self, state: State) -> Hashable:
+        return state.key, tuple([self._inputs.get(number) for number in state.inputs])
 
     def _nodes_below(self, branch: Branch) -> list[Leaf | Branch]:
         found = [node for nodes in branch.children.values() for node in nodes]
@@ -163,10 +173,12 @@ class Planter:
         last = self._way[-1] if self._way else None
         children, known = (last.children, self._known_after(last)) if last else ({}, frozenset())
         outcome = _outcome(self._trace.segments[len(self._way) - 1]) if last else None
-        for segment in self._trace.segments[len(self._way) :]:
+        for number, segment in enumerate(self._trace.segments[len(self._way) :]):
             _, added = self._added.setdefault(id(children), (children, []))
             mine = [node for seen, node in added if seen == outcome]
-            found = next((node for node in mine if self._is_like(node, segment)), None)
+            # The walk has shown that nothing fits at its end. What is there after a join may fit.
+            there = children.get(outcome, ()) if number else ()
+            found = next((node for node in (*mine, *there) if self._is_like(node, segment)), None)
             if found is None:
                 if mine:
                     raise _Contradiction
@@ -227,25 +239,31 @@ class Planter:
     # -- loops ---------------------------------------------------------------------------------------------------
 
     def _close(self, branch: Branch, segment: Segment, there: frozenset[int]) -> None:
-        """Make `branch` share the children of an earlier one with the same state, if there is one.
+        """Make `branch` share the children of another one with the same state, if there is one.
 
         there: what is known before `branch` drops anything.
         """
-        state = segment.state
-        if state is None or state.key not in self._met:
-            return
-        head, thens = self._met[state.key]
+        for state in segment.states:
+            found = self._met.get(self._key(state)) or self._names.joins.get(self._key(state))
+            if found is not None and self._share(branch, there, state, *found):
+                return
+
+    def _share(
+        self, branch: Branch, there: frozenset[int], state: State, head: Branch, thens: tuple[int, ...]
+    ) -> bool:
+        """Whether `branch` could be made to share the children of `head`, where `thens` were the ids of the state."""
         nows, keeps = tuple([self._ids.get(number, 0) for number in state.ids]), frozenset(thens)
         known: dict[Branch, frozenset[int]] = {head: keeps}
         if (head.is_head and self._known_after(head) != keeps) or not self._suffices(head, known):
-            return
+            return False
         if not there.issuperset(nows):
-            return
+            return False
         self._heads.append(head)
         self._known.update(known)
         branch.children, branch.known = head.children, keeps
         branch.moves = tuple(zip(nows, thens, strict=True))
         branch.drops = tuple(there.difference(nows))
+        return True
 
     def _suffices(self, head: Branch, known: dict[Branch, frozenset[int]]) -> bool:
         """Whether all that comes after `head` can do with what `known` says is known there; what is known after the
@@ -270,6 +288,7 @@ class Planter:
     # -- the end -------------------------------------------------------------------------------------------------
 
     def _commit(self) -> None:
+        self._names.joins = {**self._joins, **self._names.joins}
         for head in self._heads:
             head.is_head = True
             head.drops = (*head.drops, *head.known.difference(self._known[head]))

@@ -77,8 +77,8 @@ class Branch:
     structure: of the program. made: ids of what its nodes compute, in order.
     reads, exports, looked, drops: ids of what the program takes and gives, of what is looked at, and of what nothing
     wants any more. known: ids of what there is after the look, the caller's tensors apart.
-    moves: when Python is here where it was at another Branch, then `children` are the other one's, and this tells what
-    each tensor is called there: (id here, id there). is_head: another Branch does so with this one.
+    moves: when Python is here in the state in which it was at another Branch, then `children` are the other one's, and
+    this tells what each tensor is called there: (id here, id there). is_head: another Branch does so with this one.
     sizes: which open sizes it is for; None when there are none.
     """
 

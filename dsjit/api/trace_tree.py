@@ -131,9 +131,9 @@ class TraceTree:
 
     def _follow(self, inputs: Sequence[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         node: Leaf | Branch = self.root
-        guard = self.guard
         known = dict(zip(node.inputs, inputs, strict=True))
         way: list[Branch] = []
+        passed = [self.guard]
         leaves = len(self.leaves)
         while isinstance(node, Branch):
             way.append(node)
@@ -144,15 +144,15 @@ class TraceTree:
             node.forget(known)
             siblings = node.after(outcome)
             for child in siblings:
-                if child.guard is guard and fits(child, known):
+                if any(child.guard is guard for guard in passed) and fits(child, known):
                     break
             else:
                 for child in siblings:
                     more = child.guard.check(args, kwargs)
                     if more is not None:
                         known.update(zip(child.inputs, more, strict=True))
+                        passed.append(child.guard)
                         if fits(child, known):
-                            guard = child.guard
                             break
                 else:
                     return Miss(tuple(way), outcome, leaves)

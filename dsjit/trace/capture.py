@@ -94,13 +94,15 @@ def capture(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping
         observer.listen_to_numbers(recorder.numbers)
         observer.listen_to_modules(recorder.numbers.math.show, recorder.numbers.math.withdraw)
         journal = Journal(observer, recorder.numbers.value, recorder.numbers.pin_all, _capture.__code__)
-        states = StateWatch(observer, recorder.memory, recorder.numbers, lambda: _told(journal, recorder))
+        states = StateWatch(
+            observer, recorder.memory, recorder.numbers, lambda: _told(journal, recorder), _capture.__code__
+        )
         recorder.state_at = states.at_look
     except Exception as error:
         return _without_trace(function, args, kwargs, error)
     found = None
     try:
-        found = _capture(function, args, kwargs, name, observer, recorder, journal)
+        found = _capture(function, args, kwargs, name, observer, recorder, journal, states)
         return found
     finally:
         recorder.numbers.math.withdraw()
@@ -119,9 +121,10 @@ def _capture(
     observer: Observer,
     recorder: Recorder,
     journal: Journal,
+    states: StateWatch,
 ) -> Capture:
     updates = OptimizerWatch(recorder, observer)
-    contexts = (observer, recorder.generator, journal, updates, recorder.escapes, recorder, recorder.numbers)
+    contexts = (observer, recorder.generator, journal, updates, recorder.escapes, recorder, recorder.numbers, states)
     watches = _Watches(contexts)
     try:
         watches.enter()

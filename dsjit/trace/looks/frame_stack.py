@@ -30,8 +30,9 @@ def can_reach_stacks() -> bool:
 
 
 def stack_entry(frame: types.FrameType, number: int) -> Any:
-    """The object that lies at this height on the stack of `frame`; there must be one."""
-    return ctypes.cast(_slot(frame, number), ctypes.py_object).value
+    """The object that lies at this height on the stack of `frame`, or None where that is empty. It must be in use."""
+    slot = _slot(frame, number)
+    return ctypes.cast(slot, ctypes.py_object).value if slot.value else None
 
 
 def put_on_stack(frame: types.FrameType, number: int, entry: object) -> None:

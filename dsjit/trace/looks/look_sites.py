@@ -1,10 +1,12 @@
 """Where code looks at data with nothing unknown on the frame's value stack, as far as the bytecode proves it.
 
 The value stack of a frame holds iterators of `for` loops, results that an expression still needs, operands. At the
-places that are found here it holds nothing but such iterators and the operands of the instruction that looks, of which
-nothing is left but the outcome: `while t:`, `if not t:`, `if t.item() < limit:`, `bool(t)`. Each of these instructions
-looks once each time it runs, so that two looks at one place are two runs of it. The same goes for calls of Python
-functions that look: nothing written in C, which could be in the middle of something, stands between the two frames.
+places that are found here it holds nothing but such iterators and the operands of the instruction that looks. Of these,
+nothing is left but the outcome (`while t:`, `if not t:`, `if t.item() < limit:`, `bool(t)`), or they are known
+(`mask.nonzero()`, `x[mask]`, whose sizes are looked at). Each of these instructions looks once each time it runs, so
+that two looks at one place are two runs of it. The same goes for calls of Python functions that look: nothing written
+in C, which could be in the middle of something, stands between the two frames. `nn.Module.__call__` is such a function:
+what it runs for a module without hooks returns what it was returned, and does nothing else.
 
 What a `with` statement outside every loop keeps on the stack is the same at each look.
 """
@@ -17,38 +19,52 @@ import functools
 import inspect
 import itertools
 import types
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+import torch
+
+from dsjit.trace.looks.bytecode import JUMPS, ends_the_way
+from dsjit.trace.looks.frame_stack import stack_entry
 from dsjit.trace.looks.outcome import OutcomeKind
 from dsjit.trace.reads.paths import ABSENT, instance_dict, static_lookup
 
-__all__ = ["CallSite", "LookSite", "call_site", "is_conversion", "look_site", "running_offset"]
+__all__ = ["CallSite", "LookSite", "call_site", "is_conversion", "look_site", "passes_on", "running_offset"]
 
-_ENDS: Final = frozenset(
-    {"JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT", "RETURN_VALUE", "RETURN_CONST", "RERAISE",
-     "RAISE_VARARGS"}
-)  # fmt: skip
-"""Instructions after which the next one does not run."""
-
-_JUMPS: Final = frozenset(dis.hasjrel) | frozenset(dis.hasjabs)
 _IDLE: Final = frozenset({"CACHE", "PRECALL", "NOP", "EXTENDED_ARG"})
 _NAMES: Final = frozenset({"LOAD_FAST", "LOAD_FAST_CHECK", "LOAD_DEREF"})
 _SIMPLE: Final = _NAMES | {"LOAD_GLOBAL"}
+
+_FINDERS: Final = frozenset(
+    function
+    for name in ("nonzero", "argwhere", "masked_select", "repeat_interleave", "bincount", "where")
+    for function in (getattr(torch, name), getattr(torch.Tensor, name))
+    if isinstance(function, types.BuiltinFunctionType | types.MethodDescriptorType)
+)
+"""Functions written in C whose results have sizes that depend on data, and that look at nothing else."""
+
+_MODULE_CALLS: Final = {
+    torch.nn.Module._wrapped_call_impl.__code__: ("self", "_call_impl"),
+    torch.nn.Module._call_impl.__code__: ("forward_call", None),
+}
+"""By code, where it finds what it calls for a module without hooks: a variable, and an attribute of it."""
 
 
 @dataclass(frozen=True, slots=True)
 class LookSite:
     """An instruction that looks. before: the two instructions before it, for what it compares with or calls.
 
-    repeats: whether it is in a loop. iterators: where those of the `for` loops around it lie on the stack.
+    repeats: whether it is in a loop. iterators: where those of the `for` loops around it lie on the stack; operands:
+    where its own do.
     """
 
     name: str
+    offset: int
     before: tuple[dis.Instruction, ...]
     repeats: bool
-    iterators: tuple[int, ...] = ()
+    iterators: tuple[int, ...]
+    operands: range
 
     def sees_only(self, kind: OutcomeKind, frame: types.FrameType, variables: Mapping[str, Any]) -> bool:
         """Whether nothing is left of the instruction but the outcome of one look of this kind.
@@ -62,7 +78,16 @@ class LookSite:
             return kind is OutcomeKind.TRUTH and isinstance(self._operand(frame, variables), int | float)
         if self.name == "bool":
             return kind is OutcomeKind.TRUTH and frame.f_builtins is vars(builtins) and "bool" not in frame.f_globals
-        return kind is OutcomeKind.NUMBER
+        if self.name == "item":
+            return kind is OutcomeKind.NUMBER
+        return kind is OutcomeKind.SHAPE and self._looks_at_one_shape(stack_entry(frame, self.operands[0]))
+
+    def _looks_at_one_shape(self, first: Any) -> bool:
+        """Whether an instruction with this first operand looks at nothing else, when it looks at a shape."""
+        if self.name == "BINARY_SUBSCR":
+            return isinstance(first, torch.Tensor)
+        called = stack_entry(frame, self.operands[1]) if first is None else first
+        return isinstance(called, Hashable) and called in _FINDERS
 
     def _operand(self, frame: types.FrameType, variables: Mapping[str, Any]) -> Any:
         """The second operand; ABSENT when it is not plain to see."""
@@ -77,9 +102,10 @@ class LookSite:
 class CallSite:
     """A call. callee: what loads the function, or an object and a method of it. repeats, iterators: as in LookSite."""
 
+    offset: int
     callee: tuple[dis.Instruction, ...]
     repeats: bool
-    iterators: tuple[int, ...] = ()
+    iterators: tuple[int, ...]
 
     def calls(self, code: types.CodeType, frame: types.FrameType, variables: Mapping[str, Any]) -> bool:
         """Whether `frame`, with these variables, calls a function of this code itself."""
@@ -90,6 +116,8 @@ class CallSite:
             found = inside.get(name, ABSENT)
             if found is ABSENT and not isinstance(owner, type):
                 found = static_lookup(type(owner), name)
+        if isinstance(found, torch.nn.Module):
+            found = static_lookup(type(found), "__call__")
         function = found.__func__ if type(found) is types.MethodType else found
         return type(function) is types.FunctionType and function.__code__ is code
 
@@ -122,6 +150,20 @@ def call_site(frame: types.FrameType) -> CallSite | None:
     return sites.calls.get(offset)
 
 
+def passes_on(frame: types.FrameType, callee: types.CodeType) -> bool:
+    """Whether `frame` belongs to `nn.Module.__call__`, is calling a function of this code, and will return what it
+    returns, whatever that is."""
+    variable, name = _MODULE_CALLS.get(frame.f_code, (None, None))
+    if variable is None or not _sites(frame.f_code).returns.get(frame.f_lasti, False):
+        return False
+    found = frame.f_locals.get(variable)
+    frame.f_locals.clear()
+    function = found if name is None else static_lookup(type(found), name)
+    if type(function) is types.MethodType:
+        function = function.__func__
+    return type(function) is types.FunctionType and function.__code__ is callee
+
+
 def is_conversion(frame: types.FrameType, kind: type) -> bool:
     """Whether `frame` is running `kind(...)`, a call of that built-in type with one argument."""
     named = _sites(frame.f_code).converts.get(running_offset(frame)) == kind.__name__
@@ -131,21 +173,23 @@ def is_conversion(frame: types.FrameType, kind: type) -> bool:
 @dataclass(frozen=True, slots=True)
 class _Sites:
     """The places in a code object, by the offsets of their instructions, and the offsets of all. converts: calls of
-    built-in types with one argument, by name. precalls: of instructions before calls, to those."""
+    built-in types with one argument, by name. precalls: of instructions before calls, to those. returns: which calls
+    have their results returned at once."""
 
     looks: Mapping[int, LookSite]
     calls: Mapping[int, CallSite]
     offsets: frozenset[int]
     converts: Mapping[int, str]
     precalls: Mapping[int, int]
+    returns: Mapping[int, bool]
 
 
 @functools.lru_cache(maxsize=1024)
 def _sites(code: types.CodeType) -> _Sites:
     if not code.co_flags & inspect.CO_OPTIMIZED:
-        return _Sites({}, {}, frozenset(), {}, {})
+        return _Sites({}, {}, frozenset(), {}, {}, {})
     body = list(dis.get_instructions(code))
-    loops = [(each.argval, each.offset) for each in body if each.opcode in _JUMPS and each.argval < each.offset]
+    loops = [(each.argval, each.offset) for each in body if each.opcode in JUMPS and each.argval < each.offset]
     heights = _heights(body, loops)
     iterations = [
         (each.offset, each.argval, heights[each.offset].before - 1)
@@ -169,14 +213,26 @@ def _sites(code: types.CodeType) -> _Sites:
             before, repeats = tuple(working[-2:]), _is_in(loops, each)
             name = _looking(each, working, heights, rest)
             if name is not None:
-                looks[each.offset] = LookSite(name, before, repeats, iterators)
+                operands = range(heights[each.offset].base + rest, heights[each.offset].before)
+                looks[each.offset] = LookSite(name, each.offset, before, repeats, iterators, operands)
             callee = _callee(each, working, heights, rest) if each.opname == "CALL" else ()
             if callee:
-                calls[each.offset] = CallSite(callee, repeats, iterators)
+                calls[each.offset] = CallSite(each.offset, callee, repeats, iterators)
         working.append(each)
     real = [each for each in body if each.opname != "CACHE"]
     precalls = {first.offset: then.offset for first, then in itertools.pairwise(real) if first.opname == "PRECALL"}
-    return _Sites(looks, calls, frozenset(each.offset for each in body), converts, precalls)
+    handled = [range(entry.start, entry.end) for entry in _handlers(code)]
+    returns = {
+        first.offset: then.opname == "RETURN_VALUE" and not any(first.offset in each for each in handled)
+        for first, then in itertools.pairwise(real)
+        if first.opname.startswith("CALL")
+    }
+    return _Sites(looks, calls, frozenset(each.offset for each in body), converts, precalls, returns)
+
+
+def _handlers(code: types.CodeType) -> list[Any]:
+    """Which instructions have a handler of exceptions, by their offsets."""
+    return list(dis._parse_exception_table(code))  # type: ignore[attr-defined]
 
 
 _SUSPENDABLE: Final = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR
@@ -196,15 +252,15 @@ class _Height:
 def _looking(
     each: dis.Instruction, earlier: list[dis.Instruction], heights: Mapping[int, _Height], rest: int
 ) -> str | None:
-    """How an instruction looks: its name, or that of what it calls; None when it does not. rest: as in `_callee`."""
-    if each.opname.startswith("POP_JUMP") or each.opname in ("UNARY_NOT", "COMPARE_OP"):
+    """How an instruction may look: its name, or that of what it calls; None when it does not. rest: as in `_callee`."""
+    if each.opname.startswith("POP_JUMP") or each.opname in ("UNARY_NOT", "COMPARE_OP", "BINARY_SUBSCR"):
         return each.opname
     if each.opname != "CALL":
         return None
     if each.arg == 0 and _is_method_load(earlier[-1]) and earlier[-1].argval == "item":
         return "item"
     callee = _callee(each, earlier, heights, rest) if each.arg == 1 else ()
-    return "bool" if [(load.opname, load.argval) for load in callee] == [("LOAD_GLOBAL", "bool")] else None
+    return "bool" if [(load.opname, load.argval) for load in callee] == [("LOAD_GLOBAL", "bool")] else each.opname
 
 
 def _callee(
@@ -215,7 +271,7 @@ def _callee(
     base, count = heights[each.offset].base + rest, len(earlier)
     for at in range(count - 1, -1, -1):
         load = earlier[at]
-        if load.opcode in _JUMPS or load.opname.startswith(("STORE_", "DELETE_")):
+        if load.opcode in JUMPS or load.opname.startswith(("STORE_", "DELETE_")):
             return ()
         if heights[load.offset].before == base:
             following = earlier[at + 1] if at + 1 < count else each
@@ -262,10 +318,10 @@ def _heights(body: list[dis.Instruction], loops: list[tuple[int, int]]) -> dict[
         after = height + _effect(each, jump=False)
         results = 0 if each.opname.startswith("POP_JUMP") else 1
         found[each.offset] = _Height(height, after - results - len(kept), len(kept))
-        if each.opcode in _JUMPS:
+        if each.opcode in JUMPS:
             beyond = height + _effect(each, jump=True)
             pending.append((number[each.argval], beyond, _below(kept, beyond)))
-        if each.opname not in _ENDS:
+        if not ends_the_way(each):
             pending.append((at + 1, after, _below(kept, after)))
     return found
 

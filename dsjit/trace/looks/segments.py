@@ -30,7 +30,7 @@ __all__ = ["Look", "Recording", "Segment", "State", "cut", "open_looks"]
 class Look:
     """Python looked at `values`, after the first `position` nodes, and saw `outcome`.
 
-    live: what tensors held that Python could still reach. state: what is known of Python's state.
+    live: what tensors held that Python could still reach. states: what is known of Python's state.
     dims: at a shape, the dimensions of each value whose sizes the content of other tensors decides, as far as is known.
     """
 
@@ -40,7 +40,7 @@ class Look:
     outcome: Outcome
     live: tuple[Value, ...]
     source: Source
-    state: PythonState | None = None
+    states: tuple[PythonState, ...] = ()
     dims: tuple[tuple[int, ...], ...] = ()
 
 
@@ -59,11 +59,14 @@ class Recording:
 class State:
     """The state of a run at a look: Python's, and how the tensors that it knows are made of what segments hand on.
 
-    At two looks with equal keys, what comes next is the same, with the ids of the one in place of those of the other.
+    At two looks with equal keys, what comes next is the same, with the ids of the one in place of those of the other,
+    when the inputs are the same. joins: see `PythonState`. inputs: their ids.
     """
 
     key: Hashable
     ids: tuple[int, ...]
+    inputs: tuple[int, ...]
+    joins: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,14 +74,14 @@ class Segment:
     """The nodes up to a look (`look` is None after the last one), as a Graph.
 
     The Graph takes what the caller or earlier segments gave, and returns what later ones may want; Values are known
-    by their ids from one segment to the next. drops: ids that nothing can want after this segment. state: at the look.
+    by their ids from one segment to the next. drops: ids that nothing can want after this segment. states: at the look.
     sizes: which sizes of what it takes are open; None when all are those of `graph`.
     """
 
     graph: Graph
     look: Look | None
     drops: tuple[int, ...] = ()
-    state: State | None = None
+    states: tuple[State, ...] = ()
     sizes: OpenShapes | None = None
 
     @property
@@ -236,17 +239,22 @@ class _Cutter:
         if is_last:
             return Segment(graph, None)
         look = self.looks[number]
-        return Segment(graph, look, drops, self._state(look))
+        return Segment(graph, look, drops, self._states(look))
 
     def _live(self, look: Look) -> tuple[Value, ...]:
-        return look.live if look.state is None else (*look.live, *look.state.values)
+        return (*look.live, *[value for state in look.states for value in state.values])
 
-    def _state(self, look: Look) -> State | None:
-        if look.state is None:
-            return None
+    def _states(self, look: Look) -> tuple[State, ...]:
+        found = [self._state(state, look) for state in look.states]
+        return tuple([state for state in found if state is not None])
+
+    def _state(self, state: PythonState, look: Look) -> State | None:
         bases: dict[Value, int] = {}
+        inputs: dict[Value, int] = {}
         origins: list[Hashable] = []
-        for value in look.state.values:
+        for value in state.values:
+            # A shape that is looked at is no part of the state.
+            type_ = value.type.dtype if look.kind is OutcomeKind.SHAPE and value in look.values else value.type
             views: list[Hashable] = []
             node = self.producer.get(value)
             while node is not None and shares_memory(node.op):
@@ -255,16 +263,17 @@ class _Cutter:
                     return None
                 views.append((argument_structure(node), node.outputs.index(value)))
                 value, node = base, self.producer.get(base)
-            origins.append((self._origin(value, bases), value.type, tuple(views)))
-        return State((look.state.key, tuple(origins)), tuple([value.id for value in bases]))
+            origins.append((self._origin(value, bases, inputs), type_, tuple(views)))
+        ids = [tuple([value.id for value in values]) for values in (bases, inputs)]
+        return State((state.key, tuple(origins)), ids[0], ids[1], state.joins)
 
-    def _origin(self, value: Value, bases: dict[Value, int]) -> Hashable:
-        """What is handed on is told by its number in `bases`, an input by its id, a constant by its content."""
+    def _origin(self, value: Value, bases: dict[Value, int], inputs: dict[Value, int]) -> Hashable:
+        """What is handed on and an input are told by their numbers in `bases` and `inputs`, a constant by its content."""
         constant = self.recording.constants.get(value)
         if constant is not None:
             return "constant", constant_digest(constant)
         if value not in self.home:
-            return "input", value.id
+            return "input", inputs.setdefault(value, len(inputs))
         return "handed on", bases.setdefault(value, len(bases))
 
     def _drops(self) -> list[tuple[int, ...]]:

@@ -105,7 +105,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             functools.partial(take_converted, self),
         )
         self.generator = GeneratorWatch(self._listener(self._on_generator))
-        self.state_at: StateAtLook = lambda kind, looked, tensors: None
+        self.state_at: StateAtLook = lambda kind, looked, tensors: ()
         self.generators = DrawnGenerators(self.memory, state_of)
         self.call: Callable[[Node, tuple[Any, ...], dict[str, Any]], Any] | None = None
 
@@ -248,8 +248,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def look_at(self, kind: OutcomeKind, value: Value, outcome: Outcome) -> None:
         if not self.problems:
-            source, state = self.sources.current(), self.state_at(kind, value, ())
-            self.looks.append(Look(len(self.memory.nodes), kind, (value,), outcome, self.alive(), source, state))
+            source, states = self.sources.current(), self.state_at(kind, value, ())
+            self.looks.append(Look(len(self.memory.nodes), kind, (value,), outcome, self.alive(), source, states))
 
     def _look(
         self, kind: OutcomeKind, tensors: Sequence[torch.Tensor], source: Source, dims: tuple[tuple[int, ...], ...] = ()
@@ -260,8 +260,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         values = tuple([self.memory.read(tensor) for tensor in tensors])
         with torch._C._DisableTorchDispatch():
             outcome = read_outcome(kind, tensors)
-        state = self.state_at(kind, values[0], tensors) if len(values) == 1 else None
-        self.looks.append(Look(len(self.memory.nodes), kind, values, outcome, self.alive(), source, state, dims))
+        states = self.state_at(kind, values[0], tensors) if len(values) == 1 else ()
+        self.looks.append(Look(len(self.memory.nodes), kind, values, outcome, self.alive(), source, states, dims))
 
     # -- arguments -----------------------------------------------------------------------------------------------
 

@@ -292,14 +292,14 @@ class Lockstep(TorchFunctionMode):
         for number, recorder in enumerate(self.legs, start=1):
             try:
                 with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
-                    recorder.memory.read(self._follower(tensor, number))
+                    recorder.memory.read(self.follower(tensor, number))
             except CannotTrace as stop:
                 raise self.abandon(stop.reason) from None
 
     def _for_run(self, arg: Any, number: int) -> Any:
         """The argument as run number `number` has it."""
         if isinstance(arg, torch.Tensor):
-            return arg if number == 0 else self._follower(arg, number)
+            return arg if number == 0 else self.follower(arg, number)
         if isinstance(arg, torch.SymInt | torch.SymBool):
             return arg.node.values[number]
         kind = type(arg)
@@ -311,7 +311,8 @@ class Lockstep(TorchFunctionMode):
             return {key: self._for_run(item, number) for key, item in arg.items()}
         return arg
 
-    def _follower(self, tensor: torch.Tensor, number: int) -> torch.Tensor:
+    def follower(self, tensor: torch.Tensor, number: int) -> torch.Tensor:
+        """The tensor that run number `number` has in place of one of the lead's."""
         known = self._followers.get(id(tensor))
         if known is not None and known[0]() is tensor:
             return known[1][number - 1]
@@ -363,7 +364,7 @@ class Lockstep(TorchFunctionMode):
 
     def followers(self, tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The tensors of the legs for one of the lead."""
-        return tuple([self._follower(tensor, number) for number in range(1, len(self.points))])
+        return tuple([self.follower(tensor, number) for number in range(1, len(self.points))])
 
     def share_looks(self) -> None:
         """After the run: the legs looked where the lead did, and saw the same."""
@@ -390,6 +391,13 @@ def _in_terms_of(look: Look, values: Mapping[int, Value]) -> Look:
         look,
         values=tuple([values[value.id] for value in look.values]),
         live=tuple([values[value.id] for value in look.live]),
+        states=tuple(
+            [
+                replace(state, values=tuple([values[value.id] for value in state.values]))
+                for state in look.states
+                if all(value.id in values for value in state.values)
+            ]
+        ),
     )
 
 

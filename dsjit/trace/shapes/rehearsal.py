@@ -7,6 +7,7 @@ are the recordings. Whatever goes wrong in it concerns nobody: the call then sta
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -26,6 +27,7 @@ from dsjit.trace.effects.replay import Returned, ReturnedSize
 from dsjit.trace.effects.rewind import rewound, undo
 from dsjit.trace.guards.guard import Guard
 from dsjit.trace.looks.outcome import SMALLEST
+from dsjit.trace.looks.python_state import Leg, StateWatch
 from dsjit.trace.looks.segments import Segment
 from dsjit.trace.observe import Observer
 from dsjit.trace.recording.memory import CannotTrace
@@ -133,10 +135,13 @@ def _rehearse(
         for _ in points[1:]
     ]
     run = Lockstep(points, lead, legs, resized, data_sizes, len(sizes.typical))
+    others = [Leg(leg.memory, functools.partial(run.follower, number=number)) for number, leg in enumerate(legs, 1)]
+    states = StateWatch(observer, lead.memory, lead.numbers, lambda: lead.generators.drawn, _rehearse.__code__, others)
+    lead.state_at = states.at_look
     try:
         with ExitStack() as watches:
             watch: Any
-            for watch in (observer, lead.generator, lead.escapes, lead, run):
+            for watch in (observer, lead.generator, lead.escapes, lead, run, states):
                 watches.enter_context(watch)
             result = function(*args, **kwargs)
         if run.failed is not None:

@@ -1,0 +1,53 @@
+"""Iterators of `for` loops: over what they go, and how far they have come."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Hashable
+from typing import Any, Final
+
+from dsjit.trace.looks.counters import RANGE_ITERATOR, TracedRange, remaining
+
+__all__ = ["UnknownIterator", "describe_iterator"]
+
+_TUPLES: Final = frozenset({type(iter(()))})
+_LISTS: Final = frozenset({type(iter([])), type(reversed([]))})
+_NESTED: Final = frozenset({enumerate, zip})
+_DICTIONARIES: Final = frozenset(
+    type(each(view)) for each in (iter, reversed) for view in ({}.keys(), {}.values(), {}.items())
+)
+
+
+class UnknownIterator(Exception):
+    """There is no telling how an iterator goes on."""
+
+
+def describe_iterator(
+    iterator: Any, describe: Callable[[Any], Hashable], existed: Callable[[object], bool]
+) -> Hashable:
+    """Equal for iterators that give equal things from now on; none of them moves.
+
+    describe: tells objects by what they are. existed: whether a list or dictionary was there before the call: it has
+    not changed then, and is told by `describe`. Raises UnknownIterator, and what `describe` raises.
+    """
+    kind = type(iterator)
+    if kind is TracedRange:
+        return kind, describe(iterator.number), iterator.stop, iterator.step
+    if kind is RANGE_ITERATOR:
+        return kind, repr(remaining(iterator))
+    if kind in _NESTED:
+        _, parts, *strict = iterator.__reduce__()
+        inner = [part if type(part) is int else describe_iterator(part, describe, existed) for part in parts]
+        return kind, tuple(inner), tuple(strict)
+    if kind in _TUPLES:
+        return kind, tuple([describe(item) for item in _items_left(iterator)])
+    if kind in _LISTS or kind in _DICTIONARIES:
+        containers = [each for each in gc.get_referents(iterator) if isinstance(each, list | dict) and existed(each)]
+        if len(containers) == 1:
+            return kind, describe(containers[0]), iterator.__length_hint__()
+    raise UnknownIterator
+
+
+def _items_left(iterator: Any) -> tuple[Any, ...]:
+    _, (items,), *position = iterator.__reduce__()
+    return tuple(items[position[0] if position else 0 :])
