@@ -255,7 +255,8 @@ class Jitted:
             return captured.result
         self.counters.calls_traced += 1
         try:
-            if not self._compile_open(captured, timer, missed, args, kwargs):
+            grafted = missed is not None and self._graft(captured, timer, *missed)
+            if not grafted and not self._compile_open(captured, timer, missed, args, kwargs):
                 self._compile(captured, timer, missed)
         except TreeFull as full:
             assert missed is not None
@@ -319,21 +320,24 @@ class Jitted:
             raise CaptureError(text)
         self._warn(f"{text}; it runs eagerly", text, captured.problems[0].source)
 
-    def _compile(self, captured: Capture, timer: StageTimer, missed: tuple[TraceTree, Miss] | None) -> None:
-        assert captured.guard is not None
-        inputs = tuple(zip(captured.inputs, captured.places, strict=True))
-        self._plant(
-            Trace(captured.guard, inputs, captured.segments, _finisher(captured), captured.effects),
-            captured, timer, missed,
-        )  # fmt: skip
+    def _graft(self, captured: Capture, timer: StageTimer, tree: TraceTree, miss: Miss) -> bool:
+        """Whether the way that the call took joins one that is there, whatever sizes are open."""
+        return captured.joint is None and tree.graft(miss, _trace_of(captured), self._build(captured, timer))
 
-    def _plant(self, trace: Trace, captured: Capture, timer: StageTimer, missed: tuple[TraceTree, Miss] | None) -> None:
+    def _compile(self, captured: Capture, timer: StageTimer, missed: tuple[TraceTree, Miss] | None) -> None:
+        self._plant(_trace_of(captured), captured, timer, missed)
+
+    def _build(self, captured: Capture, timer: StageTimer) -> Callable[[Segment], Step]:
         def build(segment: Segment) -> Step:
             if captured.joint is not None:
                 return self._builder.training(captured.joint, timer)
             step = self._builder.segment(segment, timer)
             return replace(step, run=_hidden_from_autograd(step.run, captured))
 
+        return build
+
+    def _plant(self, trace: Trace, captured: Capture, timer: StageTimer, missed: tuple[TraceTree, Miss] | None) -> None:
+        build = self._build(captured, timer)
         if missed is not None:
             tree, miss = missed
             if tree.grow(miss, trace, build):
@@ -413,6 +417,13 @@ class Jitted:
         self._warned = set()
         self._retries = 0
         self._open_calls = OpenCalls(self._options.dynamic, self._session.marks)
+
+
+def _trace_of(captured: Capture) -> Trace:
+    """A call for exact sizes."""
+    assert captured.guard is not None
+    inputs = tuple(zip(captured.inputs, captured.places, strict=True))
+    return Trace(captured.guard, inputs, captured.segments, _finisher(captured), captured.effects)
 
 
 def _known(source: Source) -> Source:

@@ -11,6 +11,11 @@ the earlier one, the *head* of the loop, and renames the tensors. The rest of th
 children: rounds that are there are not planted again, and what comes after the loop is planted once for all numbers of
 rounds. The same goes for a look of another trace that came there by another way: after an `if`, the ways join.
 
+*Grafts.* Where sizes that depend on data are open, a trace is planted after it was rehearsed for other sizes, which
+takes several times as long. A state that is known depends on none of them. So when a walk ended at such a state, with
+an outcome that is no open size, what comes next is the same for all sizes, as far as the next such state: it is planted
+as it was traced, if it ends where the ways join.
+
 What the children read has to be there whichever way they are reached. So a head hands on nothing but what the state
 consists of; when something that was planted below it needs more, no loop or join is made.
 """
@@ -28,7 +33,7 @@ from dsjit.ir.graph import Graph, TensorType, Value
 from dsjit.ir.structure_graph import graph_structure
 from dsjit.trace.effects.effects import EffectLine
 from dsjit.trace.guards.guard import Guard
-from dsjit.trace.looks.outcome import Outcome, OutcomeKind
+from dsjit.trace.looks.outcome import Outcome, OutcomeKind, open_outcome
 from dsjit.trace.looks.segments import Look, Segment, State
 
 __all__ = ["Names", "Planter", "Trace"]
@@ -80,9 +85,11 @@ class Planter:
     planted: the new nodes, in the order of the trace, when `plant` has returned True.
     """
 
-    def __init__(self, trace: Trace, names: Names) -> None:
+    def __init__(self, trace: Trace, names: Names, grafts: bool = False) -> None:
+        """grafts: the trace, which is for exact sizes, goes along Branches for open ones."""
         self._trace = trace
         self._names = names
+        self._grafts = grafts
         self._way: list[Branch] = []
         self._inputs = names.of_inputs(trace)
         self._start()
@@ -97,9 +104,9 @@ class Planter:
         self._joins: dict[Hashable, tuple[Branch, tuple[int, ...]]] = {}
 
     @classmethod
-    def after(cls, trace: Trace, names: Names, way: Sequence[Branch]) -> Planter | None:
+    def after(cls, trace: Trace, names: Names, way: Sequence[Branch], grafts: bool = False) -> Planter | None:
         """A planter that has followed `trace` along `way`; None when the trace does not go there, and on."""
-        planter = cls(trace, names)
+        planter = cls(trace, names, grafts)
         if len(trace.segments) <= len(way):
             return None
         planter._way = list(way)
@@ -121,6 +128,40 @@ class Planter:
             self._commit()
         return done
 
+    def graft(self, build: Callable[[Segment], Step]) -> bool:
+        """Plant what comes between the end of the way and where the ways join, or the call ends.
+
+        Returns False, and leaves the tree as it is, when that may be different for other sizes. Raises what `build`
+        raises.
+        """
+        last, new = self._way[-1], self._trace.segments[len(self._way) :]
+        end = next((number for number, segment in enumerate(new, 1) if self._ends(segment)), None)
+        if end is None or not last.is_settled:
+            return False
+        looks = [segment.look for segment in self._trace.segments[len(self._way) - 1 :][:end]]
+        if any(look is None or open_outcome(look.outcome, look.dims) != look.outcome for look in looks):
+            return False
+        children, known, outcome = (
+            last.children,
+            self._known_after(last),
+            _outcome(self._trace.segments[len(self._way) - 1]),
+        )
+        for segment in new[:end]:
+            if not self._can_read(segment, known):
+                return False
+            node = self._node(segment, build, known, may_loop=True)
+            self._added.setdefault(id(children), (children, []))[1].append((outcome, node))
+            self.planted.append(node)
+            if isinstance(node, Leaf) or node.moves:
+                self._commit()
+                return True
+            children, known, outcome = node.children, self._known_after(node), _outcome(segment)
+        return False
+
+    def _ends(self, segment: Segment) -> bool:
+        """Whether the call ends with `segment`, or its way joins another one there."""
+        return segment.look is None or any(self._key(state) in self._names.joins for state in segment.states)
+
     # -- what is there -------------------------------------------------------------------------------------------
 
     def _follow_way(self) -> bool:
@@ -133,7 +174,7 @@ class Planter:
             return False
         if not all(number in self._ids for number in segment.reads):
             return False
-        if branch.structure != _structure(segment, self._ids):
+        if not self._is_as(branch, segment):
             return False
         ids = {**self._ids, **dict(zip(_made(segment), branch.made, strict=True))}
         if [ids.get(value.id) for value in seen.values] != list(branch.looked):
@@ -141,6 +182,14 @@ class Planter:
         self._ids = ids
         self._pass(branch, segment)
         return True
+
+    def _is_as(self, branch: Branch, segment: Segment) -> bool:
+        """Whether both do the same."""
+        if self._grafts and segment.sizes is None and branch.sizes is not None:
+            # The walk went this way, in this call: there is nothing else that Python could have done.
+            nodes = branch.step.segment.graph.nodes
+            return [node.op for node in nodes] == [node.op for node in segment.graph.nodes]
+        return branch.structure == _structure(segment, self._ids)
 
     def _pass(self, branch: Branch, segment: Segment) -> None:
         """After the look of `branch`: remember the state there, and go by the names that its children use."""
@@ -226,6 +275,7 @@ class Planter:
             looked=self._translated([value.id for value in look.values]),
             drops=drops,
             known=there.difference(drops),
+            is_settled=any(state.joins for state in segment.states),
             sizes=segment.sizes,
         )
         if may_loop:
@@ -248,9 +298,7 @@ class Planter:
             if found is not None and self._share(branch, there, state, *found):
                 return
 
-    def _share(
-        self, branch: Branch, there: frozenset[int], state: State, head: Branch, thens: tuple[int, ...]
-    ) -> bool:
+    def _share(self, branch: Branch, there: frozenset[int], state: State, head: Branch, thens: tuple[int, ...]) -> bool:
         """Whether `branch` could be made to share the children of `head`, where `thens` were the ids of the state."""
         nows, keeps = tuple([self._ids.get(number, 0) for number in state.ids]), frozenset(thens)
         known: dict[Branch, frozenset[int]] = {head: keeps}

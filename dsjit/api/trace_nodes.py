@@ -79,6 +79,7 @@ class Branch:
     wants any more. known: ids of what there is after the look, the caller's tensors apart.
     moves: when Python is here in the state in which it was at another Branch, then `children` are the other one's, and
     this tells what each tensor is called there: (id here, id there). is_head: another Branch does so with this one.
+    is_settled: whether Python's state is known after it, which then depends on no open size.
     sizes: which open sizes it is for; None when there are none.
     """
 
@@ -95,6 +96,7 @@ class Branch:
     known: frozenset[int]
     moves: tuple[tuple[int, int], ...] = ()
     is_head: bool = False
+    is_settled: bool = False
     sizes: OpenShapes | None = None
     children: Children = field(default_factory=dict)
 

@@ -178,6 +178,23 @@ class TraceTree:
             )
         return True
 
+    def graft(self, miss: Miss, trace: Trace, build: Callable[[Segment], Step]) -> bool:
+        """Add what `trace`, which is for exact sizes, does between the end of the walk and where its way joins another
+        one, in a tree for open sizes. Returns False when it cannot be known for other sizes. Raises what `build`
+        raises.
+        """
+        if len(self.leaves) >= LEAF_LIMIT or all(branch.sizes is None for branch in miss.way):
+            return False
+        planter = Planter.after(trace, self._names, miss.way, grafts=True)
+        if planter is None:
+            return False
+        before = len(self.compilations)
+        if not planter.graft(build):
+            return False
+        self._count(planter.planted)
+        self.growth += 1 + len(self.compilations) - before
+        return True
+
     def grow(self, miss: Miss, trace: Trace, build: Callable[[Segment], Step]) -> bool:
         """Add the way that `trace` took, after the Branches that it has in common with the walk that missed.
 

@@ -21,12 +21,12 @@ from typing import Any, Final, TypeAlias
 import torch
 
 from dsjit.codegen.llvm.executor import Call, StepSequence, build_sequence
-from dsjit.codegen.memory_plan import Lifetime, check_plan, plan_memory
+from dsjit.codegen.memory_plan import Lifetime, MemoryPlan, check_plan, plan_memory
 from dsjit.errors import VerificationError
 
 __all__ = [
     "CPU_EXECUTOR", "ArenaTensor", "Executor", "Frame", "Program", "ProgramParts", "Run", "address_writer",
-    "compile_source", "link",
+    "compile_source", "link", "link_planned",
 ]  # fmt: skip
 
 
@@ -143,7 +143,11 @@ class Program:
         for slot, tensor in self.constants:
             buffer[slot] = tensor.data_ptr()
         table = memoryview(buffer).cast("B").cast("q")
-        tensors = [_arena_tensor(arena, offset, spec) for offset, spec in self.arena_tensors]
+        typed = {dtype: arena.view(dtype) for dtype in {spec.dtype for _, spec in self.arena_tensors}}
+        tensors = [
+            torch.as_strided(typed[spec.dtype], spec.shape, spec.strides, offset // spec.dtype.itemsize)
+            for offset, spec in self.arena_tensors
+        ]
         return Frame(arena, tensors, buffer, table, ctypes.addressof(buffer))
 
 
@@ -155,17 +159,20 @@ def compile_source(source: str) -> FunctionType:
     return function
 
 
-def link(parts: ProgramParts, function: FunctionType | None = None, check: bool = False) -> Program:
-    """The Program. function: its compiled source, when there is one.
-
-    check: raise VerificationError when buffers that are alive together overlap in the arena.
-    """
-    sequences = {name: parts.executor.build(calls) for name, calls in parts.sequences.items()}
-    names = {**parts.names, **{name: sequence.run for name, sequence in sequences.items()}}
+def link(parts: ProgramParts, check: bool = False) -> Program:
+    """The Program. check: raise VerificationError when buffers that are alive together overlap in the arena."""
     plan = plan_memory(parts.buffers)
     for one, other in check_plan(parts.buffers, plan) if check else ():
         raise VerificationError(f"buffers {one} and {other} of the arena are alive together, and overlap")
-    function = function or compile_source(parts.source)
+    sequences = {name: parts.executor.build(calls) for name, calls in parts.sequences.items()}
+    return link_planned(parts, compile_source(parts.source), plan, sequences)
+
+
+def link_planned(
+    parts: ProgramParts, function: FunctionType, plan: MemoryPlan[int], sequences: Mapping[str, StepSequence]
+) -> Program:
+    """The Program of a memory plan and encoded sequences. function: the compiled source."""
+    names = {**parts.names, **{name: sequence.run for name, sequence in sequences.items()}}
     run = FunctionType(function.__code__, {**function.__globals__, **names}, "run")
     return Program(
         run=run,
@@ -186,9 +193,3 @@ def link(parts: ProgramParts, function: FunctionType | None = None, check: bool 
 def address_writer(count: int) -> Any:
     """Writes so many addresses into a buffer. One object for each number: names of equal Programs are equal."""
     return struct.Struct(f"{count}q").pack_into
-
-
-def _arena_tensor(arena: torch.Tensor, offset: int, spec: ArenaTensor) -> torch.Tensor:
-    span = 1 + sum((size - 1) * stride for size, stride in zip(spec.shape, spec.strides, strict=True) if size)
-    flat = arena[offset : offset + span * spec.dtype.itemsize].view(spec.dtype)
-    return torch.as_strided(flat, spec.shape, spec.strides, flat.storage_offset())

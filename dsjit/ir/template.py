@@ -7,7 +7,7 @@ structure for other sizes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, TypeAlias
 
@@ -15,7 +15,7 @@ import torch
 
 from dsjit.ir.polynomial import Polynomial, PolynomialFit
 
-__all__ = ["Fixed", "Made", "Mismatch", "Open", "Template", "TemplateMaker", "fill"]
+__all__ = ["Fixed", "Made", "Mismatch", "Open", "Template", "TemplateMaker", "compile_filling", "fill"]
 
 
 class Mismatch(Exception):
@@ -116,3 +116,39 @@ def fill(template: Template, sizes: Sequence[Any]) -> Any:
         return float(size) if template.real and isinstance(size, int) else size
     parts = [fill(part, sizes) for part in template.parts]
     return tuple(parts) if template.make is tuple else template.make(*parts)
+
+
+def compile_filling(
+    templates: Sequence[Template], polynomials: Sequence[Polynomial], variables: int
+) -> Callable[..., tuple[Any, ...]]:
+    """A function of so many sizes that fills all templates, whose open sizes are these polynomials in the sizes.
+
+    It does what `fill` does, without walking through the templates each time.
+    """
+    printer = _Printer()
+    results = "".join([f"{printer.expression(template)}, " for template in templates])
+    names = ", ".join([f"s{number}" for number in range(variables)])
+    sizes = "".join([f"    n{number} = {polynomial}\n" for number, polynomial in enumerate(polynomials)])
+    exec(compile(f"def filled({names}):\n{sizes}    return ({results})\n", "<dsjit sizes>", "exec"), printer.names)
+    found: Callable[..., tuple[Any, ...]] = printer.names["filled"]
+    return found
+
+
+class _Printer:
+    """Prints templates as Python expressions. names: what these refer to, but for n0, n1, ... (the open sizes)."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, Any] = {}
+
+    def expression(self, template: Template) -> str:
+        if isinstance(template, Fixed):
+            return self._name(template.value)
+        if isinstance(template, Open):
+            return f"float(n{template.number})" if template.real else f"n{template.number}"
+        parts = "".join([f"{self.expression(part)}, " for part in template.parts])
+        return f"({parts})" if template.make is tuple else f"{self._name(template.make)}({parts})"
+
+    def _name(self, constant: Any) -> str:
+        name = f"k{len(self.names)}"
+        self.names[name] = constant
+        return name

@@ -6,7 +6,7 @@ import ctypes
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, Final, TypeAlias
 
 import torch
@@ -15,6 +15,7 @@ from dsjit.codegen.gemm import MatmulPlan, Matrix
 from dsjit.codegen.llvm.driver import Driver, driver, has_threads
 from dsjit.codegen.llvm.engine import CompiledKernel
 from dsjit.codegen.llvm.symbols import native_symbol
+from dsjit.codegen.work import KernelWork
 from dsjit.errors import BackendError
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "DeviceKernel",
     "GemmCall",
     "KernelCall",
+    "OpenSequence",
     "StepSequence",
     "build_sequence",
     "gemm_available",
@@ -135,7 +137,7 @@ Call: TypeAlias = KernelCall | GemmCall | CopyCall
 
 @dataclass(frozen=True, slots=True)
 class StepSequence:
-    """Encoded steps.
+    """Encoded steps. count: of the calls; `given` makes them.
 
     run: `run(table_address, threads)`: the table is an array of int64, the addresses of buffers by slot; threads is
         how many to use at most. Returns when all is done; lets other Python threads run meanwhile.
@@ -143,12 +145,17 @@ class StepSequence:
         clock of `time.monotonic_ns()`, before the first step and after each.
     """
 
-    calls: tuple[Call, ...]
+    count: int
+    given: Callable[[], tuple[Call, ...]]
     run: Callable[[int, int], None]
     run_timed: Callable[[int, int, int], None]
 
+    @property
+    def calls(self) -> tuple[Call, ...]:
+        return self.given()
+
     def __len__(self) -> int:
-        return len(self.calls)
+        return self.count
 
 
 def gemm_available(dtype: torch.dtype = torch.float32) -> bool:
@@ -158,25 +165,89 @@ def gemm_available(dtype: torch.dtype = torch.float32) -> bool:
 
 def build_sequence(calls: Sequence[Call]) -> StepSequence:
     """Encodes `calls` for the native driver. Raises BackendError when a GemmCall has no BLAS to call."""
+    kept = tuple(calls)
+    return _sequence(encoded(kept), kept, lambda: kept)
+
+
+def encoded(calls: Sequence[Call]) -> list[int]:
+    """The words of all steps. Raises BackendError when a GemmCall has no BLAS to call."""
     native = driver()
     words: list[int] = []
     for call in calls:
         step = _encode(call, native)
         words += [step[0], len(step) + 1, *step[1:]]
-    steps = _owning_array(words, tuple(calls))
-    run = partial(native.run, steps, len(calls))
+    return words
+
+
+def _sequence(words: Sequence[int], kept: tuple[Call, ...], given: Callable[[], tuple[Call, ...]]) -> StepSequence:
+    """kept: calls whose machine code has to stay."""
+    native, count = driver(), len(kept)
+    steps = _owning_array(words, kept)
+    run = partial(native.run, steps, count)
 
     def run_timed(table: int, threads: int, timestamps: int) -> None:
-        native.run_timed(steps, len(calls), table, threads, timestamps)
+        native.run_timed(steps, count, table, threads, timestamps)
 
-    return StepSequence(tuple(calls), run, run_timed)
+    return StepSequence(count, given, run, run_timed)
 
 
 def _owning_array(words: Sequence[int], owned: object) -> Any:
     """A native array that keeps `owned` alive: a bound `run` holds nothing but the array."""
-    steps: Any = (ctypes.c_int64 * max(len(words), 1))(*words)
+    steps: Any = _array_type(max(len(words), 1)).from_buffer_copy(_packer(len(words))(*words) or bytes(8))
     steps.owned = owned
     return steps
+
+
+@cache
+def _array_type(count: int) -> Any:
+    """With room for attributes."""
+    return type("Words", (ctypes.c_int64 * count,), {})
+
+
+@cache
+def _packer(count: int) -> Callable[..., bytes]:
+    return struct.Struct(f"{count}q").pack
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSequence:
+    """A sequence for many sizes. calls: for some of these. counted: of each kernel with sizes, where in the encoded
+    words its number of pieces of work stands, which the number of threads follows, and where the sizes do."""
+
+    calls: tuple[Call, ...]
+    counted: tuple[tuple[int, KernelWork, tuple[tuple[str, int], ...]], ...]
+
+    @staticmethod
+    def of(calls: tuple[Call, ...]) -> OpenSequence | None:
+        """None when a kernel takes other integers than its sizes."""
+        native, position = driver(), 0
+        found: list[tuple[int, KernelWork, tuple[tuple[str, int], ...]]] = []
+        for call in calls:
+            length = len(_encode(call, native)) + 1
+            if isinstance(call, KernelCall) and call.sizes and not isinstance(call.kernel, DeviceKernel):
+                names, end = call.kernel.sizes, position + length
+                if call.kernel.work.arguments(dict(zip(names, call.sizes, strict=True))) != call.sizes:
+                    return None
+                places = tuple([(name, end - 2 * len(names) + 2 * at + 1) for at, name in enumerate(names)])
+                found.append((position + 3, call.kernel.work, places))
+            position += length
+        return OpenSequence(calls, tuple(found))
+
+    def words(self, calls: tuple[Call, ...]) -> tuple[int, ...]:
+        """The words of equal calls with other sizes, without what is counted."""
+        words = encoded(calls)
+        for position, _, _ in self.counted:
+            words[position] = words[position + 1] = 0
+        return tuple(words)
+
+    def at(self, words: tuple[int, ...], given: Callable[[], tuple[Call, ...]]) -> StepSequence:
+        """words: as `words` has them. given: makes the calls that they are made of."""
+        counted = list(words)
+        for position, work, places in self.counted:
+            values = {name: words[place] for name, place in places}
+            items = work.item_count(values)
+            counted[position : position + 2] = items, _useful_threads(items, work.item_cost(values))
+        return _sequence(counted, self.calls, given)
 
 
 def _encode(call: Call, native: Driver) -> list[int]:

@@ -121,7 +121,9 @@ def build_launches(calls: Sequence[Call]) -> StepSequence:
     """
     launches = [launch for launch in map(Launch.of, calls) if launch.programs]
     count = 1 + max((slot for call in calls if isinstance(call, KernelCall) for slot in call.slots), default=0)
-    return StepSequence(tuple(calls), partial(_run, launches, ctypes.c_int64 * count), _refuse_timing)
+    kept = tuple(calls)
+    run = partial(_run, launches, ctypes.c_int64 * count)
+    return StepSequence(len(kept), lambda: kept, run, _refuse_timing)
 
 
 def _run(launches: Sequence[Launch], table_type: type[ctypes.Array[ctypes.c_int64]], table: int, threads: int) -> None:

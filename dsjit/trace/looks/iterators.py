@@ -11,10 +11,13 @@ from dsjit.trace.looks.counters import RANGE_ITERATOR, TracedRange, remaining
 __all__ = ["UnknownIterator", "describe_iterator"]
 
 _TUPLES: Final = frozenset({type(iter(()))})
-_LISTS: Final = frozenset({type(iter([])), type(reversed([]))})
+_LISTS: Final[frozenset[type]] = frozenset({type(iter([""])), type(reversed([""]))})
 _NESTED: Final = frozenset({enumerate, zip})
-_DICTIONARIES: Final = frozenset(
-    type(each(view)) for each in (iter, reversed) for view in ({}.keys(), {}.values(), {}.items())
+_TABLE: Final[dict[str, str]] = {}
+_DICTIONARIES: Final[frozenset[type]] = frozenset(
+    type(iterator)
+    for view in (_TABLE.keys(), _TABLE.values(), _TABLE.items())
+    for iterator in (iter(view), reversed(view))
 )
 
 
@@ -23,12 +26,16 @@ class UnknownIterator(Exception):
 
 
 def describe_iterator(
-    iterator: Any, describe: Callable[[Any], Hashable], existed: Callable[[object], bool]
+    iterator: Any,
+    describe: Callable[[Any], Hashable],
+    existed: Callable[[object], bool],
+    forget: Callable[[Any], None],
 ) -> Hashable:
     """Equal for iterators that give equal things from now on; none of them moves.
 
     describe: tells objects by what they are. existed: whether a list or dictionary was there before the call: it has
-    not changed then, and is told by `describe`. Raises UnknownIterator, and what `describe` raises.
+    not changed then, and is told by `describe`. forget: called with what it has given, and holds still.
+    Raises UnknownIterator, and what `describe` raises.
     """
     kind = type(iterator)
     if kind is TracedRange:
@@ -37,10 +44,12 @@ def describe_iterator(
         return kind, repr(remaining(iterator))
     if kind in _NESTED:
         _, parts, *strict = iterator.__reduce__()
-        inner = [part if type(part) is int else describe_iterator(part, describe, existed) for part in parts]
+        inner = [part if type(part) is int else describe_iterator(part, describe, existed, forget) for part in parts]
         return kind, tuple(inner), tuple(strict)
     if kind in _TUPLES:
-        return kind, tuple([describe(item) for item in _items_left(iterator)])
+        given, left = _items(iterator)
+        forget(given)
+        return kind, tuple([describe(item) for item in left])
     if kind in _LISTS or kind in _DICTIONARIES:
         containers = [each for each in gc.get_referents(iterator) if isinstance(each, list | dict) and existed(each)]
         if len(containers) == 1:
@@ -48,6 +57,8 @@ def describe_iterator(
     raise UnknownIterator
 
 
-def _items_left(iterator: Any) -> tuple[Any, ...]:
+def _items(iterator: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """What an iterator of a tuple has given, and what is left."""
     _, (items,), *position = iterator.__reduce__()
-    return tuple(items[position[0] if position else 0 :])
+    at = position[0] if position else 0
+    return tuple(items[:at]), tuple(items[at:])

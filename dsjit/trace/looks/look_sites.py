@@ -80,10 +80,11 @@ class LookSite:
             return kind is OutcomeKind.TRUTH and frame.f_builtins is vars(builtins) and "bool" not in frame.f_globals
         if self.name == "item":
             return kind is OutcomeKind.NUMBER
-        return kind is OutcomeKind.SHAPE and self._looks_at_one_shape(stack_entry(frame, self.operands[0]))
+        return kind is OutcomeKind.SHAPE and self._looks_at_one_shape(frame)
 
-    def _looks_at_one_shape(self, first: Any) -> bool:
-        """Whether an instruction with this first operand looks at nothing else, when it looks at a shape."""
+    def _looks_at_one_shape(self, frame: types.FrameType) -> bool:
+        """Whether the instruction looks at nothing else, when it looks at a shape."""
+        first = stack_entry(frame, self.operands[0])
         if self.name == "BINARY_SUBSCR":
             return isinstance(first, torch.Tensor)
         called = stack_entry(frame, self.operands[1]) if first is None else first

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 import types
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
@@ -71,6 +71,7 @@ class Snapshot:
         self._storages: dict[Storage, int] = {}
         self._seen_numbers: dict[int, int] = {}
         self._dead: set[TracedTensor] = set()
+        self._given: list[Any] = []
         self._looked: frozenset[TracedTensor] = frozenset()
         self._by_shape = False
 
@@ -88,9 +89,8 @@ class Snapshot:
         try:
             self._looked_at(tensors, by_shape)
             told = tuple([self._activation(each) for each in activations])
-            for each in activations:
-                for obj in each.dead:
-                    self._ignore(obj)
+            for obj in (*[obj for each in activations for obj in each.dead], *self._given):
+                self._ignore(obj)
             others = self._other_tensors(), self._other_numbers(looked)
             return (told, others), tuple([self._tensor(tensor) for tensor in tensors])
         except (_Unknown, UnknownIterator):
@@ -99,10 +99,13 @@ class Snapshot:
     def _activation(self, activation: Activation) -> Hashable:
         variables = activation.variables
         return (
-            tuple([describe_iterator(each, self._describe, self._known.existed) for each in activation.stack]),
+            tuple([self._iterator(each) for each in activation.stack]),
             tuple([self._describe(each) for each in activation.operands]),
             tuple([(name, self._describe(variables[name])) for name in sorted(variables)]),
         )
+
+    def _iterator(self, iterator: Any) -> Hashable:
+        return describe_iterator(iterator, self._describe, self._known.existed, self._given.append)
 
     def _describe(self, obj: Any) -> Hashable:
         kind = type(obj)
