@@ -134,18 +134,14 @@ class Planter:
         Returns False, and leaves the tree as it is, when that may be different for other sizes. Raises what `build`
         raises.
         """
-        last, new = self._way[-1], self._trace.segments[len(self._way) :]
+        last, (met, *new) = self._way[-1], self._trace.segments[len(self._way) - 1 :]
         end = next((number for number, segment in enumerate(new, 1) if self._ends(segment)), None)
         if end is None or not last.is_settled:
             return False
-        looks = [segment.look for segment in self._trace.segments[len(self._way) - 1 :][:end]]
+        looks = [segment.look for segment in (met, *new[: end - 1])]
         if any(look is None or open_outcome(look.outcome, look.dims) != look.outcome for look in looks):
             return False
-        children, known, outcome = (
-            last.children,
-            self._known_after(last),
-            _outcome(self._trace.segments[len(self._way) - 1]),
-        )
+        children, known, outcome = last.children, self._known_after(last), _outcome(met)
         for segment in new[:end]:
             if not self._can_read(segment, known):
                 return False

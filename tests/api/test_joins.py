@@ -164,7 +164,7 @@ def test_idle_and_busy_experts_join_whatever_the_counts() -> None:
     generator = torch.Generator().manual_seed(0)
     counters = counters_of(jitted)
     traces = []
-    for number in range(90):
+    for _ in range(90):
         used = torch.randint(1, 16, (), generator=generator)
         allowed = [expert for expert in range(4) if used >> expert & 1]
         chosen = torch.tensor(allowed)[torch.randint(0, len(allowed), (40,), generator=generator)]
@@ -286,7 +286,7 @@ def test_what_a_way_leaves_in_an_object_is_not_lost() -> None:
 
 
 def test_objects_are_known_by_where_they_are() -> None:
-    """One way comes to a layer by one path, the other by another: they are the same layer only until one is replaced."""
+    """One way comes to a layer by one path, the other by another: one layer, until it is replaced in one place."""
 
     class Model(nn.Module):
         def __init__(self) -> None:

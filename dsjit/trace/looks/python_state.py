@@ -96,9 +96,11 @@ class Leg:
 
 
 class StateWatch:
-    """Takes the state at the looks of one trace, within the `with` block. told: tells apart how many things were printed, logged and warned so
-    far, and what was drawn from generators of the caller's. root: the code that calls the traced function.
-    legs: runs for other sizes."""
+    """Takes the state at the looks of one trace, within the `with` block.
+
+    told: tells apart how many things were printed, logged and warned so far, and what was drawn from generators of the
+    caller's. root: the code that calls the traced function. legs: runs for other sizes.
+    """
 
     def __init__(
         self,

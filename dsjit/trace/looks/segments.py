@@ -268,7 +268,7 @@ class _Cutter:
         return State((state.key, tuple(origins)), ids[0], ids[1], state.joins)
 
     def _origin(self, value: Value, bases: dict[Value, int], inputs: dict[Value, int]) -> Hashable:
-        """What is handed on and an input are told by their numbers in `bases` and `inputs`, a constant by its content."""
+        """What is handed on and an input are told by their numbers in `bases` and `inputs`, a constant by content."""
         constant = self.recording.constants.get(value)
         if constant is not None:
             return "constant", constant_digest(constant)

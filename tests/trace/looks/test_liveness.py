@@ -38,10 +38,11 @@ def read_in_the_next_round(t: Any) -> Any:
 
 
 def read_on_one_way(t: Any) -> Any:
-    y, z = t.a, t.b
+    y = t.a
     if t.here:
         return y
-    return t
+    y = t.b
+    return t - y
 
 
 def read_by_a_handler(t: Any) -> Any:
@@ -67,7 +68,7 @@ def in_a_cell(t: Any) -> Any:
         (stored_again, {"y", "_"}),
         (read_after_the_loop, {"_"}),
         (read_in_the_next_round, {"_"}),
-        (read_on_one_way, {"z"}),
+        (read_on_one_way, set()),
         (read_by_a_handler, set()),
         (in_a_cell, set()),
     ],
