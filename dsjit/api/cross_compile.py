@@ -30,7 +30,7 @@ from dsjit.passes.partition import partition
 from dsjit.passes.pipeline import JOINT_PASSES, run_passes
 from dsjit.trace.capture import Capture, capture
 
-__all__ = ["CrossCompilation", "CrossKernel", "compile_for"]
+__all__ = ["CrossCompilation", "CrossKernel", "compile_for", "gpu_units"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +93,27 @@ def compile_for(
     compile_source = gpu_compiler()
     kernels: dict[str, CrossKernel] = {}
     library: dict[str, None] = {}
-    for graph in _graphs(_captured(function, tuple(args), kwargs or {})):
-        for unit in _units(graph, gpu_target(torch.device("cpu")), fast):
-            if not isinstance(unit, FusedKernel):
-                library[unit] = None
-                continue
-            source = emit_kernel(unit.kernel, machine.processors)
-            if source.text not in kernels:
-                code, resources = compile_source(source, machine, fast)
-                lines = tuple(dict.fromkeys(node.source for node in unit.nodes))
-                kernels[source.text] = CrossKernel(source, code, resources, lines)
+    for unit in gpu_units(function, args, kwargs, fast):
+        if not isinstance(unit, FusedKernel):
+            library[unit] = None
+            continue
+        source = emit_kernel(unit.kernel, machine.processors)
+        if source.text not in kernels:
+            code, resources = compile_source(source, machine, fast)
+            lines = tuple(dict.fromkeys(node.source for node in unit.nodes))
+            kernels[source.text] = CrossKernel(source, code, resources, lines)
     return CrossCompilation(str(machine), tuple(kernels.values()), tuple(library))
+
+
+def gpu_units(
+    function: Callable[..., Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, fast: bool = False
+) -> Iterator[FusedKernel | str]:
+    """What `function` is on a GPU, in order, repeats included: fused Kernels, and the names of library calls.
+
+    The function is called once, as `compile_for` calls it. Raises CaptureError, and what the function raises.
+    """
+    for graph in _graphs(_captured(function, tuple(args), kwargs or {})):
+        yield from _units(graph, gpu_target(torch.device("cpu")), fast)
 
 
 def _captured(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Capture:
