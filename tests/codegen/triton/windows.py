@@ -8,9 +8,10 @@ from typing import Final
 
 import torch
 
+from dsjit.codegen.nest import index_bounds
 from dsjit.codegen.triton.emitter import emit_kernel
 from dsjit.ir.dtypes import is_floating
-from dsjit.ir.kernel import Axis, Kernel, Load, Param, Store, known
+from dsjit.ir.kernel import Axis, Kernel, Param, known
 
 LONGEST: Final = 37
 """Points along one axis of a window: no power of 2, and more than the 32 sides of a two-dimensional tile."""
@@ -47,15 +48,8 @@ def window(kernel: Kernel) -> Kernel:
 def buffers(kernel: Kernel) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Random content for what the Kernel reads, and for what it writes."""
     generator = torch.Generator().manual_seed(0)
-    lengths = {param.name: 1 for param in kernel.params}
-    for block in kernel.blocks:
-        sizes = {axis.name: known(axis.size) for axis in (*kernel.outer, *block.axes)}
-        for statement in block.body:
-            if isinstance(statement, Load | Store):
-                index = statement.index
-                reach = [max(0, known(c) * (sizes[axis] - 1)) for axis, c in index.terms]
-                last = known(index.offset) + sum(reach)
-                lengths[statement.param] = max(lengths[statement.param], last + 1)
+    bounds = zip(kernel.params, index_bounds(kernel), strict=True)
+    lengths = {param.name: high + 1 for param, (_, high) in bounds}
 
     def content(param: Param) -> torch.Tensor:
         if is_floating(param.dtype):

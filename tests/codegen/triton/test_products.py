@@ -1,0 +1,169 @@
+"""Matrix products as Kernels: their definition, and every candidate in Triton's interpreter, equal eager's product."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from dsjit.api.compile import lower_units
+from dsjit.codegen.interpreter import run_kernel
+from dsjit.codegen.target import gpu_target
+from dsjit.codegen.templates.product import fuse_products
+from dsjit.codegen.triton.compiler import compile_source, resources
+from dsjit.codegen.triton.contraction import contraction_of
+from dsjit.codegen.triton.emit import candidates
+from dsjit.codegen.triton.interpret import interpret_source
+from dsjit.codegen.triton.target import TritonTarget
+from dsjit.fusion.lower import FusedKernel
+from dsjit.fusion.planner import LibraryUnit, plan_fusion
+from dsjit.ir.graph import Value
+from dsjit.ir.kernel import MatrixPrecision
+from dsjit.ir.verify_kernel import verify_kernel
+from dsjit.passes.pipeline import run_passes
+from dsjit.trace.capture import capture
+
+f32, bf16, f16 = torch.float32, torch.bfloat16, torch.float16
+H100 = TritonTarget.parse("cuda:sm_90")
+
+Function = Callable[..., torch.Tensor]
+
+
+def plain(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return x @ y
+
+
+def linear_gelu(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return F.gelu(F.linear(x, w, b))
+
+
+def scaled_residual(x: torch.Tensor, y: torch.Tensor, residual: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    return residual + (x @ y) * scale[:, None]
+
+
+def transposed_result(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    return (x @ y).t().relu() + z
+
+
+def heads(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    return (x @ y).view(x.shape[0], 2, -1).transpose(0, 1).sigmoid()
+
+
+def scores(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    return (q @ k.transpose(-2, -1)) * 0.125 + 1
+
+
+def weighted_bias(x: torch.Tensor, y: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch.addmm(b, x, y, beta=0.5, alpha=2.0).relu()
+
+
+CASES: dict[str, tuple[Function, tuple[tuple[int, ...], ...], int]] = {
+    "alone": (plain, ((20, 40), (40, 17)), 1),
+    "of exact tiles": (plain, ((32, 16), (16, 32)), 1),
+    "of one row": (plain, ((1, 40), (40, 24)), 1),
+    "linear and gelu": (linear_gelu, ((17, 18), (19, 18), (19,)), 2),
+    "residual and scale of rows": (scaled_residual, ((17, 8), (8, 35), (17, 35), (17,)), 2),
+    "transposed result": (transposed_result, ((19, 16), (16, 23), (23, 19)), 2),
+    "columns apart as heads": (heads, ((18, 10), (10, 32)), 2),
+    "batched": (scores, ((3, 2, 18, 8), (3, 2, 10, 8)), 2),
+    "factors of a bias": (weighted_bias, ((18, 10), (10, 22), (18, 22)), 2),
+}
+"""The function, the shapes of its arguments, and how many nodes are the least that its kernel does."""
+
+
+def drawn(shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    return tuple([torch.randn(shape, generator=generator).to(dtype) for shape in shapes])
+
+
+def units_of(
+    function: Function, arguments: tuple[torch.Tensor, ...], precision: MatrixPrecision = "exact"
+) -> tuple[list[FusedKernel | LibraryUnit], dict[Value, torch.Tensor], Value]:
+    """The units of the compiled function with every product a Kernel, its inputs, and its result."""
+    captured = capture(function, arguments, {}, "f")
+    graph = captured.segments[0].graph
+    target = gpu_target(torch.device("cpu"))
+    optimized = run_passes(graph, check=True, passes=target.passes)
+    plan = plan_fusion(optimized, target.limits, target.device)
+    results = tuple(optimized.results())
+    units = fuse_products(lower_units(plan, False), plan.views, results, precision, lambda choice: True)
+    given = dict(zip(captured.inputs, captured.given, strict=True))
+    known = {value: given[value.id] for value in optimized.inputs}
+    return units, {**known, **optimized.constants}, plan.views.base(results[0])
+
+
+def kernel_of(function: Function, arguments: tuple[torch.Tensor, ...], precision: MatrixPrecision = "exact") -> Any:
+    """Its one Kernel, buffers for it, and its result among them."""
+    units, known, result = units_of(function, arguments, precision)
+    (fused,) = units
+    assert isinstance(fused, FusedKernel)
+    verify_kernel(fused.kernel)
+    buffers = {
+        param.name: known[value].view(-1) if value in known else torch.zeros(value.type.numel, dtype=param.dtype)
+        for value, param in zip(fused.values, fused.kernel.params, strict=True)
+    }
+    place = dict(zip(fused.values, fused.kernel.params, strict=True))[result].name
+    return fused, buffers, torch.as_strided(buffers[place], result.type.shape, result.type.strides)
+
+
+def close(found: torch.Tensor, exact: torch.Tensor, dtype: torch.dtype) -> None:
+    """exact: in float64, of the rounded arguments; the product itself is rounded to `dtype` where eager rounds it."""
+    tolerance = {f32: 1e-5, bf16: 2**-6, f16: 2**-9}[dtype]
+    torch.testing.assert_close(found.double(), exact, rtol=tolerance, atol=4 * tolerance)
+
+
+@pytest.mark.parametrize("dtype", [f32, bf16, f16])
+@pytest.mark.parametrize("name", CASES)
+def test_the_definition_and_every_candidate_equal_float64(name: str, dtype: torch.dtype) -> None:
+    function, shapes, nodes = CASES[name]
+    arguments = drawn(shapes, dtype)
+    fused, buffers, result = kernel_of(function, arguments)
+    assert len(fused.nodes) >= nodes
+    exact = function(*[argument.double() for argument in arguments])
+    run_kernel(fused.kernel, buffers)
+    close(result, exact, dtype)
+    assert contraction_of(fused.kernel) is not None or name == "of one row"
+    for source in candidates(fused.kernel, H100):
+        result.zero_()
+        interpret_source(source, buffers)
+        close(result, exact, dtype)
+
+
+@pytest.mark.parametrize("target", ["cuda:sm_80", "cuda:sm_90", "cuda:sm_100", "hip:gfx942"])
+@pytest.mark.parametrize(("dtype", "precision"), [(bf16, "exact"), (f32, "tf32"), (f32, "exact")])
+def test_the_best_candidate_fits_the_target(target: str, dtype: torch.dtype, precision: MatrixPrecision) -> None:
+    arguments = drawn(((512, 256), (512, 256), (512,)), dtype)
+    fused, _, _ = kernel_of(linear_gelu, arguments, precision)
+    chosen = TritonTarget.parse(target)
+    source = candidates(fused.kernel, chosen)[0]
+    code = compile_source(source, chosen)
+    assert resources(code).spills == 0, source.text
+    assert code.shared <= chosen.shared_bytes
+    if target == "cuda:sm_90":
+        assert ("wgmma" in code.assembly) == (precision == "tf32" or dtype is bf16)
+
+
+def test_a_product_that_something_else_reads_is_stored() -> None:
+    def f(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        product = x @ y
+        return product, product.relu()
+
+    units, _, _ = units_of(f, drawn(((20, 30), (30, 25)), f32))
+    assert [len(unit.nodes) for unit in units if isinstance(unit, FusedKernel)] == [1, 1]
+
+
+def test_a_reduction_behind_a_product_is_a_kernel_of_its_own() -> None:
+    units, _, _ = units_of(lambda x, y: (x @ y).softmax(-1), drawn(((20, 30), (30, 25)), f32))
+    assert len(units) == 2
+
+
+def test_the_order_of_sums_is_free_for_products_alone() -> None:
+    """A sum of products that the user wrote is added up as sums are."""
+    captured = capture(lambda x, y: (x[:, None] * y).sum(-1), drawn(((20, 32), (30, 32)), f32), {}, "f")
+    target = gpu_target(torch.device("cpu"))
+    plan = plan_fusion(run_passes(captured.segments[0].graph, passes=target.passes), target.limits, target.device)
+    (fused,) = lower_units(plan, False)
+    assert isinstance(fused, FusedKernel) and contraction_of(fused.kernel) is None
