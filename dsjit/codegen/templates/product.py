@@ -1,7 +1,9 @@
 """Matrix products as Kernels, with what follows them in the same Kernel.
 
 A library computes a product best when nothing follows it that must read the result again. Here, `aten.mm`, `bmm` and
-`addmm` become a Kernel, and the map that alone reads the product becomes the end of it: bias, activation, residual.
+`addmm` become a Kernel. The map that alone reads the product becomes the end of it: bias, activation, residual. A map
+that makes an operand of no more bytes than it has, for this product alone, is computed where the operand is read: a
+weight in int8 times its scales is never there in bfloat16.
 What the Kernel means is said by its statements, as always; that its sum may be done by matrix units is `Reduce.matrix`.
 
 Before:
@@ -17,8 +19,8 @@ After:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 import torch
@@ -61,19 +63,20 @@ Unit: TypeAlias = FusedKernel | LibraryUnit
 
 @dataclass(frozen=True, slots=True)
 class FusedProduct:
-    """A product that may become a Kernel. replaces: the library call, and the Kernel that is fused behind it if any.
+    """A product that may become a Kernel: of `library`, and of the Kernels that make operands or read the result.
 
-    fused: does what these do.
+    fused: does what all these do.
     """
 
-    replaces: tuple[Unit, ...]
+    library: LibraryUnit
+    makers: tuple[FusedKernel, ...]
+    follower: FusedKernel | None
     fused: FusedKernel
 
     @property
-    def product(self) -> Node:
-        unit = self.replaces[0]
-        assert isinstance(unit, LibraryUnit)
-        return unit.node
+    def kernels(self) -> tuple[FusedKernel, ...]:
+        """What is a Kernel already."""
+        return (*self.makers, self.follower) if self.follower is not None else self.makers
 
 
 def matrix_precision(fast: bool) -> MatrixPrecision:
@@ -98,6 +101,7 @@ def fuse_products(
         for value in dict.fromkeys(map(views.base, reads)):
             readers.setdefault(value, []).append(unit)
     kept = {views.base(value) for value in results}
+    makers = {unit.writes[0]: unit for unit in units if isinstance(unit, FusedKernel) and len(unit.writes) == 1}
     found: dict[Unit, Unit | None] = {}
     for unit in units:
         if not isinstance(unit, LibraryUnit) or unit.view or unit.node.op not in PRODUCT_OPS:
@@ -105,14 +109,22 @@ def fuse_products(
         product = _Product.of(unit.node, views, precision)
         if product is None:
             continue
+        own = [
+            makers[matrix.base]
+            for matrix in (product.left, product.right)
+            if matrix.base in makers and readers[matrix.base] == [unit] and matrix.base not in kept
+        ]
+        product = product.with_prologues([maker for maker in own if maker not in found])
+        used = tuple([maker for maker in own if maker in product.makers.values()])
         users = readers.get(unit.node.output, [])
-        fused = None
+        follower = fused = None
         if len(users) == 1 and unit.node.output not in kept and users[0] not in found:
-            fused = product.with_epilogue(users[0]) if isinstance(users[0], FusedKernel) else None
-        choice = FusedProduct((unit, users[0]), fused) if fused else FusedProduct((unit,), product.alone())
+            follower = users[0] if isinstance(users[0], FusedKernel) else None
+            fused = product.with_epilogue(follower) if follower is not None else None
+        choice = FusedProduct(unit, used, follower if fused else None, fused or product.alone())
         if prefers(choice):
-            found.update(dict.fromkeys(choice.replaces))
-            found[choice.replaces[-1]] = choice.fused
+            found.update(dict.fromkeys((unit, *choice.kernels)))
+            found[choice.follower or unit] = choice.fused
     return [new for unit in units if (new := found.get(unit, unit)) is not None]
 
 
@@ -120,7 +132,7 @@ def fuse_products(
 class _Product:
     """`out = left @ right`, or with a bias (rows and columns of which may be the same all over: then its stride is 0).
 
-    sizes: batch, rows, columns, depth.
+    sizes: batch, rows, columns, depth. makers: by side, the Kernel whose element is computed where it is read.
     """
 
     node: Node
@@ -131,12 +143,15 @@ class _Product:
     beta: float
     sizes: tuple[int, int, int, int]
     precision: MatrixPrecision
+    makers: Mapping[str, FusedKernel] = field(default_factory=dict)
 
     @staticmethod
     def of(node: Node, views: Views, precision: MatrixPrecision) -> _Product | None:
         """None for what is no product of dense floats."""
         out = node.output.type
         tensors = [arg for arg in node.args if isinstance(arg, Value)]
+        if any(isinstance(arg, Value) for arg in node.kwargs.values()):
+            return None
         if out.dtype not in _DTYPES or not out.is_contiguous or 0 in out.shape:
             return None
         if any(value.type.dtype is not out.dtype or value.type.device != out.device for value in tensors):
@@ -151,6 +166,45 @@ class _Product:
         alpha, beta = (float(node.kwargs.get(name, 1)) for name in ("alpha", "beta"))
         sizes = (lead[0] if lead else 1, rows, columns, depth)
         return _Product(node, left, right, bias, alpha, beta, sizes, precision)
+
+    def with_prologues(self, makers: Sequence[FusedKernel]) -> _Product:
+        """With those of `makers` computed where they are read that are maps of as many bytes as they make, or fewer:
+        each tile of the result computes them again."""
+        found: dict[str, FusedKernel] = {}
+        for side, matrix in (("left", self.left), ("right", self.right)):
+            for maker in makers:
+                read = sum(value.type.nbytes for value in maker.reads)
+                if maker.writes == (matrix.base,) and read <= matrix.base.type.nbytes:
+                    candidate = replace(self, makers={**found, side: maker})
+                    if candidate._made(side, Index()) is not None:
+                        found[side] = maker
+        return replace(self, makers=found)
+
+    def _made(self, side: str, place: Index) -> tuple[tuple[Stmt, ...], str] | None:
+        """The statements of the Kernel that makes an operand, for the element in the row or column at `place`; None
+        when it is no map whose axes are those of the product."""
+        matrix, maker = (self.left, self.makers[side]) if side == "left" else (self.right, self.makers[side])
+        _, rows, columns, depth = self.sizes
+        across, stride = (rows, matrix.row) if side == "left" else (columns, matrix.column)
+        along = matrix.column if side == "left" else matrix.row
+        shape = (1, across, depth, 1) if (stride, along) == (depth, 1) else (1, depth, across, 1)
+        dense = matrix.offset == 0 and {stride, along} == {1, shape[2]} and self.sizes[0] == 1
+        if not dense or matrix.base.type.numel != across * depth or 1 in (across, depth):
+            return None
+        points = _points(maker.kernel, _param(matrix.base), shape)
+        if points is None or len(points[0]) != 2:
+            return None
+        axes, body, index = points
+        inner = next(axis.name for axis in axes if index.coefficient(axis.name) == 1)
+        outer = next(axis.name for axis in axes if axis.name != inner)
+        deep = Index(0, ((_DEPTH, 1),))
+        replaced = {outer: deep, inner: place} if along != 1 else {outer: place, inner: deep}
+        names = {s.result: f"p_{side}_{s.result}" for s in body if not isinstance(s, Store)}
+        store = body[-1]
+        if not isinstance(store, Store) or any(isinstance(s, Store) for s in body[:-1]):
+            return None
+        moved = map_indices(Block((), body[:-1]), lambda form: _substitute(form, replaced)).body
+        return tuple([_renamed(statement, names) for statement in moved]), names[store.arg]
 
     def alone(self) -> FusedKernel:
         """The Kernel that stores the product."""
@@ -197,6 +251,14 @@ class _Product:
             ("right", self.right, replace(self.right, row=0), self.right.row),
         )
         for side, matrix, across, stride in sides:
+            if side in self.makers:
+                step = across.row if side == "left" else across.column
+                lines = self._place(replace(across, offset=0), index)
+                made = self._made(side, Index(0, tuple([(axis, known(each) // step) for axis, each in lines.terms])))
+                assert made is not None
+                body += made[0]
+                body.append(Cast(f"p_{side}_wide", made[1], torch.float32))
+                continue
             place = self._place(across, index)
             terms = (*place.terms, (_DEPTH, stride)) if stride else place.terms
             body.append(Load(f"p_{side}", _param(matrix.base), Index(place.offset, terms), dtype))
@@ -242,10 +304,14 @@ class _Product:
         """params: by Value, of what is fused behind. nodes: that this is."""
         cut = 1 + next(number for number, statement in enumerate(body) if isinstance(statement, Reduce))
         loop = Block((Axis(_DEPTH, self.sizes[3]),), tuple(body[:cut]))
-        for matrix in (self.left, self.right, *((self.bias,) if self.bias is not None and self.beta else ())):
-            if matrix.base not in params:
-                params[matrix.base] = Param(_param(matrix.base), self._dtype, "read")
-        every = (self.node, *nodes)
+        sides = {"left": self.left, "right": self.right}
+        read = [matrix.base for side, matrix in sides.items() if side not in self.makers]
+        read += [value for maker in self.makers.values() for value in maker.reads]
+        read += [self.bias.base] if self.bias is not None and self.beta else []
+        for value in read:
+            if value not in params:
+                params[value] = Param(_param(value), value.type.dtype, "read")
+        every = (*(node for maker in self.makers.values() for node in maker.nodes), self.node, *nodes)
         kernel = Kernel(kernel_name(every), tuple(params.values()), axes, (loop, Block((), tuple(body[cut:]))), _DEPTH)
         return FusedKernel(kernel, tuple(params), every)
 
@@ -271,8 +337,8 @@ def _bias(value: Value, views: Views) -> Matrix | None:
 def _points(
     kernel: Kernel, param: str, sizes: tuple[int, int, int, int]
 ) -> tuple[tuple[Axis, ...], tuple[Stmt, ...], Index] | None:
-    """The axes and the body of a map that visits each element of a product once, cut so that each axis is part of a
-    batch, a row or a column; and where in the product (which is dense) the element of a point lies."""
+    """The axes and the body of a map that reads or writes each element of a dense matrix once, cut so that each axis is
+    part of a batch, a row or a column; and where in the matrix the element of a point lies."""
     batch, rows, columns, _ = sizes
     inner = {block.axes for block in kernel.blocks if block.axes}
     if has_reductions(kernel.blocks) or len(inner) > 1 or any(p.access == "readwrite" for p in kernel.params):
@@ -280,16 +346,17 @@ def _points(
     axes = (*kernel.outer, *(inner.pop() if inner else ()))
     body = Block((), tuple([statement for block in kernel.blocks for statement in block.body]))
     for boundary in (columns, rows * columns):
-        loads = [s for s in body.body if isinstance(s, Load) and s.param == param]
-        if len({load.index for load in loads}) != 1 or any(load.mask is not None for load in loads):
+        found = [s for s in body.body if isinstance(s, Load | Store) and s.param == param]
+        masked = any(isinstance(each, Load) and each.mask is not None for each in found)
+        if len({each.index for each in found}) != 1 or masked:
             return None
         for axis in axes:
-            step = known(loads[0].index.coefficient(axis.name))
+            step = known(found[0].index.coefficient(axis.name))
             if step < boundary < step * known(axis.size):
                 if boundary % step or (step * known(axis.size)) % boundary:
                     return None
                 axes, body = _split(axes, body, axis, boundary // step)
-    index = next(s.index for s in body.body if isinstance(s, Load) and s.param == param)
+    index = next(s.index for s in body.body if isinstance(s, Load | Store) and s.param == param)
     expected = 1
     for axis in sorted(axes, key=lambda axis: known(index.coefficient(axis.name))):
         if known(axis.size) == 1:
@@ -298,6 +365,35 @@ def _points(
             return None
         expected *= known(axis.size)
     return (axes, body.body, index) if expected == batch * rows * columns and index.offset == 0 else None
+
+
+def _substitute(form: Index, axes: Mapping[str, Index]) -> Index:
+    """The affine form, with other forms in place of these axes."""
+    terms: dict[str, int] = {}
+    offset = known(form.offset)
+    for name, step in form.terms:
+        place = axes.get(name, Index(0, ((name, 1),)))
+        offset += known(place.offset) * known(step)
+        for axis, scale in place.terms:
+            terms[axis] = terms.get(axis, 0) + known(scale) * known(step)
+    return Index(offset, tuple([(axis, step) for axis, step in terms.items() if step]))
+
+
+def _renamed(statement: Stmt, names: Mapping[str, str]) -> Stmt:
+    """With other names for results."""
+    match statement:
+        case Apply():
+            args = tuple([names[arg] for arg in statement.args])
+            return replace(statement, result=names[statement.result], args=args)
+        case Cast() | Reduce():
+            return replace(statement, result=names[statement.result], arg=names[statement.arg])
+        case Load():
+            mask = None if statement.mask is None else names[statement.mask]
+            return replace(statement, result=names[statement.result], mask=mask)
+        case Store():
+            return replace(statement, arg=names[statement.arg])
+        case _:
+            return replace(statement, result=names[statement.result])
 
 
 def _split(axes: tuple[Axis, ...], body: Block, axis: Axis, factor: int) -> tuple[tuple[Axis, ...], Block]:

@@ -76,11 +76,11 @@ class Tuner:
 
 
 def saves_traffic(choice: FusedProduct) -> bool:
-    """Without measuring: a product becomes a Kernel when something is fused behind it that had to read it again, and
-    matrix units do it, which libraries of exact float32 products can do without."""
+    """Without measuring: a product becomes a Kernel when something is fused with it that had to pass through memory,
+    and matrix units do it, which libraries of exact float32 products can do without."""
     (loop, *_) = choice.fused.kernel.blocks
     exact = getattr(loop.body[-1], "matrix", None) == "exact"
-    return len(choice.replaces) > 1 and not (exact and choice.product.output.type.dtype is torch.float32)
+    return bool(choice.kernels) and not (exact and choice.library.node.output.type.dtype is torch.float32)
 
 
 class Kernels(Protocol):
@@ -107,19 +107,19 @@ def measured_preference(tuner: Tuner, kernels: Kernels, fast: bool) -> Callable[
             return kernels.trial(fused.kernel, fast, {param.name: tensor(value) for param, value in params})
 
         def library() -> Run:
-            node = choice.product
+            node = choice.library.node
             args = [_filled(arg, tensor) for arg in node.args]
             keywords = {name: _filled(arg, tensor) for name, arg in node.kwargs.items()}
-            after = [kernel(unit) for unit in choice.replaces[1:] if isinstance(unit, FusedKernel)]
+            others = [kernel(unit) for unit in choice.kernels]
 
             def run() -> None:
                 node.op(*args, **keywords)
-                for each in after:
+                for each in others:
                     each()
 
             return run
 
-        what = ("library or kernel", str(choice.product.op), *kernels.texts(choice.fused.kernel))
+        what = ("library or kernel", str(choice.library.node.op), *kernels.texts(choice.fused.kernel))
         return tuner.best(what, (library, lambda: kernel(choice.fused))) == 1
 
     return prefers

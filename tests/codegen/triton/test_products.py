@@ -132,6 +132,52 @@ def test_the_definition_and_every_candidate_equal_float64(name: str, dtype: torc
         close(result, exact, dtype)
 
 
+def int8_weight(x: torch.Tensor, w: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    return F.linear(x, w.to(x.dtype) * scales[:, None]).relu()
+
+
+def int8_matrix(x: torch.Tensor, w: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    return x @ (w.to(x.dtype) * scales)
+
+
+def int8_activations(w: torch.Tensor, x: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    return (x.to(w.dtype) * scales[:, None]) @ w + scales[:, None]
+
+
+def transposed_activations(w: torch.Tensor, x: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    return (x.to(w.dtype) * scales).t() @ w
+
+
+@pytest.mark.parametrize("dtype", [f32, bf16])
+@pytest.mark.parametrize(
+    ("function", "shapes"),
+    [
+        (int8_weight, ((17, 20), (24, 20), (24,))),
+        (int8_matrix, ((17, 20), (20, 24), (24,))),
+        (int8_activations, ((20, 17), (24, 20), (24,))),
+        (transposed_activations, ((20, 17), (20, 24), (24,))),
+    ],
+)
+def test_a_matrix_in_int8_is_scaled_where_it_is_read(
+    function: Function, shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype
+) -> None:
+    one, other, scales = drawn(shapes, dtype)
+    arguments = one, (other * 30).to(torch.int8), scales / 30
+    fused, buffers, result = kernel_of(function, arguments)
+    exact = function(*[argument.double() for argument in arguments])
+    run_kernel(fused.kernel, buffers)
+    close(result, exact, dtype)
+    for source in candidates(fused.kernel, H100):
+        result.zero_()
+        interpret_source(source, buffers)
+        close(result, exact, dtype)
+
+
+def test_what_makes_an_operand_of_more_bytes_than_it_has_is_a_kernel_of_its_own() -> None:
+    units, _, _ = units_of(lambda x, gate, y: (x * gate) @ y, drawn(((20, 30), (20, 30), (30, 25)), bf16))
+    assert len(units) == 2
+
+
 @pytest.mark.parametrize("target", ["cuda:sm_80", "cuda:sm_90", "cuda:sm_100", "hip:gfx942"])
 @pytest.mark.parametrize(("dtype", "precision"), [(bf16, "exact"), (f32, "tf32"), (f32, "exact")])
 def test_the_best_candidate_fits_the_target(target: str, dtype: torch.dtype, precision: MatrixPrecision) -> None:
