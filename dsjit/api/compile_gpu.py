@@ -10,7 +10,7 @@ from dsjit.codegen.llvm.engine import CompiledKernel
 from dsjit.codegen.llvm.executor import DeviceKernel
 from dsjit.codegen.program import Executor
 from dsjit.codegen.target import gpu_target
-from dsjit.codegen.templates.product import fuse_products, matrix_precision
+from dsjit.codegen.templates.product import FusedProduct, fuse_products, matrix_precision
 from dsjit.codegen.triton.launch import build_launches
 from dsjit.codegen.triton.machine import GpuMachine
 from dsjit.codegen.triton.program import GpuProgram
@@ -23,7 +23,7 @@ from dsjit.fusion.planner import plan_fusion
 from dsjit.ir.graph import Graph, Node
 from dsjit.ir.print_kernel import print_kernel
 from dsjit.ir.verify_kernel import verify_kernel
-from dsjit.passes.fuel import Fuel
+from dsjit.passes.fuel import Fuel, Rewrite
 from dsjit.passes.pipeline import run_passes
 
 __all__ = ["compile_gpu_graph", "gpu_of"]
@@ -70,7 +70,12 @@ def compile_gpu_graph(
         prefers = saves_traffic if tuner is None else measured_preference(tuner, machine.kernels, fast)
         units = lower_units(plan, fast)
         if autotune != "off":
-            units = fuse_products(units, plan.views, tuple(optimized.results()), matrix_precision(fast), prefers)
+
+            def may(choice: FusedProduct) -> bool:
+                node = choice.library.node
+                return prefers(choice) and (fuel is None or fuel.burn(Rewrite("kernel", str(node.op), node.source)))
+
+            units = fuse_products(units, plan.views, tuple(optimized.results()), matrix_precision(fast), may)
         steps, native = choose_steps(units, plan.views)
     fused = [step.work for step in steps if isinstance(step.work, FusedKernel)]
     for unit in fused:

@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from dsjit.api.compile import lower_units
+from dsjit.api.compile import StageTimer, lower_units
+from dsjit.api.compile_gpu import compile_gpu_graph
 from dsjit.codegen.interpreter import run_kernel
 from dsjit.codegen.target import gpu_target
 from dsjit.codegen.templates.product import fuse_products
@@ -18,13 +19,17 @@ from dsjit.codegen.triton.contraction import contraction_of
 from dsjit.codegen.triton.emit import candidates
 from dsjit.codegen.triton.interpret import interpret_source
 from dsjit.codegen.triton.target import TritonTarget
+from dsjit.config import Autotune, Environment
 from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.planner import LibraryUnit, plan_fusion
 from dsjit.ir.graph import Value
 from dsjit.ir.kernel import MatrixPrecision
 from dsjit.ir.verify_kernel import verify_kernel
+from dsjit.passes.fuel import Fuel
 from dsjit.passes.pipeline import run_passes
 from dsjit.trace.capture import capture
+from tests.codegen.triton.machines import InterpretingDriver, interpreting_machine
+from tests.models.test_models import bert, built, llama
 
 f32, bf16, f16 = torch.float32, torch.bfloat16, torch.float16
 H100 = TritonTarget.parse("cuda:sm_90")
@@ -202,6 +207,39 @@ def test_the_best_candidate_fits_the_target(target: str, dtype: torch.dtype, pre
     assert code.shared <= chosen.shared_bytes
     if target == "cuda:sm_90":
         assert ("wgmma" in code.assembly) == (precision == "tf32" or dtype is bf16)
+
+
+@pytest.mark.parametrize("make", [bert, llama])
+def test_products_of_a_model_are_kernels_in_its_program(make: Callable[[], torch.nn.Module]) -> None:
+    model, tokens = built(make, bf16), torch.arange(10).reshape(2, 5)
+    found: dict[Autotune, list[torch.Tensor]] = {}
+    choices: tuple[Autotune, ...] = ("off", "model")
+    with torch.no_grad():
+        captured = capture(model._call_impl, (tokens,), {}, "f")
+        order = dict(zip(captured.inputs, captured.given, strict=True))
+        graph = captured.segments[0].graph
+        for autotune in choices:
+            machine = interpreting_machine(InterpretingDriver())
+            compilation = compile_gpu_graph(
+                graph, "eager", Environment(check=1), machine, StageTimer(), None, autotune=autotune
+            )
+            products = [fused for fused in compilation.kernels if contraction_of(fused.kernel) is not None]
+            assert bool(products) == (autotune == "model")
+            found[autotune] = compilation.program([order[value.id] for value in graph.inputs])
+    for one, other in zip(found["model"], found["off"], strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-2, atol=4e-2)
+
+
+def test_fuel_counts_products() -> None:
+    arguments = drawn(((24, 32), (40, 32), (40,)), bf16)
+    graph = capture(linear_gelu, arguments, {}, "f").segments[0].graph
+    fuel = Fuel()
+    machine = interpreting_machine(InterpretingDriver())
+    compile_gpu_graph(graph, "eager", Environment(), machine, StageTimer(), None, fuel, "model")
+    assert fuel.done[-1].kind == "kernel" and "addmm" in fuel.done[-1].name
+    less = Fuel(len(fuel.done) - 1)
+    compilation = compile_gpu_graph(graph, "eager", Environment(), machine, StageTimer(), None, less, "model")
+    assert all(contraction_of(fused.kernel) is None for fused in compilation.kernels)
 
 
 def test_a_product_that_something_else_reads_is_stored() -> None:
