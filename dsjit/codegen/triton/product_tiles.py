@@ -29,8 +29,8 @@ _SCALAR_SHAPES: Final = ((64, 64, 8), (64, 32, 4), (32, 64, 4), (32, 32, 4), (16
 """For exact float32, which is multiplied by ordinary units with operands in registers."""
 
 _FLOPS_PER_CLOCK: Final = {"matrix": 4096, "tf32": 2048, "scalar": 256}
-"""Of one processor of an H100: the peak rates of NVIDIA's data sheet, by processors and clock. Other targets are ranked by
-the same ratios."""
+"""Of one processor of an H100: the peak rates of NVIDIA's data sheet, by processors and clock. Other targets are ranked
+by the same ratios."""
 
 _L2_BYTES_PER_CLOCK: Final = 64
 """For one processor, about."""
