@@ -15,6 +15,7 @@ from dsjit.api.cross_compile import CrossCompilation, compile_for
 from dsjit.api.entry import disable, jit, mark_dynamic, mark_static, reset_stats, set_stance, stats
 from dsjit.api.explain import Explanation, explain
 from dsjit.api.profiling import Profile, profile
+from dsjit.api.torch_backend import torch_backend
 from dsjit.errors import (
     BackendError,
     CaptureError,
@@ -64,6 +65,7 @@ __all__ = [
     "reset_stats",
     "set_stance",
     "stats",
+    "torch_backend",
     "verify",
     "verify_calls",
 ]

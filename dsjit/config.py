@@ -23,6 +23,7 @@ __all__ = [
     "VARIABLE_PREFIX",
     "VARIABLE_ROWS",
     "AtLimit",
+    "Autotune",
     "Backend",
     "Environment",
     "Numerics",
@@ -38,6 +39,7 @@ __all__ = [
 
 Numerics: TypeAlias = Literal["eager", "fast"]
 Backend: TypeAlias = Literal["llvm", "triton", "interpreter", "triton-interpret", "eager"]
+Autotune: TypeAlias = Literal["off", "model", "measure"]
 AtLimit: TypeAlias = Literal["eager", "raise"]
 Stance: TypeAlias = Literal["default", "eager", "eager_on_recompile", "fail_on_recompile", "fail_on_eager"]
 
@@ -134,6 +136,15 @@ OPTION_ROWS: Final[tuple[OptionRow, ...]] = (
         'interpreter (both slow, for checking). "eager": the captured graph runs op by op, without kernels.',
     ),
     OptionRow(
+        "autotune",
+        '"off", "model" or "measure"',
+        _one_of("off", "model", "measure"),
+        'How kernels are chosen where there are several, on a GPU (with backend="triton"). "off": matrix products are '
+        'the library\'s. "model": one that something is fused behind is a kernel, whose tiles a cost model chooses. '
+        '"measure": the kernels and the library\'s product are measured, once for each device, sizes and versions, '
+        "and the fastest one is kept in a file.",
+    ),
+    OptionRow(
         "disable",
         "True or False",
         _is_bool,
@@ -208,6 +219,7 @@ class Options:
     fullgraph: bool = False
     numerics: Numerics = "eager"
     backend: Backend = "llvm"
+    autotune: Autotune = "off"
     disable: bool = False
     recompile_limit: int | None = None
     at_recompile_limit: AtLimit | None = None

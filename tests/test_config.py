@@ -17,6 +17,7 @@ def test_the_documented_defaults() -> None:
         "fullgraph": False,
         "numerics": "eager",
         "backend": "llvm",
+        "autotune": "off",
         "disable": False,
         "recompile_limit": None,
         "at_recompile_limit": None,

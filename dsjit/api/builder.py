@@ -76,7 +76,7 @@ class Builder:
         session = self.session
         options = self.options
         budget = None if options.memory_budget is None else parse_bytes(options.memory_budget)
-        key = (options.numerics, options.backend == "triton", budget)
+        key = (options.numerics, options.backend == "triton" and options.autotune, budget)
         structure = (*key, graph_structure(joint.graph), joint.key)
         training = session.trainings.get(structure)
         if training is None:
@@ -116,9 +116,16 @@ class Builder:
         gpu = gpu_of(graph) if self.options.backend == "triton" else None
         if gpu is not None:
             return self._found_or_made(
-                ("triton", graph_structure(graph)),
+                ("triton", self.options.autotune, graph_structure(graph)),
                 lambda dump: compile_gpu_graph(
-                    graph, numerics, session.environment, session.gpu(gpu), timer, dump, session.fuel
+                    graph,
+                    numerics,
+                    session.environment,
+                    session.gpu(gpu),
+                    timer,
+                    dump,
+                    session.fuel,
+                    self.options.autotune,
                 ),
             )
         return self._found_or_made(

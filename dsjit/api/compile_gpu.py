@@ -10,10 +10,12 @@ from dsjit.codegen.llvm.engine import CompiledKernel
 from dsjit.codegen.llvm.executor import DeviceKernel
 from dsjit.codegen.program import Executor
 from dsjit.codegen.target import gpu_target
+from dsjit.codegen.templates.product import FusedProduct, fuse_products, matrix_precision
 from dsjit.codegen.triton.launch import build_launches
 from dsjit.codegen.triton.machine import GpuMachine
 from dsjit.codegen.triton.program import GpuProgram
-from dsjit.config import Environment, Numerics
+from dsjit.codegen.triton.tuning import measured_preference, saves_traffic
+from dsjit.config import Autotune, Environment, Numerics
 from dsjit.dump import Dump
 from dsjit.errors import BackendError
 from dsjit.fusion.lower import FusedKernel
@@ -21,7 +23,7 @@ from dsjit.fusion.planner import plan_fusion
 from dsjit.ir.graph import Graph, Node
 from dsjit.ir.print_kernel import print_kernel
 from dsjit.ir.verify_kernel import verify_kernel
-from dsjit.passes.fuel import Fuel
+from dsjit.passes.fuel import Fuel, Rewrite
 from dsjit.passes.pipeline import run_passes
 
 __all__ = ["compile_gpu_graph", "gpu_of"]
@@ -44,10 +46,11 @@ def compile_gpu_graph(
     timer: StageTimer,
     dump: Dump | None,
     fuel: Fuel | None = None,
+    autotune: Autotune = "off",
 ) -> Compilation:
     """Optimise, fuse, lower, emit and assemble `graph` for the GPU that its tensors are on.
 
-    fuel: bounds the rewrites. Without it, all are done.
+    fuel: bounds the rewrites. Without it, all are done. autotune: as the option has it.
     Raises VerificationError (under DSJIT_CHECK=1) and BackendError.
     """
     target, fast = gpu_target(machine.device), numerics == "fast"
@@ -63,7 +66,17 @@ def compile_gpu_graph(
     with timer.stage("fusion"):
         plan = plan_fusion(optimized, target.limits, target.device, fuel)
     with timer.stage("lowering"):
-        steps, native = choose_steps(lower_units(plan, fast), plan.views)
+        tuner = machine.tuner if autotune == "measure" else None
+        prefers = saves_traffic if tuner is None else measured_preference(tuner, machine.kernels, fast)
+        units = lower_units(plan, fast)
+        if autotune != "off":
+
+            def may(choice: FusedProduct) -> bool:
+                node = choice.library.node
+                return prefers(choice) and (fuel is None or fuel.burn(Rewrite("kernel", str(node.op), node.source)))
+
+            units = fuse_products(units, plan.views, tuple(optimized.results()), matrix_precision(fast), may)
+        steps, native = choose_steps(units, plan.views)
     fused = [step.work for step in steps if isinstance(step.work, FusedKernel)]
     for unit in fused:
         if checks:
@@ -71,7 +84,7 @@ def compile_gpu_graph(
         if dump is not None:
             dump.write_kernel(print_kernel(unit.kernel))
     with timer.stage("codegen"):
-        found = machine.kernels.compile_kernels([unit.kernel for unit in fused], fast)
+        found = machine.kernels.compile_kernels([unit.kernel for unit in fused], fast, tuner)
         compiled: dict[FusedKernel | Node, CompiledKernel | DeviceKernel] = dict(zip(fused, found.kernels, strict=True))
     with timer.stage("assembly"):
         executor = Executor(machine.device, build_launches, overwrites=False)

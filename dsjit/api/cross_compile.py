@@ -15,13 +15,15 @@ from dsjit.api.builder import no_collection
 from dsjit.api.compile import lower_units
 from dsjit.api.entry import session
 from dsjit.codegen.target import Target, gpu_target
+from dsjit.codegen.templates.product import fuse_products, matrix_precision
 from dsjit.codegen.triton.code import GpuCode, Resources
-from dsjit.codegen.triton.emitter import emit_kernel
+from dsjit.codegen.triton.emit import emit_for_target
 from dsjit.codegen.triton.load import gpu_compiler
 from dsjit.codegen.triton.source import KernelSource
 from dsjit.codegen.triton.target import TritonTarget
-from dsjit.config import Numerics, Options
-from dsjit.errors import CaptureError
+from dsjit.codegen.triton.tuning import saves_traffic
+from dsjit.config import Autotune, Numerics, Options
+from dsjit.errors import CaptureError, OptionError
 from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.planner import plan_fusion
 from dsjit.ir.graph import Graph, Source
@@ -30,7 +32,7 @@ from dsjit.passes.partition import partition
 from dsjit.passes.pipeline import JOINT_PASSES, run_passes
 from dsjit.trace.capture import Capture, capture
 
-__all__ = ["CrossCompilation", "CrossKernel", "compile_for"]
+__all__ = ["CrossCompilation", "CrossKernel", "compile_for", "gpu_units"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,31 +81,52 @@ def compile_for(
     *,
     target: str,
     numerics: Numerics = "eager",
+    autotune: Autotune = "off",
 ) -> CrossCompilation:
     """The kernels of `function` for the GPU `target`: `cuda:sm_90`, `hip:gfx942`, or the like.
 
     No GPU is needed: the function is called once, for real, on the CPU tensors given, and captured as `dsjit.jit`
-    captures it. Where gradients are wanted, the kernels of the backward are there, too.
+    captures it. Where gradients are wanted, the kernels of the backward are there, too. With autotune="model", matrix
+    products that something is fused behind are among them; nothing can be measured here.
 
     Raises OptionError for a target or numerics that there are not, CaptureError when the call cannot be captured,
     BackendError when a kernel cannot be compiled, MissingPackageError without Triton, and what the function raises.
     """
     machine = TritonTarget.parse(target)
-    fast = Options(numerics=numerics).numerics == "fast"
+    options = Options(numerics=numerics, autotune=autotune)
+    fast = options.numerics == "fast"
+    if options.autotune == "measure":
+        raise OptionError('dsjit.compile_for measures nothing: use autotune="model"')
     compile_source = gpu_compiler()
     kernels: dict[str, CrossKernel] = {}
     library: dict[str, None] = {}
-    for graph in _graphs(_captured(function, tuple(args), kwargs or {})):
-        for unit in _units(graph, gpu_target(torch.device("cpu")), fast):
-            if not isinstance(unit, FusedKernel):
-                library[unit] = None
-                continue
-            source = emit_kernel(unit.kernel, machine.processors)
-            if source.text not in kernels:
-                code, resources = compile_source(source, machine, fast)
-                lines = tuple(dict.fromkeys(node.source for node in unit.nodes))
-                kernels[source.text] = CrossKernel(source, code, resources, lines)
+    for unit in gpu_units(function, args, kwargs, fast, autotune == "model"):
+        if not isinstance(unit, FusedKernel):
+            library[unit] = None
+            continue
+        source = emit_for_target(unit.kernel, machine)
+        if source.text not in kernels:
+            code, resources = compile_source(source, machine, fast)
+            lines = tuple(dict.fromkeys(node.source for node in unit.nodes))
+            kernels[source.text] = CrossKernel(source, code, resources, lines)
     return CrossCompilation(str(machine), tuple(kernels.values()), tuple(library))
+
+
+def gpu_units(
+    function: Callable[..., Any],
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    fast: bool = False,
+    products: bool = False,
+) -> Iterator[FusedKernel | str]:
+    """What `function` is on a GPU, in order, repeats included: fused Kernels, and the names of library calls.
+
+    products: matrix products that something is fused behind are Kernels, too.
+
+    The function is called once, as `compile_for` calls it. Raises CaptureError, and what the function raises.
+    """
+    for graph in _graphs(_captured(function, tuple(args), kwargs or {})):
+        yield from _units(graph, gpu_target(torch.device("cpu")), fast, products)
 
 
 def _captured(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Capture:
@@ -129,10 +152,15 @@ def _graphs(captured: Capture) -> Iterator[Graph]:
     yield from (halves.forward, halves.backward)
 
 
-def _units(graph: Graph, target: Target, fast: bool) -> Iterator[FusedKernel | str]:
+def _units(graph: Graph, target: Target, fast: bool, products: bool) -> Iterator[FusedKernel | str]:
     """The Kernels of a Graph, and the names of its library calls."""
     optimized = run_passes(graph, passes=target.passes)
-    for unit in lower_units(plan_fusion(optimized, target.limits, target.device), fast):
+    plan = plan_fusion(optimized, target.limits, target.device)
+    units = lower_units(plan, fast)
+    if products:
+        precision = matrix_precision(fast)
+        units = fuse_products(units, plan.views, tuple(optimized.results()), precision, saves_traffic)
+    for unit in units:
         if isinstance(unit, FusedKernel):
             yield unit
         elif not unit.view:

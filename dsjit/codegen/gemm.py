@@ -11,7 +11,7 @@ from dsjit.fusion.affine import Affine, NotAffine, linearize
 from dsjit.fusion.views import Views
 from dsjit.ir.graph import Node, Value
 
-__all__ = ["MATMUL_OPS", "MatmulPlan", "Matrix", "plan_matmul"]
+__all__ = ["MATMUL_OPS", "MatmulPlan", "Matrix", "matrix_of", "plan_matmul"]
 
 aten = torch.ops.aten
 
@@ -60,13 +60,14 @@ def plan_matmul(node: Node, views: Views) -> MatmulPlan | None:
     batch = lead[0] if lead else 1
     if 0 in (batch, m, n, k) or not out.type.is_contiguous:
         return None
-    a, b = _matrix(left, views), _matrix(right, views)
+    a, b = matrix_of(left, views), matrix_of(right, views)
     if a is None or b is None or not _is_blas(a, m, k) or not _is_blas(b, k, n):
         return None
     return MatmulPlan(a, b, Matrix(out, 0, m * n, n, 1), batch, m, n, k, out.type.dtype)
 
 
-def _matrix(value: Value, views: Views) -> Matrix | None:
+def matrix_of(value: Value, views: Views) -> Matrix | None:
+    """Where the matrices lie that a Value of two or three dimensions is; None when it has no affine index."""
     rank = len(value.type.shape)
     try:
         base, index = views.follow(value, (Affine(),) * rank, {})

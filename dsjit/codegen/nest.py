@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from dsjit.ir.kernel import Axis, Block, Index, IndexValue, InRange, Load, Reduce, SizeParam, Stmt, Store
+from dsjit.ir.kernel import Axis, Block, Index, IndexValue, InRange, Kernel, Load, Reduce, SizeParam, Stmt, Store, known
 
-__all__ = ["drop_unit_axes", "has_reductions", "is_map", "merge_axes", "merge_axes_of_map", "statement_index"]
+__all__ = [
+    "drop_unit_axes",
+    "has_reductions",
+    "index_bounds",
+    "is_map",
+    "map_indices",
+    "merge_axes",
+    "merge_axes_of_map",
+    "statement_index",
+]
 
 
 def has_reductions(blocks: Sequence[Block]) -> bool:
@@ -39,7 +48,7 @@ def _indices(blocks: Sequence[Block]) -> Iterator[Index]:
                 yield index
 
 
-def _map_indices(block: Block, function: Callable[[Index], Index]) -> Block:
+def map_indices(block: Block, function: Callable[[Index], Index]) -> Block:
     body: list[Stmt] = []
     for statement in block.body:
         index = statement_index(statement)
@@ -67,7 +76,7 @@ def drop_unit_axes(outer: tuple[Axis, ...], blocks: tuple[Block, ...]) -> tuple[
                 return index
             return Index(index.offset, tuple(term for term in index.terms if term[0] not in names))
 
-        dropped.append(_map_indices(Block(axes, block.body), forget))
+        dropped.append(map_indices(Block(axes, block.body), forget))
     return outer, tuple(dropped)
 
 
@@ -104,7 +113,7 @@ def _merge_within(axes: tuple[Axis, ...], blocks: tuple[Block, ...]) -> tuple[tu
                     return index
                 return Index(index.offset, tuple(term for term in index.terms if term[0] != name))
 
-            blocks = tuple(_map_indices(block, forget) for block in blocks)
+            blocks = tuple(map_indices(block, forget) for block in blocks)
             axes = (*axes[: position - 1], Axis(lower.name, extent), *axes[position + 1 :])
         position -= 1
     return axes, blocks
@@ -120,3 +129,20 @@ def _merged_extent(upper: Axis, lower: Axis, blocks: Sequence[Block]) -> int | N
         if isinstance(slow, SizeParam) or isinstance(fast, SizeParam) or slow != fast * lower.size:
             return None
     return upper.size * lower.size
+
+
+def index_bounds(kernel: Kernel) -> list[tuple[int, int]]:
+    """The least and the greatest index at which each param may be touched, masks disregarded. Its sizes are known."""
+    bounds = {param.name: (0, 0) for param in kernel.params}
+    for block in kernel.blocks:
+        sizes = {axis.name: known(axis.size) for axis in (*kernel.outer, *block.axes)}
+        for statement in block.body:
+            if not isinstance(statement, Load | Store):
+                continue
+            index = statement.index
+            reach = [known(step) * (sizes[axis] - 1) for axis, step in index.terms]
+            low, high = bounds[statement.param]
+            least = known(index.offset) + sum(min(0, each) for each in reach)
+            most = known(index.offset) + sum(max(0, each) for each in reach)
+            bounds[statement.param] = min(low, least), max(high, most)
+    return [bounds[param.name] for param in kernel.params]

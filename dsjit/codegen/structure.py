@@ -72,7 +72,7 @@ class _Numbering:
                 key = ("in_range", self.index(statement.index), statement.low, statement.high)
             case Reduce():
                 at = None if statement.index is None else self.index(statement.index)
-                key = ("reduce", statement.kind, values[statement.arg], at)
+                key = ("reduce", statement.kind, values[statement.arg], at, statement.matrix)
         values[statement.result] = len(values)
         return key
 

@@ -38,7 +38,7 @@ from dsjit.ir.scalar import SCALAR_OPS
 from dsjit.ops.evaluation import evaluate
 from dsjit.ops.row import Pointwise, Reduction
 
-__all__ = ["FusedKernel", "lower_group"]
+__all__ = ["FusedKernel", "kernel_name", "lower_group"]
 
 SPILL_COST: Final = 6
 """Scalar ops beyond which an element is kept in memory between blocks (a store and a load from L1) and not rebuilt."""
@@ -106,7 +106,7 @@ class _Lowering:
             self.finished.add(value)
         nodes = tuple(sorted(group.members, key=lambda node: node.output.id))
         kernel = Kernel(
-            name=_kernel_name(nodes),
+            name=kernel_name(nodes),
             params=tuple(
                 Param(name, value.type.dtype, self._access_mode(value)) for value, name in self.params.items()
             ),
@@ -400,7 +400,7 @@ class _Statements:
         return self.lowering.dtypes[a]
 
 
-def _kernel_name(nodes: tuple[Node, ...]) -> str:
+def kernel_name(nodes: tuple[Node, ...]) -> str:
     """A readable name from the ops, in program order, repeats dropped."""
     names: list[str] = []
     for node in nodes:

@@ -53,6 +53,7 @@ __all__ = [
     "IndexValue",
     "Kernel",
     "Load",
+    "MatrixPrecision",
     "Param",
     "Reduce",
     "ReduceKind",
@@ -66,6 +67,9 @@ __all__ = [
 ]
 
 ReduceKind: TypeAlias = Literal["sum", "prod", "max", "min", "any", "all", "argmax", "argmin"]
+
+MatrixPrecision: TypeAlias = Literal["exact", "tf32"]
+"""How a matrix unit may compute: with operands as they are, or rounded to 10 bits after the leading one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +213,8 @@ class Reduce:
     any, all: of bool.
     argmax, argmin: the value of `index` (an affine form of the block's axes, increasing in iteration order) at the
         first extreme element, as int64; a NaN is more extreme than any number.
+    matrix: of a sum whose operand is a product of two floats, in float32: it is an element of a matrix product, and may
+        be added up as libraries of such products do, with fused multiply-adds, in any order.
     """
 
     result: str
@@ -217,6 +223,7 @@ class Reduce:
     dtype: torch.dtype
     index: Index | None = None
     source: Source | None = None
+    matrix: MatrixPrecision | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,6 +67,7 @@ def _statement(statement: Stmt) -> str:
             return f"{statement.result} = {short_name(statement.dtype)}({statement.arg})"
         case Reduce():
             at = f", at={statement.index}" if statement.index is not None else ""
-            return f"{statement.result} = reduce_{statement.kind}({statement.arg}{at})"
+            unit = f", matrix={statement.matrix!r}" if statement.matrix is not None else ""
+            return f"{statement.result} = reduce_{statement.kind}({statement.arg}{at}{unit})"
         case Store():
             return f"{statement.param}[{statement.index}] = {statement.arg}"

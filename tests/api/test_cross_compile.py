@@ -59,6 +59,15 @@ def test_the_backward_is_there_where_gradients_are_wanted() -> None:
     assert len(compiled.kernels) == 2
 
 
+def test_products_are_kernels_when_the_model_prefers_them() -> None:
+    arguments = tuple(torch.randn(64, 64, dtype=torch.bfloat16) for _ in range(3))
+    compiled = dsjit.compile_for(lambda x, y, z: (x @ y).relu() + z, arguments, target="cuda:sm_90", autotune="model")
+    (kernel,) = compiled.kernels
+    assert compiled.library == () and "tl.dot" in kernel.source.text and kernel.resources.spills == 0
+    with pytest.raises(OptionError, match="measures nothing"):
+        dsjit.compile_for(torch.relu, (torch.ones(2),), target="cuda:sm_90", autotune="measure")
+
+
 def test_library_calls_are_named() -> None:
     compiled = dsjit.compile_for(
         lambda x, y: (x @ y).relu(), (torch.randn(8, 8), torch.randn(8, 8)), target="cuda:sm_80"

@@ -54,6 +54,8 @@ def compile_source(
         "enable_reflect_ftz": False,
         "sanitize_overflow": False,
     }
+    if source.schedule.stages is not None:
+        options["num_stages"] = source.schedule.stages
     try:
         compiled = triton.compile(
             ASTSource(function, signature, dict(source.constants), attributes),

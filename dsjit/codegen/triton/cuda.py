@@ -49,6 +49,12 @@ class CudaDriver:
     library: Any = field(default_factory=lambda: _library())
     modules: dict[bytes, tuple[Any, int]] = field(default_factory=dict)
 
+    def version(self) -> int:
+        """Of the driver: 13000 for 13.0."""
+        found = ctypes.c_int()
+        self.library.cuDriverGetVersion(ctypes.byref(found))
+        return found.value
+
     def load(self, code: GpuCode) -> int:
         """The function's handle. Raises BackendError with what the driver says."""
         known = self.modules.get(code.binary)

@@ -2,20 +2,62 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
+from typing import Final
 
 import torch
+import triton
 
+from dsjit.codegen.triton.choices import Choices, choices_file
 from dsjit.codegen.triton.compiler import compile_source
 from dsjit.codegen.triton.cuda import CudaDriver, cuda_target
 from dsjit.codegen.triton.kernels import GpuKernelCache
 from dsjit.codegen.triton.machine import GpuMachine
+from dsjit.codegen.triton.tuning import Run, Tuner
+from dsjit.ir.graph import TensorType
 
-__all__ = ["cuda_machine"]
+__all__ = ["CudaMeter", "cuda_machine"]
+
+_VERSION: Final = 1
+"""Of how candidates are measured: what an earlier version chose is forgotten."""
+
+_FLUSHED_BYTES: Final = 1 << 28
+"""More than any L2 cache holds."""
 
 
 def cuda_machine(device: torch.device) -> GpuMachine:
     """device: with an index. Raises BackendError when there is no driver."""
     stream = partial(torch._C._cuda_getCurrentRawStream, device.index)
-    kernels = GpuKernelCache(cuda_target(device), CudaDriver(stream), compile_source)
-    return GpuMachine(device, kernels, partial(torch.cuda.device, device), stream)
+    driver = CudaDriver(stream)
+    kernels = GpuKernelCache(cuda_target(device), driver, compile_source)
+    tuner = Tuner(CudaMeter(device, driver.version()), Choices(choices_file()))
+    return GpuMachine(device, kernels, partial(torch.cuda.device, device), stream, tuner)
+
+
+@dataclass(frozen=True, slots=True)
+class CudaMeter:
+    """Measures with events of the current stream. driver: its version."""
+
+    device: torch.device
+    driver: int
+
+    @property
+    def identity(self) -> str:
+        versions = (
+            f"CUDA {torch.version.cuda}, driver {self.driver}, torch {torch.__version__}, triton {triton.__version__}"
+        )
+        return f"{torch.cuda.get_device_name(self.device)}, {versions}, tuning {_VERSION}"
+
+    def allocate(self, type_: TensorType) -> torch.Tensor:
+        return torch.empty_strided(type_.shape, type_.strides, dtype=type_.dtype, device=self.device).fill_(1)
+
+    def microseconds(self, run: Run) -> float:
+        """After the L2 cache was overwritten: in a program, other steps run in between."""
+        torch.empty(_FLUSHED_BYTES, dtype=torch.uint8, device=self.device).zero_()
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return 1e3 * float(start.elapsed_time(end))

@@ -41,7 +41,7 @@ from dsjit.ir.kernel import (
     Store,
 )
 
-__all__ = ["emit_kernel"]
+__all__ = ["KernelEmitter", "Variable", "emit_kernel", "identifier"]
 
 _INDENT: Final = "    "
 
@@ -51,16 +51,16 @@ def emit_kernel(kernel: Kernel, processors: int, name: str | None = None) -> Ker
 
     The text depends on the arguments alone.
     """
-    return _Emitter(kernel, Schedule.of(kernel, processors), name or _identifier(kernel.name)).emit()
+    return KernelEmitter(kernel, Schedule.of(kernel, processors), name or identifier(kernel.name)).emit()
 
 
-def _identifier(name: str) -> str:
+def identifier(name: str) -> str:
     text = re.sub(r"\W", "_", name)
     return f"k_{text}" if text[:1].isdigit() or keyword.iskeyword(text) or text in HELPERS else text
 
 
 @dataclass(frozen=True, slots=True)
-class _Variable:
+class Variable:
     """A value of the Kernel in the source. tiles: along which it varies, by name; its shape is 1 along the others."""
 
     name: str
@@ -78,7 +78,9 @@ class _Stored:
 
 
 @dataclass(slots=True)
-class _Emitter:
+class KernelEmitter:
+    """fills: what is loaded beyond the end of a tile is 0, and not anything."""
+
     kernel: Kernel
     schedule: Schedule
     name: str
@@ -87,12 +89,13 @@ class _Emitter:
     taken: set[str] = field(default_factory=set)
     names: dict[str, str] = field(default_factory=dict)
     axes: dict[str, AxisVariable] = field(default_factory=dict)
-    values: dict[str, _Variable] = field(default_factory=dict)
-    known: dict[object, _Variable] = field(default_factory=dict)
+    values: dict[str, Variable] = field(default_factory=dict)
+    known: dict[object, Variable] = field(default_factory=dict)
     helpers: dict[str, None] = field(default_factory=dict)
     held: dict[str, dict[str, AxisVariable]] = field(default_factory=dict)
     stores: dict[str, _Stored] = field(default_factory=dict)
     loaded: set[str] = field(default_factory=set)
+    fills: bool = False
     tiles: dict[str, Tile] = field(init=False)
     layout: Layout = field(init=False)
     wide: bool = field(init=False)
@@ -114,18 +117,11 @@ class _Emitter:
         for size, name in sizes.items():
             self.names[size] = name
         self._programs()
-        for block, rows in zip(self.schedule.blocks, self.schedule.rows, strict=True):
-            if rows is None:
-                self._body(block.body, None)
-            elif rows.looped:
-                self._loop(block, rows)
-            else:
-                self._hold(block, rows)
-                self._body(block.body, rows)
+        self._blocks()
         if not self.lines:
             self._line("pass")
         params = tuple([replace(param, name=self.names[param.name]) for param in kernel.params])
-        constants = tuple([(tile.constant, tile.block) for tile in self.tiles.values()])
+        constants = tuple(dict.fromkeys([(tile.constant, tile.block) for tile in self.tiles.values()]))
         arguments = [param.name for param in params] + list(sizes.values())
         arguments += [f"{name}: tl.constexpr" for name, _ in constants]
         signature = [f"def {self.name}({', '.join(arguments)}):"]
@@ -138,6 +134,16 @@ class _Emitter:
             + "\n"
         )
         return KernelSource(self.name, text, kernel, params, tuple(sizes.values()), constants, self.schedule)
+
+    def _blocks(self) -> None:
+        for block, rows in zip(self.schedule.blocks, self.schedule.rows, strict=True):
+            if rows is None:
+                self._body(block.body, None)
+            elif rows.looped:
+                self._loop(block, rows)
+            else:
+                self._hold(block, rows)
+                self._body(block.body, rows)
 
     def _origins(self) -> list[str]:
         """Comments that say which lines of the user's the kernel computes."""
@@ -175,7 +181,7 @@ class _Emitter:
         """Bind a result of the Kernel to an expression, unless the same is known under another name."""
         variable = self.known.get(key)
         if variable is None:
-            variable = _Variable(self._fresh(result), dtype, tiles)
+            variable = Variable(self._fresh(result), dtype, tiles)
             self._line(f"{variable.name} = {text}", source)
             self.known[key] = variable
         self.values[result] = variable
@@ -319,7 +325,7 @@ class _Emitter:
         return typed_number(statement.value, statement.dtype)
 
     def _tiles_of(self, index: Index) -> frozenset[str]:
-        return frozenset({self.axes[axis].tile for axis, _ in index.terms})
+        return frozenset({tile for axis, _ in index.terms if (tile := self.axes[axis].tile)})
 
     def _index_value(self, index: Index) -> tuple[str, frozenset[str]]:
         text, tiles = index_text(index, self.axes, self.names), self._tiles_of(index)
@@ -366,7 +372,7 @@ class _Emitter:
         if masks:
             text += f", mask={' & '.join(masks)}"
         other = ""
-        if mask is not None:
+        if mask is not None or (self.fills and masks):
             other = literal(statement.other, statement.dtype)
             text += f", other={other}"
         key = ("load", statement.param, pointer, mask.name if mask else None, other)
@@ -385,7 +391,9 @@ class _Emitter:
             self.values[statement.result] = self.values[f"{statement.result}_signed"]
 
     def _store(self, statement: Store, rows: Tile | None) -> None:
-        tiles = frozenset({tile.name for tile in self.schedule.programs} | ({rows.name} if rows is not None else set()))
+        tiles = frozenset(
+            {tile.name for tile in self.layout.schedule.programs} | ({rows.name} if rows is not None else set())
+        )
         pointer = self._pointer(statement.param, statement.index, tiles, rows)
         masks = self._bounds(tiles)
         value = self.values[statement.arg]

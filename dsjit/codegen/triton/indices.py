@@ -12,7 +12,8 @@ __all__ = ["AxisVariable", "implied_bounds", "index_text", "size_text"]
 
 @dataclass(frozen=True, slots=True)
 class AxisVariable:
-    """name: of the variable that holds the axis. tile: the name of the tile that it is part of."""
+    """name: of the variable that holds the axis. tile: the name of the tile that it is part of; "" when each program
+    has one value of it."""
 
     axis: Axis
     name: str

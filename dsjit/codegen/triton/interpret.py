@@ -1,9 +1,10 @@
 """Runs Triton source in the interpreter that comes with Triton, on CPU tensors: slow, and no GPU is needed.
 
 The interpreter is a patched `triton.language` on NumPy, for one thread at a time. Some things are put right while a
-kernel runs: float32 is rounded to bfloat16 as hardware does, not truncated; a scalar that was compared is broadcast as
-a bool; the larger of a NaN and a number is the number (in versions before 3.9); reductions by any function take whole
-slices, not elements; and libdevice, which the interpreter lacks, is NumPy in the next wider float.
+kernel runs: float32 is rounded to bfloat16 as hardware does, not truncated; products of bfloat16 matrices are those of
+their numbers; a scalar that was compared is broadcast as a bool; the larger of a NaN and a number is the number (in
+versions before 3.9); reductions by any function take whole slices, not elements; and libdevice, which the interpreter
+lacks, is NumPy in the next wider float.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from dsjit.codegen.triton.function import load_function
 from dsjit.codegen.triton.source import KernelSource
 from dsjit.ir.kernel import Kernel
 
-__all__ = ["INTERPRETED_LIBDEVICE", "interpret_kernel"]
+__all__ = ["INTERPRETED_LIBDEVICE", "interpret_kernel", "interpret_source"]
 
 _PROCESSORS: Final = 1
 """Few programs of large tiles: each operation of the interpreter is one of NumPy, whatever its size."""
@@ -44,7 +45,17 @@ def interpret_kernel(
 
     Nothing checks that indices stay within the buffers.
     """
-    source, function = _interpreted(kernel)
+    interpret_source(_emitted(kernel), buffers, offsets, sizes)
+
+
+def interpret_source(
+    source: KernelSource,
+    buffers: Mapping[str, torch.Tensor],
+    offsets: Mapping[str, int] | None = None,
+    sizes: Mapping[str, int] | None = None,
+) -> None:
+    """As `interpret_kernel`, of what was emitted for some target."""
+    function, kernel = _interpreted(source), source.kernel
     starts = {name: buffer[(offsets or {}).get(name, 0) :] for name, buffer in buffers.items()}
     values = sizes or {}
     args = [*[starts[param.name] for param in kernel.params], *[values[size.name] for size in kernel.sizes]]
@@ -53,10 +64,13 @@ def interpret_kernel(
 
 
 @lru_cache(maxsize=512)
-def _interpreted(kernel: Kernel) -> tuple[KernelSource, Any]:
-    source = emit_kernel(kernel, _PROCESSORS)
-    function = load_function(source, _plain_function, INTERPRETED_LIBDEVICE)
-    return source, interpreter.InterpretedFunction(function)
+def _emitted(kernel: Kernel) -> KernelSource:
+    return emit_kernel(kernel, _PROCESSORS)
+
+
+@lru_cache(maxsize=512)
+def _interpreted(source: KernelSource) -> Any:
+    return interpreter.InterpretedFunction(load_function(source, _plain_function, INTERPRETED_LIBDEVICE))
 
 
 def _plain_function(function: Any) -> Any:
@@ -74,6 +88,7 @@ def _corrected() -> Iterator[None]:
     corrections = {
         "cast_impl": partial(_cast, builder),
         "create_splat": _splat,
+        "create_dot": _dot,
         "create_maxnumf": lambda a, b: builder.binary_op(a, b, np.fmax),
         "create_minnumf": lambda a, b: builder.binary_op(a, b, np.fmin),
     }
@@ -100,6 +115,19 @@ def _cast(builder: Any, source: Any, type_: Any) -> Any:
 def _splat(type_: Any, scalar: Any) -> Any:
     """`InterpreterBuilder.create_splat`, by the dtype of the data: the handle of a comparison states its operands'."""
     return interpreter.TensorHandle(np.full(type_.shape, scalar.data), type_.scalar)
+
+
+def _dot(a: Any, b: Any, d: Any, input_precision: Any, max_num_imprecise_acc: Any) -> Any:
+    """`InterpreterBuilder.create_dot`, of bfloat16's numbers, not their bits; products are exact, as in hardware."""
+    left, right = (_numbers(operand) for operand in (a, b))
+    return interpreter.TensorHandle(np.matmul(left, right, dtype=d.data.dtype) + d.data, d.dtype.scalar)
+
+
+def _numbers(operand: Any) -> np.ndarray[Any, Any]:
+    if operand.dtype.scalar == tl.bfloat16:
+        bits = torch.from_numpy(np.ascontiguousarray(operand.data).view(np.int16))
+        return bits.view(torch.bfloat16).float().numpy()
+    return np.asarray(operand.data, np.float32 if operand.dtype.scalar == tl.float16 else None)
 
 
 def _reduce_by_halves(self: Any, operands: tuple[Any, ...]) -> list[Any]:

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
 
+import torch
+
+from dsjit.codegen.nest import index_bounds
 from dsjit.codegen.structure import kernel_structure
 from dsjit.codegen.triton.code import GpuCode
-from dsjit.codegen.triton.emitter import emit_kernel
+from dsjit.codegen.triton.emit import candidates
 from dsjit.codegen.triton.launch import Driver, GpuKernel
 from dsjit.codegen.triton.source import KernelSource
 from dsjit.codegen.triton.target import TritonTarget
+from dsjit.codegen.triton.tuning import Run, Tuner
+from dsjit.ir.graph import TensorType
 from dsjit.ir.kernel import Kernel
 
 __all__ = ["Compiler", "GpuKernelCache", "GpuLookup"]
@@ -39,24 +44,66 @@ class GpuKernelCache:
         self.target = target
         self._driver = driver
         self._compiler = compiler
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
         self._known: dict[Hashable, GpuKernel] = {}
 
-    def compile_kernels(self, kernels: Sequence[Kernel], fast: bool) -> GpuLookup:
-        """fast: multiply-adds may be contracted. Raises BackendError when what is new cannot be compiled."""
+    def compile_kernels(self, kernels: Sequence[Kernel], fast: bool, tuner: Tuner | None = None) -> GpuLookup:
+        """fast: multiply-adds may be contracted. tuner: measures where there are several candidates; without it, the
+        cost model's first one is taken. Raises BackendError when what is new cannot be compiled."""
         texts: list[str] = []
         found: list[GpuKernel] = []
         with self._lock:
             for kernel in kernels:
-                key = (fast, kernel_structure(kernel))
-                if key not in self._known:
-                    self._known[key] = self._made(kernel, fast)
-                    texts.append(self._known[key].source.text)
-                found.append(self._known[key])
+                made, is_new = self._find(kernel, fast, tuner)
+                if is_new:
+                    texts.append(made.source.text)
+                found.append(made)
         return GpuLookup(tuple(found), len(texts), len(kernels) - len(texts), "\n\n".join(texts))
 
-    def _made(self, kernel: Kernel, fast: bool) -> GpuKernel:
-        source = emit_kernel(kernel, self.target.processors)
+    def texts(self, kernel: Kernel) -> tuple[str, ...]:
+        """What tells all the candidates for a Kernel."""
+        return tuple([f"{source.schedule.warps} {source.schedule.stages} {source.constants} {source.text}"
+                      for source in candidates(kernel, self.target)])  # fmt: skip
+
+    def trial(self, kernel: Kernel, fast: bool, buffers: Mapping[str, torch.Tensor], tuner: Tuner | None = None) -> Run:
+        """Launches the Kernel on these buffers, by the names of its params. Raises BackendError."""
+        with self._lock:
+            made, _ = self._find(kernel, fast, tuner)
+        return self._launch(made, buffers)
+
+    def _find(self, kernel: Kernel, fast: bool, tuner: Tuner | None) -> tuple[GpuKernel, bool]:
+        key = (fast, tuner is not None, kernel_structure(kernel))
+        is_new = key not in self._known
+        if is_new:
+            self._known[key] = self._made(kernel, fast, tuner)
+        return self._known[key], is_new
+
+    def _made(self, kernel: Kernel, fast: bool, tuner: Tuner | None) -> GpuKernel:
+        found = [self._compiled(source, fast) for source in candidates(kernel, self.target)]
+        if tuner is None or len(found) == 1:
+            return found[0]
+        types = {
+            param.name: TensorType((high + 1,), param.dtype, (1,), torch.device("cpu"))
+            for param, (_, high) in zip(kernel.params, index_bounds(kernel), strict=True)
+        }
+        buffers: dict[str, torch.Tensor] = {}
+
+        def run(made: GpuKernel) -> Run:
+            for name, type_ in types.items():
+                if name not in buffers:
+                    buffers[name] = tuner.meter.allocate(type_)
+            return self._launch(made, buffers)
+
+        return found[tuner.best(self.texts(kernel), [partial(run, made) for made in found])]
+
+    def _launch(self, made: GpuKernel, buffers: Mapping[str, torch.Tensor]) -> Run:
+        source = made.source
+        addresses = tuple([buffers[param.name].data_ptr() for param in source.kernel.params])
+        variant = made.variant(tuple([address % 16 == 0 for address in addresses]))
+        queue = self._driver.prepare(variant.function, source.schedule.program_count({}), variant.code)
+        return lambda: (queue(addresses), buffers)  # the buffers live as long
+
+    def _compiled(self, source: KernelSource, fast: bool) -> GpuKernel:
         return GpuKernel(source, self._driver, partial(self._compile, source, fast))
 
     def _compile(self, source: KernelSource, fast: bool, aligned: tuple[bool, ...]) -> GpuCode:

@@ -44,17 +44,19 @@ class Tile:
     """A flat range over `axes` (the last one fastest), cut into blocks of `block` elements, a power of 2.
 
     name: of the variable that runs over it. looped: whether one program covers it in a loop.
+    shares: the name of another tile of the same size, whose constant it uses; its own when empty.
     """
 
     name: str
     axes: tuple[Axis, ...]
     block: int
     looped: bool = False
+    shares: str = ""
 
     @property
     def constant(self) -> str:
         """What the source calls `block`."""
-        return f"{self.name.upper()}BLOCK"
+        return f"{(self.shares or self.name).upper()}BLOCK"
 
     @property
     def known_size(self) -> int | None:
@@ -78,12 +80,14 @@ class Schedule:
 
     blocks: the Kernel's, their axes merged. rows: of each of these blocks, the tile over its axes; None when it has
     none. A tile that several blocks share is one object.
+    stages: of the pipeline of loads in a loop; None for what Triton has by default.
     """
 
     programs: tuple[Tile, ...]
     blocks: tuple[Block, ...]
     rows: tuple[Tile | None, ...]
     warps: int
+    stages: int | None = None
 
     @staticmethod
     def of(kernel: Kernel, processors: int) -> Schedule:

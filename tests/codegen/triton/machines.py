@@ -11,12 +11,13 @@ from functools import partial
 import torch
 
 from dsjit.codegen.triton.code import GpuCode
-from dsjit.codegen.triton.interpret import interpret_kernel
+from dsjit.codegen.triton.interpret import interpret_source
 from dsjit.codegen.triton.kernels import GpuKernelCache
 from dsjit.codegen.triton.launch import Queue
 from dsjit.codegen.triton.machine import GpuMachine
 from dsjit.codegen.triton.source import KernelSource
 from dsjit.codegen.triton.target import TritonTarget
+from dsjit.codegen.triton.tuning import Tuner
 
 OWN_PARAMETERS = 2
 """What Triton's functions take after a kernel's own arguments."""
@@ -52,7 +53,7 @@ class InterpretingDriver:
         sizes = {size.name: words[len(buffers) + number] for number, size in enumerate(source.kernel.sizes)}
         assert programs == source.schedule.program_count(sizes)
         self.launched.append((source.name, programs))
-        interpret_kernel(source.kernel, buffers, sizes=sizes)
+        interpret_source(source, buffers, sizes=sizes)
 
 
 def at_address(address: int, dtype: torch.dtype) -> torch.Tensor:
@@ -61,6 +62,6 @@ def at_address(address: int, dtype: torch.dtype) -> torch.Tensor:
     return torch.frombuffer(element, dtype=dtype)
 
 
-def interpreting_machine(driver: InterpretingDriver) -> GpuMachine:
+def interpreting_machine(driver: InterpretingDriver, tuner: Tuner | None = None) -> GpuMachine:
     kernels = GpuKernelCache(TritonTarget.parse("cuda:sm_90"), driver, code_of)
-    return GpuMachine(torch.device("cpu"), kernels, contextlib.nullcontext, lambda: 7)
+    return GpuMachine(torch.device("cpu"), kernels, contextlib.nullcontext, lambda: 7, tuner)

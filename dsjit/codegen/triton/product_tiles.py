@@ -1,0 +1,86 @@
+"""Which tiles to try for a matrix product: a model of what each costs on the target.
+
+A program adds up one tile of the result. Time is the larger of two: arithmetic at the rate of the matrix units (a small
+tile does not keep them busy), and traffic between the L2 cache and the processors, since each program reads its rows
+and columns whole. Programs run in waves, one or more a processor; the last wave may be nearly empty.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import torch
+
+from dsjit.codegen.triton.contraction import Contraction, ProductTile
+from dsjit.codegen.triton.target import TritonTarget
+
+__all__ = ["product_tiles", "shared_bytes"]
+
+_CHOICES: Final = 4
+"""Candidates for each product: few and good."""
+
+_SHAPES: Final = (
+    (128, 256, 8), (256, 128, 8), (128, 128, 8), (128, 64, 4), (64, 128, 4), (64, 64, 4), (64, 32, 4), (32, 64, 4),
+    (32, 32, 4), (16, 64, 4), (64, 16, 4), (16, 32, 2), (16, 16, 1),
+)  # fmt: skip
+"""Rows, columns, warps: at most 128 sums for each thread."""
+
+_SCALAR_SHAPES: Final = ((64, 64, 8), (64, 32, 4), (32, 64, 4), (32, 32, 4), (16, 32, 2), (16, 16, 1))
+"""For exact float32, which is multiplied by ordinary units with operands in registers."""
+
+_FLOPS_PER_CLOCK: Final = {"matrix": 4096, "tf32": 2048, "scalar": 256}
+"""Of one processor of an H100: the peak rates of NVIDIA's data sheet, by processors and clock. Other targets are ranked
+by the same ratios."""
+
+_L2_BYTES_PER_CLOCK: Final = 64
+"""For one processor, about."""
+
+_FULL_RATE: Final = 128 * 128
+"""Elements of a tile from which on the matrix units are kept busy, about."""
+
+
+def product_tiles(contraction: Contraction, target: TritonTarget) -> tuple[ProductTile, ...]:
+    """At least one, the best by the model first; the pipeline of each is within the target's shared memory."""
+    scalar = contraction.operand is torch.float32 and contraction.precision == "exact"
+    found: list[ProductTile] = []
+    for rows, columns, warps in _SCALAR_SHAPES if scalar else _SHAPES:
+        for depth in (16, 32) if scalar else (32, 64, 128):
+            stages = 4
+            while stages > 1 and _bytes(rows, columns, depth, stages, contraction) > target.shared_bytes:
+                stages -= 1
+            tile = ProductTile(rows, columns, depth, warps, stages)
+            if shared_bytes(tile, contraction) <= target.shared_bytes and _is_worth(tile, contraction):
+                found.append(tile)
+    found.sort(key=lambda tile: _clocks(tile, contraction, target, scalar))
+    return tuple(found[:_CHOICES]) or (ProductTile(16, 16, 16, 1, 1),)
+
+
+def shared_bytes(tile: ProductTile, contraction: Contraction) -> int:
+    """What the pipeline of loads holds of both operands."""
+    return _bytes(tile.rows, tile.columns, tile.depth, tile.stages, contraction)
+
+
+def _bytes(rows: int, columns: int, depth: int, stages: int, contraction: Contraction) -> int:
+    return stages * depth * (rows + columns) * contraction.operand.itemsize
+
+
+def _is_worth(tile: ProductTile, contraction: Contraction) -> bool:
+    """Whether no side of the tile is twice what there is along it, or more (beyond the least that there can be)."""
+    _, rows, columns, depth = contraction.sizes
+    sides = ((tile.rows, rows), (tile.columns, columns), (tile.depth, depth))
+    return all(side < 2 * size or side == 16 for side, size in sides)
+
+
+def _clocks(tile: ProductTile, contraction: Contraction, target: TritonTarget, scalar: bool) -> float:
+    batch, rows, columns, depth = contraction.sizes
+    programs = batch * -(-rows // tile.rows) * -(-columns // tile.columns)
+    resident = max(1, min(4, target.shared_bytes // max(1, shared_bytes(tile, contraction)), 16 // tile.warps))
+    waves = -(-programs // (target.processors * resident))
+    steps = -(-depth // tile.depth)
+    kind = "scalar" if scalar else "tf32" if contraction.operand is torch.float32 else "matrix"
+    busy = 1.0 if scalar else min(1.0, (tile.rows * tile.columns * resident / _FULL_RATE) ** 0.5)
+    flops = 2 * tile.rows * tile.columns * tile.depth / (_FLOPS_PER_CLOCK[kind] * busy)
+    traffic = tile.depth * (tile.rows + tile.columns) * contraction.operand.itemsize / _L2_BYTES_PER_CLOCK
+    # Each step waits for its loads, unless enough of them are on the way.
+    waiting = 400 / max(1, tile.stages * resident)
+    return waves * (resident * steps * max(flops, traffic) + steps * waiting)
