@@ -4,13 +4,15 @@ Double precision: every op that computes floats computes float64. What is no flo
 goes eager's way where a comparison is close; so are random numbers, and results of ops that have no float64 kernel.
 
 Uncertainty: the Graph is run in double precision once more with each operand of each op moved at random by up to one
-unit of roundoff of its own dtype. How far a result moves is how far a correct computation in that dtype may be off,
-whatever the order of its sums. (Monte Carlo arithmetic: Parker, UCLA CSD-970002, 1997; the idea is Vignes's, 1974.)
+unit of roundoff of its own dtype, and so are the steps inside some ops (`dsjit.oracle.roundings`). How far a result
+moves is how far a correct computation in that dtype may be off, whatever the order of its sums. (Monte Carlo
+arithmetic: Parker, UCLA CSD-970002, 1997; the idea is Vignes's, 1974.)
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -20,6 +22,7 @@ from dsjit.ir.graph import Arg, Graph, Node, Value
 from dsjit.ops.properties import is_undefined, shares_memory
 from dsjit.oracle.exactness import chooses, exact_values
 from dsjit.oracle.measure import same_values, ulp_distance
+from dsjit.oracle.roundings import STEPS, Roundings
 from dsjit.passes.reference import evaluate_node
 
 __all__ = ["Reference", "laid_out_as", "run_with_precision", "within_error"]
@@ -114,12 +117,18 @@ def run_with_precision(
             eager.update(zip(node.outputs, results, strict=True))
             precise.update(zip(node.outputs, _evaluate_widely(node, precise, results), strict=True))
             moved = noisy if shares_memory(node.op) or chooses(node.op) else _moved(node, noisy, generator)
-            noisy.update(zip(node.outputs, _evaluate_widely(node, moved, results), strict=True))
+            with Roundings(_unit(results[0].dtype), generator) if node.op in STEPS else nullcontext():
+                noisy.update(zip(node.outputs, _evaluate_widely(node, moved, results), strict=True))
             for value in last.get(position, ()):
                 if keep is not None and value not in keep:
                     del eager[value], precise[value], noisy[value]
     undefined = frozenset([value for node in graph.nodes if is_undefined(node.op) for value in node.outputs])
     return Reference(eager, precise, noisy, exact, undefined)
+
+
+def _unit(dtype: torch.dtype) -> float:
+    """What ops on `dtype` compute with inside: narrow floats are float32 there."""
+    return min(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
 
 
 def _last_uses(graph: Graph) -> dict[int, list[Value]]:
