@@ -57,6 +57,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path("build/fuzz"))
     parser.add_argument("--only", type=int, help="play this program of the seed, and print it")
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--again", action="store_true", help="only play the programs that differed")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.only is not None:
@@ -64,6 +65,9 @@ def main() -> int:
     options.folder.mkdir(parents=True, exist_ok=True)
     path = options.folder / f"seed-{options.seed}.json"
     run = Run(**json.loads(path.read_text())) if path.exists() else Run(options.seed)
+    if options.again:
+        _play_again(run, path)
+        return 1 if run.differing else 0
     if options.batch is not None:
         _play_batch(run, min(options.batch, options.programs), options.folder, path)
         return 0
@@ -82,25 +86,30 @@ def _play_one(seed: int, number: int) -> int:
 
 
 def _play_all(run: Run, programs: int, folder: Path, path: Path) -> None:
-    for number in list(run.differing):
-        command = [sys.executable, "-m", "tests.fuzz", "--seed", str(run.seed), "--only", str(number)]
-        if not subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode:
-            run.differing.remove(number)
-            run.mended.append(number)
-    path.write_text(json.dumps(asdict(run)))
+    own = [sys.executable, "-m", "tests.fuzz", "--seed", str(run.seed), "--folder", str(folder)]
+    if run.differing:
+        subprocess.run([*own, "--again"], check=False)
+        run = Run(**json.loads(path.read_text()))
     columns = (TextColumn("programs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, disable=not sys.stderr.isatty(), console=Console(stderr=True)) as progress:
         task = progress.add_task("programs", total=programs, completed=run.next)
         while run.next < programs:
-            arguments = ["--seed", str(run.seed), "--programs", str(programs), "--folder", str(folder)]
-            command = [sys.executable, "-m", "tests.fuzz", *arguments, "--batch", str(run.next + BATCH)]
-            finished = subprocess.run(command, check=False)
+            arguments = ["--programs", str(programs), "--batch", str(run.next + BATCH)]
+            finished = subprocess.run([*own, *arguments], check=False)
             run = Run(**json.loads(path.read_text()))
             if finished.returncode:  # it died on program `next`
                 _keep(run, run.next, f"the process ended with {finished.returncode}", folder)
                 run.next += 1
                 path.write_text(json.dumps(asdict(run)))
             progress.update(task, completed=run.next)
+
+
+def _play_again(run: Run, path: Path) -> None:
+    for number in list(run.differing):
+        if not _played(run.seed, number).differences:
+            run.differing.remove(number)
+            run.mended.append(number)
+    path.write_text(json.dumps(asdict(run)))
 
 
 def _play_batch(run: Run, end: int, folder: Path, path: Path) -> None:
