@@ -151,6 +151,10 @@ def _capture_blame(
         if maker is not None:
             text = f"every program computes what its Graph says, but {first.path} is not what this op made of it"
             return Blame("capture", "result", str(maker.op), maker.source.file, maker.source.line, text)
+    made_by = precise.makers.get(first.path)
+    if made_by is not None:
+        text = f"every program computes what its Graph says, but {first.path} is what this op makes there, not eager's"
+        return Blame("capture", "result", str(made_by.op), made_by.source.file, made_by.source.line, text)
     place = storing_line(function, first.path)
     text = f"every program computes what its Graph says, but {first.path} is not as eager leaves it"
     return Blame("capture", "effect", first.path, *place, text)
