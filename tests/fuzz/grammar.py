@@ -203,8 +203,8 @@ def sensitive_row(row: OpRow) -> bool:
 
 
 def finite_row(row: OpRow) -> bool:
-    """Whether eager itself answers otherwise for infinities, from one place in a tensor to the next."""
-    return _base(row) in ("gelu", "gelu_backward")
+    """Whether eager itself answers otherwise for infinities or NaN, from one place in a tensor to the next."""
+    return _base(row) in ("gelu", "gelu_backward", "signbit", "copysign")
 
 
 def exact_row(row: OpRow) -> bool:
