@@ -23,6 +23,7 @@ from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.views import Views
 from dsjit.ir.graph import UNKNOWN_SOURCE, Graph, Node, Source, Value
 from dsjit.ops.generator import generator_state, set_generator_state
+from dsjit.oracle.measure import same_values
 from dsjit.oracle.reference import Reference, run_with_precision
 from dsjit.oracle.subgraph import part_of
 from dsjit.passes.reference import evaluate_node, run_reference
@@ -186,9 +187,11 @@ def _step_fault(
     if part is None:
         return None
     inputs = [reference.eager[value] for value in part.inputs]
-    local = run_with_precision(part, inputs)
     program = assemble(part, [step], compiled.native, compiled.views, compiled.kernels, watch=StepWatch())
     kind, name = _name(step)
+    if _gives_eagers_bits(part, reference, program, inputs):
+        return None
+    local = run_with_precision(part, inputs)
     wrong = _wrong_output(part, local, program, inputs)
     if wrong is None:
         return None
@@ -221,6 +224,15 @@ def _part_of_step(compiled: CompiledGraph, step: Step) -> Graph | None:
             return None
         reads, outputs = tuple(compiled.views.base(value) for value in node.inputs()), node.outputs
     return part_of(compiled.optimized, outputs, set(reads), _name(step)[1])
+
+
+def _gives_eagers_bits(part: Graph, reference: Reference, run: Run, inputs: Sequence[torch.Tensor]) -> bool:
+    """Whether `part` needs no judge: most steps have the very bits that eager has."""
+    try:
+        found = run(copies(inputs))
+    except Exception:
+        return False
+    return all(same_values(tensor, reference.eager[value]) for value, tensor in zip(part.outputs, found, strict=True))
 
 
 def _wrong_output(

@@ -7,12 +7,12 @@ it decides as eager does. Tensors are made from the Graphs' outputs by the same 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from dsjit.ir.graph import Graph, Value
+from dsjit.ir.graph import Graph, Node, Value
 from dsjit.ops.generator import generator_state, set_generator_state
 from dsjit.oracle.fault import copies
 from dsjit.oracle.reference import Reference, laid_out_as, run_with_precision
@@ -35,12 +35,13 @@ class Precise:
 @dataclass(frozen=True, slots=True)
 class PreciseCall:
     """tensors: by path. captured: the call's own capture, and its input tensors as they were before. reason: why there
-    is nothing, if so."""
+    is nothing, if so. makers: by path, the op that makes a result, or what the call leaves there."""
 
     tensors: dict[str, Precise]
     captured: Capture | None
     reason: str = ""
     inputs: tuple[torch.Tensor, ...] = ()
+    makers: Mapping[str, Node] = field(default_factory=dict)
 
 
 def capture_precisely(
@@ -63,8 +64,8 @@ def capture_precisely(
             return PreciseCall({}, captured, reason)
         set_generator_state(drawn)
         inputs = [before.get(id(tensor), tensor) for tensor in captured.given]
-        tensors = _run(captured, captured.recipe, inputs, (args, kwargs), reachable)
-        return PreciseCall(tensors, captured, "", tuple(inputs))
+        tensors, makers = _run(captured, captured.recipe, inputs, (args, kwargs), reachable)
+        return PreciseCall(tensors, captured, "", tuple(inputs), makers)
     finally:
         set_generator_state(after)
         if captured.observer is not None:
@@ -73,7 +74,7 @@ def capture_precisely(
 
 def _run(
     captured: Capture, recipe: Recipe, inputs: list[torch.Tensor], call: Any, reachable: Mapping[str, torch.Tensor]
-) -> dict[str, Precise]:
+) -> tuple[dict[str, Precise], dict[str, Node]]:
     eager: dict[int, torch.Tensor] = dict(zip(captured.inputs, inputs, strict=True))
     wide: dict[int, Precise] = {}
     reference = Reference()
@@ -99,13 +100,17 @@ def _run(
         for values in (reference.precise, reference.moved, flags)
     )
     found = {path: Precise(precise[path], moved[path], bool(exact[path].all())) for path in precise}
+    made_as = {id(reference.precise[value]): value for value in graph.outputs}
+    values = {path: made_as[id(tensor)] for path, tensor in precise.items() if id(tensor) in made_as}
     given_as = {id(tensor): number for tensor, number in zip(captured.given, captured.inputs, strict=True)}
     written = {write.target.id: write.value for write in graph.writes}
     for path, tensor in reachable.items():
         left = written.get(given_as.get(id(tensor), -1))
         if left is not None:
             found[path] = Precise(reference.precise[left], reference.moved[left], left in reference.exact)
-    return found
+            values[path] = left
+    producers = graph.producers()
+    return found, {path: producers[value] for path, value in values.items() if value in producers}
 
 
 def _ends(graph: Graph, values: Mapping[Value, torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

@@ -81,6 +81,8 @@ class _Reader:
         if isinstance(value, torch.Tensor):
             self.tensors[path] = value
             self.found[path] = self._tensor(value, known)
+            if known == path and value.is_leaf and value.grad is not None:
+                yield f"{path}.grad", value.grad
             return
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
         self.found[path] = f"{kind}, the same as {known}" if known != path else kind

@@ -1,8 +1,9 @@
 """A long run of the fuzzer: `python -m tests.fuzz --programs 100000 --seed 0`.
 
 Program number n of a seed is always the same, and a run goes on where the last one of its seed ended (`--folder` holds
-its state, and a file for each difference: reduced, with the differences on top, and runnable by itself). What crashes
-the process is a difference, too: each batch of programs runs in a process of its own.
+its state, and a file for each difference: reduced, with the differences on top, and runnable by itself). It begins with
+the programs that differed then, which may have been mended since. What crashes the process is a difference, too: each
+batch of programs runs in a process of its own.
 
     python -m tests.fuzz --seed 0 --only 1234       play one program, print it and what differs
 """
@@ -10,6 +11,7 @@ the process is a difference, too: each batch of programs runs in a process of it
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import subprocess
 import sys
@@ -27,14 +29,16 @@ from tests.fuzz.draw import numbered_program
 from tests.fuzz.play import Played, play_program
 from tests.fuzz.reduce import reduced
 
-BATCH = 500
+BATCH = 4000
+"""Programs to a process: torch is imported anew in each."""
 
 
 @dataclass(slots=True)
 class Run:
     """What a long run has done so far. next: the first program that was not played. seconds: of work.
 
-    differing: numbers of programs that differ. judged: tensors that differ in their last bits, and are right.
+    differing: numbers of programs that differ. mended: of those that did once. judged: tensors that differ in their
+    last bits, and are right.
     """
 
     seed: int
@@ -43,6 +47,7 @@ class Run:
     calls: dict[str, int] = field(default_factory=dict)
     judged: int = 0
     differing: list[int] = field(default_factory=list)
+    mended: list[int] = field(default_factory=list)
 
 
 def main() -> int:
@@ -52,6 +57,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, default=Path("build/fuzz"))
     parser.add_argument("--only", type=int, help="play this program of the seed, and print it")
     parser.add_argument("--batch", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--again", action="store_true", help="only play the programs that differed")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.only is not None:
@@ -59,6 +65,9 @@ def main() -> int:
     options.folder.mkdir(parents=True, exist_ok=True)
     path = options.folder / f"seed-{options.seed}.json"
     run = Run(**json.loads(path.read_text())) if path.exists() else Run(options.seed)
+    if options.again:
+        _play_again(run, path)
+        return 1 if run.differing else 0
     if options.batch is not None:
         _play_batch(run, min(options.batch, options.programs), options.folder, path)
         return 0
@@ -77,13 +86,16 @@ def _play_one(seed: int, number: int) -> int:
 
 
 def _play_all(run: Run, programs: int, folder: Path, path: Path) -> None:
+    own = [sys.executable, "-m", "tests.fuzz", "--seed", str(run.seed), "--folder", str(folder)]
+    if run.differing:
+        subprocess.run([*own, "--again"], check=False)
+        run = Run(**json.loads(path.read_text()))
     columns = (TextColumn("programs"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, disable=not sys.stderr.isatty(), console=Console(stderr=True)) as progress:
         task = progress.add_task("programs", total=programs, completed=run.next)
         while run.next < programs:
-            arguments = ["--seed", str(run.seed), "--programs", str(programs), "--folder", str(folder)]
-            command = [sys.executable, "-m", "tests.fuzz", *arguments, "--batch", str(run.next + BATCH)]
-            finished = subprocess.run(command, check=False)
+            arguments = ["--programs", str(programs), "--batch", str(run.next + BATCH)]
+            finished = subprocess.run([*own, *arguments], check=False)
             run = Run(**json.loads(path.read_text()))
             if finished.returncode:  # it died on program `next`
                 _keep(run, run.next, f"the process ended with {finished.returncode}", folder)
@@ -92,9 +104,19 @@ def _play_all(run: Run, programs: int, folder: Path, path: Path) -> None:
             progress.update(task, completed=run.next)
 
 
+def _play_again(run: Run, path: Path) -> None:
+    for number in list(run.differing):
+        if not _played(run.seed, number).differences:
+            run.differing.remove(number)
+            run.mended.append(number)
+    path.write_text(json.dumps(asdict(run)))
+
+
 def _play_batch(run: Run, end: int, folder: Path, path: Path) -> None:
     calls, start = Counter(run.calls), time.monotonic()
     done = run.seconds
+    gc.freeze()  # torch and dsjit themselves need not be searched again and again
+    gc.set_threshold(20_000, 20, 20)
     for number in range(run.next, end):
         run.next = number
         path.write_text(json.dumps(asdict(run)))
@@ -127,10 +149,11 @@ def _keep(run: Run, number: int, text: str, folder: Path) -> None:
 
 def _report(run: Run, console: Console) -> None:
     table = Table(
-        "seed", "programs", "calls compiled", "traced", "eager", "in the last bits", "differing", "programs/s"
+        "seed", "programs", "calls compiled", "traced", "eager", "in the last bits", "mended", "differing", "programs/s"
     )
     calls = Counter(run.calls)
-    counts = (run.seed, run.next, calls["compiled"], calls["traced"], calls["eager"], run.judged, len(run.differing))
+    ways = (calls["compiled"], calls["traced"], calls["eager"])
+    counts = (run.seed, run.next, *ways, run.judged, len(run.mended), len(run.differing))
     table.add_row(*map(str, counts), f"{run.next / max(run.seconds, 1e-9):.1f}")
     console.print(table)
     for number in run.differing:

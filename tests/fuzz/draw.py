@@ -17,7 +17,7 @@ import torch
 from hypothesis import strategies as st
 
 from dsjit.testing.strategies import LAYOUTS, TensorSpec
-from tests.fuzz.grammar import DIFFERENTIABLE, FAMILIES, NUMBERS, TABLE, arity, exact_row, sensitive_row
+from tests.fuzz.grammar import DIFFERENTIABLE, FAMILIES, NUMBERS, TABLE, arity, exact_row, finite_row, sensitive_row
 from tests.fuzz.program import FuzzProgram
 from tests.fuzz.scope import MOST_ELEMENTS, Scope, Traits
 
@@ -182,6 +182,8 @@ class Drawer:
         traits = self.scope.traits_of(*arguments.values())
         for name in call.conditions:
             arguments[name] = f"{arguments[name]}.bool()"
+        if finite_row(call.row):
+            arguments = {name: f"{text}.nan_to_num().clamp(-99, 99)" for name, text in arguments.items()}
         parameters = self.pick(call.parameters)
         arguments |= parameters | {name: str(self.pick(NUMBERS)) for name in call.numbers}
         if any(text in ("inf", "nan") for text in arguments.values()):

@@ -127,9 +127,11 @@ FAMILIES: Final[Mapping[str, Family]] = {
          "torch.nn.functional.scaled_dot_product_attention({0}, {0}, {0})"), 3, rounded=True, tame=True, floating=True,
     ),
     "smooth": Family(
-        ("{0}.exp()", "torch.sigmoid({0})", "{0}.tanh()", "{0}.sin()", "{0}.cos()", "torch.nn.functional.gelu({0})",
+        ("{0}.exp()", "torch.sigmoid({0})", "{0}.tanh()", "{0}.sin()", "{0}.cos()",
+         "torch.nn.functional.gelu({0}.nan_to_num().clamp(-99, 99))",
          "torch.nn.functional.silu({0})", "torch.nn.functional.softplus({0})", "{0}.expm1()", "{0}.erf()",
-         "{0}.atan()", "torch.nn.functional.gelu({0}, approximate='tanh')", "{0}.abs().add(1).log()",
+         "{0}.atan()", "torch.nn.functional.gelu({0}.nan_to_num().clamp(-99, 99), approximate='tanh')",
+         "{0}.abs().add(1).log()",
          "{0}.abs().add(0.5).rsqrt()", "{0}.square().add(1).sqrt()", "{0}.abs().log1p()", "{0}.sinh()",
          "torch.atan2({0}, {1})", "({0}.abs() + 0.5) ** 1.5", "torch.logaddexp({0}, {1})", "torch.lerp({0}, {1}, 0.3)",
          "torch.addcmul({0}, {0}, {1}, value=0.5)", "torch.nn.functional.elu({0})", "{0} ** 3"), 6,
@@ -198,6 +200,11 @@ def sensitive_row(row: OpRow) -> bool:
     name = _base(row)
     logical = name.startswith(("logical", "bitwise", "__", "isnan"))
     return name in _SENSITIVE or logical or name.endswith("_backward") or "_mode" in row.name
+
+
+def finite_row(row: OpRow) -> bool:
+    """Whether eager itself answers otherwise for infinities or NaN, from one place in a tensor to the next."""
+    return _base(row) in ("gelu", "gelu_backward", "signbit", "copysign")
 
 
 def exact_row(row: OpRow) -> bool:

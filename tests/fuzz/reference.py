@@ -12,14 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from types import CodeType
-from typing import Any, ClassVar
+from typing import Final
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from dsjit.api.entry import session
-from dsjit.oracle.exactness import chooses
 from dsjit.oracle.reference import within_error
+from dsjit.oracle.roundings import Roundings
 from dsjit.testing.strategies import TensorSpec
 from dsjit.verification.precise import Precise, capture_precisely
 from tests.conformance.state import Leaf, StateReader, TensorRecord
@@ -27,6 +26,8 @@ from tests.fuzz.call import call
 from tests.fuzz.program import compiled_script
 
 __all__ = ["Reference"]
+
+UNIT: Final = torch.finfo(torch.float32).eps
 
 
 class Reference:
@@ -79,15 +80,16 @@ class Reference:
             return capture_precisely(target, args, {}, dict(reader.tensors), "fuzzed").tensors
 
     def _in_double(self) -> dict[str, Precise]:
-        precise, moved = self._play_in_double(0.0), self._play_in_double(1.0)
+        precise, moved = self._play_in_double(0.0), self._play_in_double(UNIT)
         return {path: Precise(precise[path], moved[path], False) for path in precise if path in moved}
 
-    def _play_in_double(self, noise: float) -> dict[str, torch.Tensor]:
+    def _play_in_double(self, unit: float) -> dict[str, torch.Tensor]:
         script = compiled_script(self.code, _Wide)
         turns = script(lambda function: function)
+        generator = torch.Generator().manual_seed(0)
         for number in range(self.number + 1):
             function, args = next(turns)
-            with _Rounding(noise):
+            with Roundings(unit, generator):
                 result, _ = call(function, args, number, True)
         reader = StateReader(getattr(script, "__globals__", {}))
         roots = {f"args[{n}]": value for n, value in enumerate(args)} | {"function": function, "result": result}
@@ -101,28 +103,3 @@ class _Wide(TensorSpec):
     def _filled(self, shape: tuple[int, ...]) -> torch.Tensor:
         filled = super()._filled(shape)
         return filled.double() if filled.is_floating_point() else filled
-
-
-class _Rounding(TorchDispatchMode):
-    """Moves what each op computes by up to `noise` units of roundoff of float32. What an op chooses stays: a backward
-    looks for the very element."""
-
-    unit: ClassVar[float] = torch.finfo(torch.float32).eps
-
-    def __init__(self, noise: float) -> None:
-        super().__init__()
-        self.noise = noise
-        self.generator = torch.Generator().manual_seed(0)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        schema = func._schema
-        if not self.noise or schema.is_mutable or chooses(func):
-            return result
-        if any(each.alias_info is not None for each in schema.returns):
-            return result
-        for tensor in result if isinstance(result, tuple | list) else (result,):
-            if isinstance(tensor, torch.Tensor) and tensor.dtype is torch.float64:
-                noise = torch.rand(tensor.shape, generator=self.generator, dtype=torch.float64) * 2 - 1
-                tensor.mul_(1 + self.unit * self.noise * noise)
-        return result

@@ -1,4 +1,7 @@
-"""Whole random programs are as eager, in everything that can be seen; and the fuzzer would tell."""
+"""Whole random programs are as eager, in everything that can be seen; and the fuzzer would tell.
+
+`tests/property` is for chains of ops alone, of which every bit is eager's.
+"""
 
 from __future__ import annotations
 

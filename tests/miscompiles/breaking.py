@@ -15,7 +15,9 @@ from dsjit.codegen.llvm import casts, reductions, spellings
 from dsjit.fusion import planner
 from dsjit.ir.graph import Graph, Node
 from dsjit.ops import table
+from dsjit.ops.python_numbers import compute
 from dsjit.passes.pipeline import PASSES
+from dsjit.trace.numbers.tables import TYPES
 from dsjit.trace.reads.facts import Constant
 from tests.miscompiles.harness import Breaks
 
@@ -39,7 +41,9 @@ __all__ = [
     "other_scalar",
     "places_exchanged",
     "reversed_results",
+    "rounding_conversion",
     "row_of",
+    "second_operand_of_sums",
     "shifted_slice",
     "spelling",
     "swapped",
@@ -219,3 +223,21 @@ def places_exchanged(info: Any) -> Any:
     """Of a concatenation: each operand lies where its counterpart from the other end belongs."""
     pairs = zip(info.operands, reversed(info.operands), strict=True)
     return replace(info, operands=tuple(replace(operand, offset=other.offset) for operand, other in pairs))
+
+
+def rounding_conversion(original: Any) -> Any:
+    def broken(self: Any, value: Any, kind: type[float]) -> Any:
+        if value.type == TYPES[kind]:
+            return value
+        return self._recorder.emit(compute, (kind, round, value), {}, TYPES[kind])
+
+    return broken
+
+
+def second_operand_of_sums(original: Any) -> Any:
+    """A sum that is written leaves out what was there."""
+
+    def broken(self: Any, pure: Any, args: Any, *others: Any) -> Any:
+        return (args[1],) if pure is torch.ops.aten.add.Tensor else original(self, pure, args, *others)
+
+    return broken

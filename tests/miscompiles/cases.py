@@ -16,7 +16,10 @@ from dsjit.passes import cse, fold_constants
 from dsjit.trace.effects import replay
 from dsjit.trace.guards import guard as guards
 from dsjit.trace.looks import outcome
+from dsjit.trace.numbers import numbers, tables
 from dsjit.trace.recording import memory as trace_memory
+from dsjit.trace.recording import recorder
+from dsjit.trace.training import optimizers
 from tests.miscompiles import programs
 from tests.miscompiles.breaking import (
     HALVES,
@@ -36,7 +39,9 @@ from tests.miscompiles.breaking import (
     other_scalar,
     places_exchanged,
     reversed_results,
+    rounding_conversion,
     row_of,
+    second_operand_of_sums,
     shifted_slice,
     spelling,
     swapped,
@@ -404,5 +409,49 @@ MISCOMPILES: tuple[Miscompile, ...] = (
         programs.Counter,
         ("calls",),
         floats((7, 5)),
+    ),
+    # -- numbers taken out of tensors
+    Miscompile(
+        "truncation_missed",
+        "`int(number)` rounds to the nearest",
+        attribute(numbers.Numbers, "convert", rounding_conversion),
+        programs.half,
+        ("mul",),
+        given(*[(torch.tensor([2.0, 3.5]),)] * 2),
+    ),
+    Miscompile(
+        "number_added",
+        "a number is added, not taken away",
+        entry(tables.BINARY, "sub", lambda op: torch.ops.aten.add.Tensor),
+        programs.rest,
+        ("mul",),
+        given(*[(torch.tensor([2.0, 3.5]),)] * 2),
+    ),
+    # -- training
+    Miscompile(
+        "decay_lost",
+        "an update leaves weight decay out",
+        attribute(
+            optimizers, "_descent", lambda f: lambda writer, call, grad, value, decay: f(writer, call, grad, value, 0)
+        ),
+        programs.Descent,
+        ("add",),
+        floats((5,), times=3),
+    ),
+    Miscompile(
+        "bias_correction",
+        "the bias of an average is corrected twice as far",
+        attribute(optimizers, "_correction", lambda f: lambda writer, beta, count: f(writer, beta * beta, count)),
+        programs.AdamDescent,
+        ("add",),
+        floats((5,), times=3),
+    ),
+    Miscompile(
+        "accumulation_lost",
+        "a gradient replaces the one that was there",
+        attribute(recorder.Recorder, "_call_functional", second_operand_of_sums),
+        programs.Accumulation,
+        ("mul",),
+        floats((5,), times=3),
     ),
 )

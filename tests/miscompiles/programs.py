@@ -241,3 +241,55 @@ class Counter(torch.nn.Module):
     def forward(self, x):
         self.calls = self.calls + x.dim()  # here
         return x * 2
+
+
+def half(x):
+    y = x + 1
+    return y * int(x.sum().item() * 0.5)  # here
+
+
+def rest(x):
+    y = x + 1
+    return y * (x.sum().item() - 3.0)  # here
+
+
+class Descent(torch.nn.Module):
+    """A whole training step."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(5))
+        self.optimizer = torch.optim.SGD([self.weight], lr=0.1, weight_decay=0.5)
+
+    def forward(self, x):
+        with torch.enable_grad():
+            loss = (x * self.weight).sum()
+        loss.backward()
+        self.optimizer.step()  # here
+        return loss.detach()
+
+
+class AdamDescent(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(5))
+        self.optimizer = torch.optim.Adam([self.weight], lr=0.1)
+
+    def forward(self, x):
+        with torch.enable_grad():
+            loss = (x * self.weight).sum()
+        loss.backward()
+        self.optimizer.step()  # here
+        return loss.detach()
+
+
+class Accumulation(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(5))
+
+    def forward(self, x):
+        with torch.enable_grad():
+            loss = (x * self.weight).sum()  # here
+        loss.backward()
+        return x * 2

@@ -58,3 +58,38 @@ def test_the_backward_of_a_call_does_not_go_into_an_earlier_one_that_it_does_not
         return [x.grad for x in xs]
 
     torch.testing.assert_close(gradients(dsjit.jit(step)), gradients(step))
+
+
+def test_a_write_through_a_view_whose_elements_share_memory_is_eagers() -> None:
+    """Which of the writes to one place is the last is left open by torch: the program read all of them first."""
+
+    def step(x):
+        view = x.as_strided((2, 2), (1, 1))
+        view.add_(view)
+        return x
+
+    jitted = dsjit.jit(step)
+    with pytest.warns(dsjit.DsjitWarning, match="elements share it"):
+        for _ in range(2):
+            assert torch.equal(jitted(torch.arange(4)), step(torch.arange(4)))
+    assert jitted.counters.calls_compiled == 0
+
+
+@pytest.mark.parametrize("part", [lambda t: t.view_as(t), lambda t: t[1:], lambda t: t.detach()])
+def test_results_that_need_no_gradient_share_memory_beside_one_that_does(part) -> None:
+    """Each had memory of its own in programs that have a backward."""
+
+    def results(x):
+        fixed = torch.full_like(x, 2.0).cos()
+        return x * fixed, fixed, part(fixed)
+
+    jitted = dsjit.jit(results, fullgraph=True)
+    x = torch.ones(3, requires_grad=True)
+    jitted(x)
+    product, fixed, view = call_compiled(jitted, x)
+    assert product.requires_grad and not view.requires_grad
+    assert view.untyped_storage().data_ptr() == fixed.untyped_storage().data_ptr()
+    wanted = part(fixed)
+    assert (view.shape, view.stride(), view.storage_offset()) == (
+        wanted.shape, wanted.stride(), wanted.storage_offset(),
+    )  # fmt: skip

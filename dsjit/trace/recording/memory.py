@@ -300,7 +300,10 @@ class Memory:
 
     def expect_write(self, tensor: torch.Tensor) -> None:
         """`tensor` is about to be overwritten: inputs that share its memory become parts of one region. Raises
-        CannotTrace."""
+        CannotTrace, also where elements of the tensor share memory: which of the writes is the last, torch leaves open.
+        """
+        if tensor_type(tensor).may_overlap:
+            raise CannotTrace("memory is written through a view whose elements share it")
         record = self.lookup(tensor)
         if record is not None and record.storage.shared:
             self.merge(tensor)

@@ -122,11 +122,12 @@ def _results(
             number = next(n for n, (_, tensor) in enumerate(recorder.memory.inputs) if tensor is root.input)
             returned.append(Returned(True, number, root.view, detached))
             continue
-        value = root.root
+        value, view = root.root, root.view
         if isinstance(item, torch.Tensor):
             if item.requires_grad and item.grad_fn is None:
                 raise CannotTrace("a tensor that requires a gradient is made in the call")
-            value = recorder.memory.read(item)
+            if item.requires_grad:  # a view would be another node of autograd's graph
+                value, view = recorder.memory.read(item), None
             key = item.untyped_storage()._cdata
             if item.requires_grad and tensor_type(item).may_overlap:
                 raise CannotTrace("a result that requires a gradient overlaps itself in memory (it is expanded)")
@@ -134,7 +135,7 @@ def _results(
                 raise CannotTrace("results that require gradients share memory")
             storages[key] = item.requires_grad
         found[value] = item if isinstance(item, torch.Tensor) else None
-        returned.append(Returned(False, list(found).index(value), None))
+        returned.append(Returned(False, list(found).index(value), view))
     return list(found.items()), tuple(returned)
 
 

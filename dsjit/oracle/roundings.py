@@ -1,0 +1,87 @@
+"""Roundings inside ops, as noise: what every step of a computation in some dtype may do to its result.
+
+An op of ATen may be several steps whose errors do not vanish with its result: `1 + erf(x)` leaves an absolute error
+where the result is next to nothing. `STEPS` spells such ops out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dsjit.oracle.exactness import chooses
+
+__all__ = ["STEPS", "Roundings"]
+
+aten = torch.ops.aten
+
+_KAPPA: Final = 0.044715
+_BETA: Final = math.sqrt(2 / math.pi)
+
+
+def _gelu(x: torch.Tensor, *, approximate: str = "none") -> torch.Tensor:
+    if approximate == "tanh":
+        return 0.5 * x * (1 + torch.tanh(_BETA * (x + _KAPPA * x * x * x)))
+    return 0.5 * x * (1 + torch.erf(x * math.sqrt(0.5)))
+
+
+def _gelu_backward(grad: torch.Tensor, x: torch.Tensor, *, approximate: str = "none") -> torch.Tensor:
+    if approximate == "tanh":
+        inner = torch.tanh(_BETA * (x + _KAPPA * x * x * x))
+        slope = _BETA * (1 + 3 * _KAPPA * x * x)
+        return grad * (0.5 * (1 + inner) + 0.5 * x * (1 - inner * inner) * slope)
+    density = torch.exp(-0.5 * x * x) * (_BETA / 2)
+    return grad * (0.5 * (1 + torch.erf(x * math.sqrt(0.5))) + x * density)
+
+
+def _layer_norm(
+    x: torch.Tensor, shape: Sequence[int], weight: torch.Tensor | None, bias: torch.Tensor | None, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """ATen subtracts the mean after it has scaled: of a row of one element, a rounding is left."""
+    dims = tuple(range(x.dim() - len(shape), x.dim()))
+    mean = x.mean(dims, keepdim=True)
+    scale = (x.var(dims, correction=0, keepdim=True) + eps).rsqrt()
+    result = x * scale - mean * scale
+    result = result if weight is None else result * weight
+    return result if bias is None else result + bias, mean, scale
+
+
+STEPS: Final[dict[Any, Callable[..., Any]]] = {
+    aten.gelu.default: _gelu,
+    aten.gelu_backward.default: _gelu_backward,
+    aten.native_layer_norm.default: _layer_norm,
+}
+"""Ops by the formulas of ATen."""
+
+
+class Roundings(TorchDispatchMode):
+    """Moves what each op, and each step of those in `STEPS`, computes in float64, at random by up to `unit` of itself.
+
+    What an op chooses stays: a backward looks for the very element. `unit` 0 moves nothing.
+    """
+
+    def __init__(self, unit: float, generator: torch.Generator) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.unit = unit
+        self.generator = generator
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in STEPS and self.unit:
+            with self:
+                return STEPS[func](*args, **kwargs)
+        result = func(*args, **kwargs)
+        schema = func._schema
+        if not self.unit or schema.is_mutable or chooses(func):
+            return result
+        if any(each.alias_info is not None for each in schema.returns):
+            return result
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, torch.Tensor) and tensor.dtype is torch.float64:
+                noise = torch.rand(tensor.shape, generator=self.generator, dtype=torch.float64) * 2 - 1
+                tensor.mul_(1 + self.unit * noise)
+        return result
