@@ -19,7 +19,7 @@ from dsjit.api.stats import Counters
 from dsjit.codegen.program import Program
 from dsjit.codegen.sized_program import SizedProgram
 from dsjit.profiler.recording import CallKind, ProgramSamples, Recording
-from dsjit.profiler.timing import Ranges, TimedRun, now
+from dsjit.profiler.timing import Ranges, RawRun, TimedRun, now
 
 __all__ = ["ObjectHistory", "ProfiledRun", "Watcher"]
 
@@ -145,15 +145,15 @@ class Watcher:
     def _attach_program(self, program: Program, compilation: Compilation) -> None:
         ranges = next((run.ranges for run in self._runs if run.ranges is not None), None)
 
-        def on_run(begin: int, end: int, stamps: bytes) -> None:
+        def on_run(told: RawRun) -> None:
             for run in self._runs:
                 recording = run.recording
                 samples = recording.programs.get(id(program))
                 if samples is None:
-                    samples = ProgramSamples(compilation.captured.name, timed, len(compilation.steps))
-                    recording.programs[id(program)] = samples
                     run.compilations[id(program)] = compilation
-                recording.on_run(samples, begin, end, stamps)
+                    new = ProgramSamples(compilation.captured.name, timed, len(compilation.steps))
+                    samples = recording.programs.setdefault(id(program), new)
+                recording.on_run(samples, told)
 
         timed = TimedRun(program, compilation.steps, compilation.native, on_run, ranges)
         program.run = timed
