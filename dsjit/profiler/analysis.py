@@ -33,6 +33,7 @@ from dsjit.profiler.profile import (
     Phase,
     ProfileData,
     ProgramProfile,
+    SampledLine,
     ScopeProfile,
     SourceText,
     SpanProfile,
@@ -49,6 +50,9 @@ __all__ = ["analyse"]
 LLVM_SHOWN: Final = 40
 """Kernels, those that take longest, whose LLVM text is part of the data."""
 
+MEMORY_POINTS: Final = 1000
+"""Of the curve of what the process held."""
+
 AROUND: Final = 6
 """Lines of source that are shown before and after one that costs time."""
 
@@ -64,6 +68,7 @@ def analyse(
     steps = [replace(step, share=_ratio(step.total_ns, whole)) for step in build.steps]
     steps = _with_llvm(steps, build.facts)
     lines, scopes = build.lines(whole), build.scopes(whole)
+    sampled = _sampled(recording, {part.name: part.ns for part in parts}, whole)
     compiled = sum(program.total_ns for program in build.programs)
     attributed = sum(line.ns for line in lines)
     return ProfileData(
@@ -73,15 +78,17 @@ def analyse(
         attributed_ns=attributed,
         machine=machine,
         parts=parts,
-        findings=find(steps, build.facts, parts, compiler),
+        findings=find(steps, build.facts, parts, compiler, sampled),
         steps=tuple(steps),
         programs=tuple(build.programs),
         lines=lines,
         scopes=scopes,
-        sources=_sources(lines),
+        sampled=sampled,
+        sources=_sources([*lines, *sampled]),
         calls=_calls(recording),
         compiler=compiler,
         spans=tuple(_spans(recording, build)),
+        process_memory=_process_memory(recording),
     )
 
 
@@ -294,10 +301,41 @@ def _with_llvm(steps: list[StepProfile], facts: Sequence[StepFacts]) -> list[Ste
     return [replace(step, llvm=texts.get(step.kernel, "")) if step.kernel else step for step in steps]
 
 
-def _sources(lines: Sequence[LineProfile]) -> tuple[SourceText, ...]:
+_SAMPLED_PARTS: Final[dict[str, str]] = {"eager": "eager calls", "": "outside jitted calls"}
+"""By the kind of the call: the part of the time that samples tell by line."""
+
+
+def _sampled(recording: Recording, parts: Mapping[str, float], whole: float) -> tuple[SampledLine, ...]:
+    """Most expensive first. What was seen tells the shares; how long it took all in all was measured."""
+    seen = {kind: sum(s.total for (k, _), s in recording.sighted.items() if k == kind) for kind in _SAMPLED_PARTS}
+    found: list[SampledLine] = []
+    for (kind, (what, source)), samples in recording.sighted.items():
+        if kind not in _SAMPLED_PARTS:
+            continue
+        part = _SAMPLED_PARTS[kind]
+        ns = parts[part] * samples.total / seen[kind]
+        file, text = (source.file, linecache.getline(source.file, source.line)) if source.line else ("", "")
+        found.append(
+            SampledLine(
+                part, what, file, source.line, source.function, text.rstrip("\n"), ns, _ratio(ns, whole), samples.count
+            )
+        )
+    return tuple(sorted(found, key=lambda line: -line.ns))
+
+
+def _process_memory(recording: Recording) -> tuple[tuple[int, int], ...]:
+    """At most so many points; of each stretch, the one where most was held."""
+    samples = recording.memory
+    stretch = -(-len(samples) // MEMORY_POINTS) or 1
+    most = [max(samples[n : n + stretch], key=lambda each: each[1]) for n in range(0, len(samples), stretch)]
+    return tuple([(at - recording.begin, nbytes) for at, nbytes in most])
+
+
+def _sources(lines: Sequence[LineProfile | SampledLine]) -> tuple[SourceText, ...]:
     by_file: dict[str, set[int]] = {}
     for line in lines:
-        by_file.setdefault(line.file, set()).add(line.line)
+        if line.line:
+            by_file.setdefault(line.file, set()).add(line.line)
     found: list[SourceText] = []
     for file, numbers in by_file.items():
         text = [each.rstrip("\n") for each in linecache.getlines(file)]

@@ -17,6 +17,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
+from dsjit.profiler.sampling import MemorySample, Sighting, Where
 from dsjit.profiler.timing import Nanoseconds, RawRun, TimedRun
 
 __all__ = ["CallKind", "CallSamples", "ProgramSamples", "Recording", "Samples", "Span"]
@@ -189,6 +190,8 @@ class Recording:
     programs: by the key that they were announced with. calls: by name and kind. alone: ns in Programs that ran in no
     jitted call (backwards), on `thread`. top: ns in jitted calls on `thread`, nested ones not counted twice.
     spans: of calls and Programs, in the order in which they began, once it has stopped.
+    sighted: ns of what was seen on `thread` while no Program ran, by the kind of the call ("" outside of calls).
+    memory: what the process held, over time.
     """
 
     def __init__(self) -> None:
@@ -201,6 +204,9 @@ class Recording:
         self.calls: dict[tuple[str, CallKind], CallSamples] = {}
         self.guards: dict[int, Samples] = {}
         self.spans: Sequence[Span] = ()
+        self.sighted: dict[tuple[CallKind | Literal[""], Where], Samples] = {}
+        self.memory: list[MemorySample] = []
+        self._in_call: list[Sighting] = []
         self.alone = 0
         self.top = 0
         self.end = 0
@@ -208,7 +214,7 @@ class Recording:
 
     def stop(self) -> None:
         """Nothing is recorded from now on."""
-        self.end = time.monotonic_ns()
+        self.end = self.end or time.monotonic_ns()
         for samples in list(self.programs.values()):
             self._fold_runs(samples)
         for (name, kind), calls in list(self.calls.items()):
@@ -244,6 +250,8 @@ class Recording:
             stack[-1][3] += end - begin
         elif thread == self.thread:
             self.top += end - begin
+            for _, where, ns in _taken(self._in_call):
+                self._sight(kind, where, ns)
         calls = self.calls.get((name, kind))
         if calls is None:
             calls = self.calls.setdefault((name, kind), CallSamples())
@@ -255,6 +263,18 @@ class Recording:
         """A guard was checked once more, to know how long that takes."""
         with self._lock:
             self.guards.setdefault(key, Samples()).add([duration])
+
+    def on_sighting(self, sighting: Sighting) -> None:
+        """Something was seen. Inside a call, it is not known yet which way that goes."""
+        inside, where, ns = sighting
+        if inside:
+            self._in_call.append(sighting)
+        else:
+            self._sight("", where, ns)
+
+    def _sight(self, kind: CallKind | Literal[""], where: Where, ns: int) -> None:
+        with self._lock:
+            self.sighted.setdefault((kind, where), Samples()).add([ns])
 
     def _fold_runs(self, samples: ProgramSamples) -> None:
         with self._lock:
