@@ -91,6 +91,7 @@ class Watcher:
                 run.recording.memory.append,
             )
             run.sampler.start()
+            run.recording.begin = now()
 
     def end(self, run: ProfiledRun) -> None:
         """No more."""
