@@ -14,17 +14,19 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import CodeType, FrameType
 from typing import Final, TypeAlias
 
 from dsjit.ir.graph import UNKNOWN_SOURCE, Source
 
-__all__ = ["MemorySample", "Sampler", "Sighting", "Where", "resident_bytes"]
+__all__ = ["MemorySample", "Sampler", "Sighting", "Where"]
 
-SHORTEST: Final = 0.002
-LONGEST: Final = 0.01
-"""Seconds between two looks: short profiles need some, long ones have enough. One takes some 20 µs."""
+SHORTEST: Final = 0.01
+LONGEST: Final = 0.05
+"""Seconds between two looks: short profiles need some, long ones have enough. To wake up for one takes some 50 µs of a
+processor on virtual machines, to look 5."""
 
 SHARE: Final = 1 / 50
 """Of the time so far: the seconds to the next look, between these two."""
@@ -79,7 +81,7 @@ class Sampler:
         self._paused = paused
         self._on_sighting = on_sighting
         self._on_memory = on_memory
-        self._ended = threading.Event()
+        self._ended = False
         self._worker = threading.Thread(target=self._watch, name="dsjit profile", daemon=True)
 
     def start(self) -> None:
@@ -87,21 +89,23 @@ class Sampler:
 
     def stop(self) -> None:
         """Returns when it does not look any more."""
-        self._ended.set()
+        self._ended = True
         self._worker.join()
 
     def _watch(self) -> None:
         begin = last = time.monotonic_ns()
-        pause = SHORTEST
-        while not self._ended.wait(pause):
-            now = time.monotonic_ns()
-            if not self._paused():
-                self._look(now - last)
-            memory = resident_bytes()
-            if memory:
-                self._on_memory((now, memory))
-            last = now
-            pause = min(max(SHARE * (now - begin) / 1e9, SHORTEST), LONGEST)
+        with _resident_memory() as resident:
+            while True:
+                time.sleep(min(max(SHARE * (last - begin) / 1e9, SHORTEST), LONGEST))
+                if self._ended:
+                    return
+                now = time.monotonic_ns()
+                if not self._paused():
+                    self._look(now - last)
+                held = resident()
+                if held:
+                    self._on_memory((now, held))
+                last = now
 
     def _look(self, since: int) -> None:
         """No frame is kept: it would keep what its variables hold."""
@@ -133,10 +137,15 @@ def _library(files: list[str]) -> str:
     return found[0] if found else PLAIN
 
 
-def resident_bytes() -> int:
-    """What the process holds in memory; 0 where the system does not tell (it is no Linux)."""
+@contextmanager
+def _resident_memory() -> Iterator[Callable[[], int]]:
+    """Tells what the process holds in memory; 0 where the system does not tell (it is no Linux)."""
     try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * _PAGE
-    except (OSError, ValueError, IndexError):
-        return 0
+        file = os.open("/proc/self/statm", os.O_RDONLY)
+    except OSError:
+        yield lambda: 0
+        return
+    try:
+        yield lambda: int(os.pread(file, 128, 0).split()[1]) * _PAGE
+    finally:
+        os.close(file)
