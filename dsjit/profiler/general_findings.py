@@ -75,7 +75,8 @@ def slow_steps(steps: Sequence[StepProfile], told: set[int], whole: float) -> It
         main = max(first.ops, key=lambda op: op.share)
         reached = percent_text(first.bound_ns / first.median_ns)
         of = "the attainable operations a second" if first.bound == "compute" else "what its memory traffic allows"
-        others = f", with {len(group) - 1} others like it," if len(group) > 1 else ""
+        more = len(group) - 1
+        others = f", with {more} {'other' if more == 1 else 'others'} like it," if more else ""
         yield Finding(
             "slow",
             f"{place(main.file, main.line)} runs below what this machine attains: {percent_text(ns / whole)} of the "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -427,9 +428,32 @@ def test_ranges_are_seen_by_torchs_profiler() -> None:
     jitted, x = dsjit.jit(chain), torch.randn(8, 8)
     jitted(x)
     with torch.profiler.profile() as seen, dsjit.profile(ranges=True) as found:
+        for _ in range(3):
+            jitted(x)
+    names = Counter(event.name for event in seen.events())
+    assert [names[step.name] for step in found.data.steps] == [step.count for step in found.data.steps] == [3, 3, 3]
+
+
+def test_ranges_are_those_that_nvtx_tools_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`emit_nvtx` hands the ranges of record_function on: each step runs inside one, which has its name."""
+    opened: list[str] = []
+
+    class Range:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __enter__(self) -> None:
+            opened.append(f"<{self.name}")
+
+        def __exit__(self, *error: object) -> None:
+            opened.append(f"{self.name}>")
+
+    monkeypatch.setattr(torch.profiler, "record_function", Range)
+    jitted, x = dsjit.jit(chain), torch.randn(8, 8)
+    jitted(x)
+    with dsjit.profile(ranges=True) as found:
         jitted(x)
-    names = {event.name for event in seen.events()}
-    assert {step.name for step in found.data.steps} <= names
+    assert opened == [text for step in found.data.steps for text in (f"<{step.name}", f"{step.name}>")]
 
 
 def test_a_profile_is_read_after_its_block() -> None:
