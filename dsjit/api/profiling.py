@@ -16,7 +16,9 @@ from dsjit.api.compile import Compilation
 from dsjit.api.entry import jit, jitted_of, session
 from dsjit.api.profile_compiler import compiler_profile
 from dsjit.api.profiling_hooks import ProfiledRun, Watcher
+from dsjit.codegen.triton.launch import GpuKernel
 from dsjit.errors import ProfileError
+from dsjit.fusion.lower import FusedKernel
 from dsjit.passes.partition import Partition
 from dsjit.profiler.analysis import analyse
 from dsjit.profiler.chrome_trace import chrome_trace
@@ -181,7 +183,16 @@ def _subjects(run: ProfiledRun) -> dict[int, Subject]:
             intermediate_bytes=compilation.program.intermediate_bytes,
             source=compilation.program.source,
             fast=number in fast,
+            triton=_triton_texts(compilation),
             saved=forwards[number].kept if number in forwards else (),
             recomputed=[node for node in halves.backward.nodes if id(node) in done] if halves is not None else (),
         )
     return found
+
+
+def _triton_texts(compilation: Compilation) -> dict[str, str]:
+    return {
+        unit.kernel.name: kernel.source.text
+        for unit, kernel in compilation.kernels.items()
+        if isinstance(unit, FusedKernel) and isinstance(kernel, GpuKernel)
+    }

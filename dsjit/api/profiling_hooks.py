@@ -21,6 +21,8 @@ from dsjit.api.stats import Counters
 from dsjit.api.trace_nodes import Branch, Leaf
 from dsjit.codegen.program import Program
 from dsjit.codegen.sized_program import SizedProgram
+from dsjit.codegen.triton.program import GpuProgram
+from dsjit.profiler.device_timing import DeviceTimedRun
 from dsjit.profiler.recording import CallKind, ProgramSamples, Recording
 from dsjit.profiler.sampling import Sampler
 from dsjit.profiler.timing import Ranges, RawRun, TimedRun, now
@@ -69,6 +71,7 @@ class Watcher:
         self._finder = SourceFinder()
         self._attached: dict[int, tuple[Program, Compilation]] = {}
         self._sized: dict[int, SizedProgram] = {}
+        self._gpu: dict[int, GpuProgram] = {}
 
     def begin(self, run: ProfiledRun) -> None:
         """From now on `run` is told."""
@@ -170,8 +173,10 @@ class Watcher:
         program = compilation.program
         if isinstance(program, Program):
             self._attach_program(program, compilation)
+        if isinstance(program, GpuProgram):
+            self._attach_gpu(program, compilation)
         if not isinstance(program, SizedProgram):
-            return  # steps on a GPU end after the call that starts them: the host's clock does not see them
+            return
         self._sized[id(program)] = program
         program.on_program = lambda made: self._attach_program(made, compilation)
         for each in list(program.programs.values()):
@@ -181,25 +186,47 @@ class Watcher:
         ranges = next((run.ranges for run in self._runs if run.ranges is not None), None)
 
         def on_run(told: RawRun) -> None:
-            for run in self._runs:
-                recording = run.recording
-                samples = recording.programs.get(id(program))
-                if samples is None:
-                    run.compilations[id(program)] = compilation
-                    new = ProgramSamples(compilation.captured.name, timed, len(compilation.steps))
-                    samples = recording.programs.setdefault(id(program), new)
-                recording.on_run(samples, told)
+            self._on_run(program, compilation, timed, told)
 
         timed = TimedRun(program, compilation.steps, compilation.native, on_run, ranges)
         program.run = timed
         self._attached[id(program)] = program, compilation
 
+    def _attach_gpu(self, program: GpuProgram, compilation: Compilation) -> None:
+        """The Programs of further streams are copies, and run the same."""
+        timed: DeviceTimedRun | None = None
+
+        def on_run(told: RawRun) -> None:
+            assert timed is not None
+            self._on_run(program.program, compilation, timed, told)
+
+        inner = program.program
+        timed = DeviceTimedRun(inner, compilation.steps, compilation.native, on_run, program.new_event)
+        for each in (inner, *program.streams.values()):
+            each.run = timed
+        self._gpu[id(program)] = program
+
+    def _on_run(
+        self, program: Program, compilation: Compilation, timed: TimedRun | DeviceTimedRun, told: RawRun
+    ) -> None:
+        for run in self._runs:
+            recording = run.recording
+            samples = recording.programs.get(id(program))
+            if samples is None:
+                run.compilations[id(program)] = compilation
+                new = ProgramSamples(compilation.captured.name, timed, len(compilation.steps))
+                samples = recording.programs.setdefault(id(program), new)
+            recording.on_run(samples, told)
+
     def _detach(self) -> None:
+        for gpu in self._gpu.values():
+            for each in (gpu.program, *gpu.streams.values()):
+                each.run = each.function
         for program, _ in self._attached.values():
             program.run = program.function
         for sized in self._sized.values():
             sized.on_program = None
-        self._attached, self._sized = {}, {}
+        self._attached, self._sized, self._gpu = {}, {}, {}
 
 
 def _history(run: ProfiledRun, jitted: Jitted) -> ObjectHistory:

@@ -189,11 +189,17 @@ class _Builder:
             reasons=tuple(told),
             kernel=print_kernel(fused.kernel) if fused is not None else "",
             llvm="",
+            triton=subject.triton.get(step_name(step), ""),
+            device="gpu" if subject.on_device else "cpu",
             graph=print_graph(_part(step.writes, nodes)),
         )  # fmt: skip
 
     def _rated(self, step: StepProfile) -> StepProfile:
         """With rates, and the bound by this machine's."""
+        if step.device != "cpu":
+            seconds = step.median_ns / 1e9
+            moved = step.bytes_read + step.bytes_written
+            return replace(step, bandwidth=_ratio(moved, seconds), flop_rate=_ratio(step.flops, seconds))
         moved = step.bytes_read + step.bytes_written
         bandwidth, rate = self.machine.attainable_bandwidth(moved), self.machine.attainable_flops(step.dtype)
         by_memory, by_compute = 1e9 * moved / bandwidth, 1e9 * step.flops / rate
@@ -288,7 +294,7 @@ def _with_llvm(steps: list[StepProfile], facts: Sequence[StepFacts]) -> list[Ste
     texts: dict[str, str] = {}
     for step in sorted(steps, key=lambda step: -step.total_ns):
         kernel, fast = facts[step.number].kernel, facts[step.number].fast
-        if kernel is None or step.kernel in texts or kernel.sizes:
+        if kernel is None or step.kernel in texts or kernel.sizes or step.device != "cpu":
             continue
         if len(texts) == LLVM_SHOWN:
             break
@@ -365,16 +371,24 @@ def _calls(recording: Recording) -> tuple[CallProfile, ...]:
 def _parts(recording: Recording, build: _Builder) -> tuple[tuple[TimePart, ...], float]:
     """The parts of the time, and their sum: the span, unless threads ran at the same time."""
     compiled = [c for (_, kind), c in recording.calls.items() if kind == "compiled"]
-    in_steps = sum(step.total_ns for step in build.steps)
-    launch = sum(step.launch_ns for step in build.steps)
-    ends = sum(program.before_ns + program.after_ns for program in build.programs)
-    unknown = sum(program.total_ns for program in build.programs) - in_steps - launch - ends
+    steps = [step for step in build.steps if step.device == "cpu"]
+    own_programs = [samples for samples in recording.programs.values() if not samples.timed.on_device]
+    queueing = sum(samples.host for samples in recording.programs.values() if samples.timed.on_device)
+    in_steps = sum(step.total_ns for step in steps)
+    launch = sum(step.launch_ns for step in steps)
+    ends = sum(samples.before + samples.after for samples in own_programs)
+    unknown = sum(samples.duration.total for samples in own_programs) - in_steps - launch - ends
     before, between, after = (sum(getattr(c, name) for c in compiled) for name in ("before", "between", "after"))
     own = sum(c.duration.total - c.programs - c.nested for c in compiled)
     rows = [
         ("kernels and library calls", in_steps, "the steps of compiled programs"),
         ("between steps", launch + unknown, "making views, calling into libraries: Python inside compiled programs"),
         ("results and buffers", ends, "allocating results, writing addresses, copying what the caller sees"),
+        (
+            "queueing work for a GPU",
+            queueing,
+            "the host's part of programs whose steps a GPU runs",
+        ),
         ("guards and dispatch", before, "finding the program that answers a call"),
         ("looks at data", between, "between programs: where the code looked at what tensors hold"),
         ("making the result", after, "after the last program: the result of the call, prints, writes to Python"),

@@ -76,7 +76,8 @@ class StepProfile:
     bytes_read, bytes_written, flops: of one run. dtype: that it computes in.
     attainable_bandwidth, attainable_flop_rate: of this machine, for so many bytes and this dtype.
     bound, bound_ns: what limits one run, and how long it takes at the attainable rates.
-    reasons: why its ops were not fused with others. kernel, llvm, graph: texts; empty where there are none.
+    reasons: why its ops were not fused with others. kernel, llvm, triton, graph: texts; empty where there are none.
+    device: "cpu" or "gpu". What a GPU attains is not measured: its steps have no bound.
     """
 
     number: int
@@ -104,7 +105,9 @@ class StepProfile:
     reasons: tuple[str, ...]
     kernel: str
     llvm: str
+    triton: str
     graph: str
+    device: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from typing import Final, Literal, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
+from dsjit.profiler.device_timing import DeviceTimedRun
 from dsjit.profiler.sampling import MemorySample, Sighting, Where
 from dsjit.profiler.timing import Nanoseconds, RawRun, TimedRun
 
@@ -120,13 +121,15 @@ class ProgramSamples:
 
     timed: what stands in for its `run`. duration: of a run. outside: ns of a run before its first step, and after its
     last one. totals, least, launch: by step, ns in the step, the shortest time, and ns since the step before it.
+    host: ns that the host was in it, which is less than `duration` where a GPU runs the steps.
     first: the runs that the timeline shows. pending: runs, and the threads that they were on.
     """
 
     name: str
-    timed: TimedRun
+    timed: TimedRun | DeviceTimedRun
     steps: int
     duration: Samples = field(default_factory=Samples)
+    host: int = 0
     before: int = 0
     after: int = 0
     totals: Nanoseconds = field(init=False)
@@ -145,20 +148,23 @@ class ProgramSamples:
         """Add up what is pending, and return it."""
         told = _taken(self.pending)
         runs = [run for run, _ in told]
-        self.duration.add([run[1] - run[0] for run in runs])
+        self.host += sum([run[1] - run[0] for run in runs])
         if not runs or not self.steps:
+            self.duration.add([run[1] - run[0] for run in runs])
             return told
         times = self.timed.times(runs)
+        self.duration.add((times.last - times.first).tolist())
         begins, ends = times.begins, times.ends
         room = TIMELINE_RUNS - len(self.first)
-        self.first += [(*run[:2], begins[n], ends[n]) for n, run in enumerate(runs[:room])]
+        first, last = times.first.tolist(), times.last.tolist()
+        self.first += [(first[n], last[n], begins[n], ends[n]) for n in range(min(room, len(runs)))]
         taken = ends - begins
         self.totals += taken.sum(axis=0)
         self.least = np.minimum(self.least, taken.min(axis=0))
         self.recent.append(taken)
         self.launch[1:] += (begins[:, 1:] - ends[:, :-1]).sum(axis=0)
-        self.before += int(begins[:, 0].sum()) - sum([run[0] for run in runs])
-        self.after += sum([run[1] for run in runs]) - int(ends[:, -1].sum())
+        self.before += int((begins[:, 0] - times.first).sum())
+        self.after += int((times.last - ends[:, -1]).sum())
         return told
 
     def medians(self) -> Sequence[float]:

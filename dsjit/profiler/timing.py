@@ -26,7 +26,17 @@ from dsjit.fusion.lower import FusedKernel
 from dsjit.ir.graph import Node, Source
 from dsjit.ir.print_graph import op_name
 
-__all__ = ["Nanoseconds", "RawRun", "RunTimes", "StepTime", "TimedRun", "step_name", "step_sources", "time_steps"]
+__all__ = [
+    "Layout",
+    "Nanoseconds",
+    "RawRun",
+    "RunTimes",
+    "StepTime",
+    "TimedRun",
+    "step_name",
+    "step_sources",
+    "time_steps",
+]
 
 now: Final = time.monotonic_ns
 """The clock of native sequences, too."""
@@ -37,21 +47,24 @@ Ranges = Callable[[str], AbstractContextManager[Any]]
 Nanoseconds = npt.NDArray[np.int64]
 
 
-RawRun: TypeAlias = tuple[int, int, bytes, list[int]]
+RawRun: TypeAlias = tuple[int, int, bytes, list[Any]]
 """What one run leaves: when it began and ended, the timestamps of its native sequences, and two for each library
-call, in the order in which they ran. `TimedRun.times` makes sense of it, when there is time for that."""
+call, in the order in which they ran (on a GPU: events). `times` makes sense of it, when there is time for that."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunTimes:
-    """Some runs of a Program, in ns of the monotonic clock. begins, ends: of the steps, [run, step]."""
+    """Some runs of a Program, in ns of the monotonic clock. first, last: of the runs. begins, ends: of the steps, [run,
+    step]."""
 
+    first: Nanoseconds
+    last: Nanoseconds
     begins: Nanoseconds
     ends: Nanoseconds
 
 
 @dataclass(slots=True)
-class _Layout:
+class Layout:
     """Where each event of a run writes: a sequence of n steps has n + 1 timestamps, a library call two.
 
     sequences: position of each. calls: positions of what library calls write, in the order in which they run.
@@ -65,7 +78,7 @@ class _Layout:
     size: int = 0
 
     @classmethod
-    def of(cls, program: Program, steps: Sequence[Step], native: Collection[Node]) -> _Layout:
+    def of(cls, program: Program, steps: Sequence[Step], native: Collection[Node]) -> Layout:
         layout = cls()
         sequences = iter(program.sequences.items())
         left = 0
@@ -94,6 +107,8 @@ class TimedRun:
     Reentrant, as the Program is.
     """
 
+    on_device = False
+
     def __init__(
         self,
         program: Program,
@@ -104,7 +119,7 @@ class TimedRun:
     ) -> None:
         self._program = program
         self._steps = steps
-        self._layout = _Layout.of(program, steps, native)
+        self._layout = Layout.of(program, steps, native)
         self._begins = np.array(self._layout.begins, dtype=np.int64)
         self._ends = np.array(self._layout.ends, dtype=np.int64)
         self._on_run = on_run
@@ -135,7 +150,8 @@ class TimedRun:
         table = table.reshape(len(runs), -1).copy()
         if self._layout.calls:
             table[:, self._layout.calls] = [calls for *_, calls in runs]
-        return RunTimes(table[:, self._begins], table[:, self._ends])
+        first, last = (np.array([run[which] for run in runs], dtype=np.int64) for which in (0, 1))
+        return RunTimes(first, last, table[:, self._begins], table[:, self._ends])
 
 
 class _Twin:
@@ -148,7 +164,7 @@ class _Twin:
 
     run: Run
 
-    def __init__(self, program: Program, layout: _Layout, names: Sequence[str], ranges: Ranges | None) -> None:
+    def __init__(self, program: Program, layout: Layout, names: Sequence[str], ranges: Ranges | None) -> None:
         self.stamps: Any = (ctypes.c_int64 * max(layout.size, 1))()
         self.calls: list[int] = []
         address = ctypes.addressof(self.stamps)

@@ -17,5 +17,6 @@ __all__ = ["cuda_machine"]
 def cuda_machine(device: torch.device) -> GpuMachine:
     """device: with an index. Raises BackendError when there is no driver."""
     stream = partial(torch._C._cuda_getCurrentRawStream, device.index)
+    event = partial(torch.cuda.Event, enable_timing=True)
     kernels = GpuKernelCache(cuda_target(device), CudaDriver(stream), compile_source)
-    return GpuMachine(device, kernels, partial(torch.cuda.device, device), stream)
+    return GpuMachine(device, kernels, partial(torch.cuda.device, device), stream, event)

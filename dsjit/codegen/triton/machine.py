@@ -9,15 +9,17 @@ from dataclasses import dataclass
 import torch
 
 from dsjit.codegen.triton.kernels import GpuKernelCache
+from dsjit.codegen.triton.program import DeviceEvent
 
 __all__ = ["GpuMachine"]
 
 
 @dataclass(frozen=True, slots=True)
 class GpuMachine:
-    """kernels: those of the device. device_guard, current_stream: see `GpuProgram`."""
+    """kernels: those of the device. device_guard, current_stream, new_event: see `GpuProgram`."""
 
     device: torch.device
     kernels: GpuKernelCache
     device_guard: Callable[[], AbstractContextManager[object]]
     current_stream: Callable[[], int]
+    new_event: Callable[[], DeviceEvent]
