@@ -59,7 +59,7 @@ function percent(share) {
 function base(file) { return file.split(/[\\/]/).pop(); }
 function place(file, line) { return line ? base(file) + ":" + line : ""; }
 function css(name) { return getComputedStyle(document.documentElement).getPropertyValue(name).trim(); }
-function color(number) { return "var(--c" + (number % 10) + ")"; }
+function color(number) { return "var(--c" + (number % 11) + ")"; }
 function sum(items, key) { return items.reduce((total, item) => total + key(item), 0); }
 
 function mainOp(step) { return step.ops.reduce((a, b) => (a && a.share >= b.share ? a : b), null); }

@@ -30,7 +30,7 @@ if (report.comparison) {
       panel("In words", el("ol", { class: "findings" }, words.map((line) => el("li", {}, el("strong", {}, line))))),
       panel("Where the time of a call goes", ...parts.filter((part) => part.before_ns || part.after_ns).map((part) =>
         el("div", { class: "pair" }, el("span", {}, part.name),
-          el("div", {}, el("div", {}, bar(part.before_ns, "--c9"), " ", el("span", { class: "soft" }, time(part.before_ns))),
+          el("div", {}, el("div", {}, bar(part.before_ns, "--c10"), " ", el("span", { class: "soft" }, time(part.before_ns))),
             el("div", {}, bar(part.after_ns, "--accent"), " ", time(part.after_ns))),
           change(part.before_ns, part.after_ns)))),
       panel("Lines, a call", compareTable("lines", lines, "Line")),
