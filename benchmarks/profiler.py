@@ -177,11 +177,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
-    rows = [measure(name, make(), options.rounds) for name, make in STEPS.items() if name in (options.only or STEPS)]
+    rows: list[Measured] = []
+    for name in options.only or STEPS:
+        rows.append(measure(name, STEPS[name](), options.rounds))
+        if options.json is not None:  # after each, so that a run that is cut short has left something
+            data = {"threads": options.threads, "rounds": options.rounds, "steps": [asdict(row) for row in rows]}
+            options.json.write_text(json.dumps(data, indent=1), encoding="utf-8")
     Console().print(_table(rows, f"profiles, {options.threads} threads, {options.rounds} rounds in turns"))
-    if options.json is not None:
-        data = {"threads": options.threads, "rounds": options.rounds, "steps": [asdict(row) for row in rows]}
-        options.json.write_text(json.dumps(data, indent=1), encoding="utf-8")
     return int(any(row.cost > COST_LIMIT or abs(row.error) > TRUTH_LIMIT for row in rows))
 
 
