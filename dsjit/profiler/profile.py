@@ -37,7 +37,7 @@ __all__ = [
     "WayProfile",
 ]
 
-SCHEMA: Final = "dsjit-profile-1"
+SCHEMA: Final = "dsjit-profile-2"
 
 Phase: TypeAlias = Literal["forward", "backward"]
 StepKind: TypeAlias = Literal["kernel", "native", "library"]
