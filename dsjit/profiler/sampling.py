@@ -28,6 +28,8 @@ LONGEST: Final = 0.05
 """Seconds between two looks: short profiles need some, long ones have enough. To wake up for one takes some 50 µs of a
 processor on virtual machines, to look 5."""
 
+SHORTEST_NS: Final = int(1e9 * SHORTEST)
+
 SHARE: Final = 1 / 50
 """Of the time so far: the seconds to the next look, between these two."""
 
@@ -94,21 +96,23 @@ class Sampler:
 
     def _watch(self) -> None:
         begin = last = time.monotonic_ns()
+        saw = True
         with _resident_memory() as resident:
             while True:
-                time.sleep(min(max(SHARE * (last - begin) / 1e9, SHORTEST), LONGEST))
+                # While Programs run there is nothing to be seen.
+                time.sleep(min(max(SHARE * (last - begin) / 1e9, SHORTEST), LONGEST) if saw else LONGEST)
                 if self._ended:
                     return
                 now = time.monotonic_ns()
-                if not self._paused():
-                    self._look(now - last)
+                # A Program may have taken most of the time since a look that saw nothing.
+                saw = not self._paused() and self._look(now - last if saw else min(now - last, SHORTEST_NS))
                 held = resident()
                 if held:
                     self._on_memory((now, held))
                 last = now
 
-    def _look(self, since: int) -> None:
-        """No frame is kept: it would keep what its variables hold."""
+    def _look(self, since: int) -> bool:
+        """Whether there was something to see. No frame is kept: it would keep what its variables hold."""
         frame = sys._current_frames().get(self._thread)
         files: list[str] = []
         source = None
@@ -116,7 +120,7 @@ class Sampler:
         while frame is not None and not (inside and source):
             code = frame.f_code
             if code is self._hidden:
-                return
+                return False
             inside = inside or code is self._call
             if source is None and self._is_users(code.co_filename):
                 source = _source(frame)
@@ -124,6 +128,7 @@ class Sampler:
                 files.append(code.co_filename)
             frame = frame.f_back
         self._on_sighting((inside, (_library(files), source or UNKNOWN_SOURCE), since))
+        return True
 
 
 def _source(frame: FrameType) -> Source:
