@@ -94,7 +94,8 @@ def compile_gpu_graph(
         dump.write("program.py", program.source)
     compilation = Compilation(
         graph, optimized, plan, tuple(steps), compiled, native,
-        GpuProgram(program, machine.device_guard, machine.current_stream), found.generated, found.reused, timer,
+        GpuProgram(program, machine.device_guard, machine.current_stream, machine.new_event), found.generated,
+        found.reused, timer,
     )  # fmt: skip
     print_stages(compilation, environment.debug, found.text)
     return compilation

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import fields
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -16,16 +14,17 @@ from rich.console import Console
 
 from dsjit.api.compile import Compilation
 from dsjit.api.entry import jit, jitted_of, session
-from dsjit.api.explain import branches_of
-from dsjit.api.profiling_hooks import ObjectHistory, ProfiledRun, Watcher
-from dsjit.api.stats import Counters
+from dsjit.api.profile_compiler import compiler_profile
+from dsjit.api.profiling_hooks import ProfiledRun, Watcher
+from dsjit.codegen.triton.launch import GpuKernel
 from dsjit.errors import ProfileError
+from dsjit.fusion.lower import FusedKernel
 from dsjit.passes.partition import Partition
 from dsjit.profiler.analysis import analyse
 from dsjit.profiler.chrome_trace import chrome_trace
 from dsjit.profiler.machine import Machine, this_machine
-from dsjit.profiler.profile import CompilerProfile, Finding, GuardProfile, ObjectProfile, ProfileData
-from dsjit.profiler.recording import ProgramSamples, Samples
+from dsjit.profiler.profile import Finding, ProfileData
+from dsjit.profiler.recording import ProgramSamples
 from dsjit.profiler.report import notebook_html, report_html
 from dsjit.profiler.subject import Subject
 from dsjit.profiler.summary import print_summary, summary_text
@@ -34,8 +33,6 @@ __all__ = ["Profile", "profile"]
 
 CALLS: Final = 10
 """That `dsjit.profile(f)(...)` makes."""
-
-GUARDS_SHOWN: Final = 200
 
 _WATCHER: list[Watcher] = []
 
@@ -80,7 +77,10 @@ class Profile:
         if self._state != "ended":
             raise ProfileError("the profile has not ended: read it after its `with` block")
         machine = self._machine or this_machine()
-        return analyse(self.title, self._run.recording, _subjects(self._run), _compiler(self._run), machine)
+        subjects = _subjects(self._run)
+        numbers = {compilation: number for number, compilation in enumerate(subjects)}
+        compiler = compiler_profile(self._run, numbers)
+        return analyse(self.title, self._run.recording, list(subjects.values()), compiler, machine)
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -151,7 +151,8 @@ def profile(
     return profiled
 
 
-def _subjects(run: ProfiledRun) -> list[Subject]:
+def _subjects(run: ProfiledRun) -> dict[int, Subject]:
+    """The Programs that ran, by the ids of their Compilations."""
     by_compilation: dict[int, list[ProgramSamples]] = {}
     compilations: dict[int, Compilation] = {}
     for number, samples in run.recording.programs.items():
@@ -165,74 +166,33 @@ def _subjects(run: ProfiledRun) -> list[Subject]:
         for compilation in training.compilations[1:]:
             backwards[id(compilation)] = training.partition
     fast = {id(each) for key, each in list(session().programs.items()) if isinstance(key, tuple) and key[0] == "fast"}
-    found: list[Subject] = []
+    found: dict[int, Subject] = {}
     for number, compilation in compilations.items():
         halves = backwards.get(number)
         done = {id(node) for node in halves.forward.nodes} if halves is not None else set()
-        found.append(
-            Subject(
-                name=compilation.captured.name,
-                phase="backward" if number in backwards else "forward",
-                captured=compilation.captured,
-                optimized=compilation.optimized,
-                plan=compilation.plan,
-                steps=compilation.steps,
-                native=compilation.native,
-                samples=by_compilation[number],
-                arena_bytes=compilation.program.arena_bytes,
-                intermediate_bytes=compilation.program.intermediate_bytes,
-                source=compilation.program.source,
-                fast=number in fast,
-                saved=forwards[number].kept if number in forwards else (),
-                recomputed=[node for node in halves.backward.nodes if id(node) in done] if halves is not None else (),
-            )
+        found[number] = Subject(
+            name=compilation.captured.name,
+            phase="backward" if number in backwards else "forward",
+            captured=compilation.captured,
+            optimized=compilation.optimized,
+            plan=compilation.plan,
+            steps=compilation.steps,
+            native=compilation.native,
+            samples=by_compilation[number],
+            arena_bytes=compilation.program.arena_bytes,
+            intermediate_bytes=compilation.program.intermediate_bytes,
+            source=compilation.program.source,
+            fast=number in fast,
+            triton=_triton_texts(compilation),
+            saved=forwards[number].kept if number in forwards else (),
+            recomputed=[node for node in halves.backward.nodes if id(node) in done] if halves is not None else (),
         )
     return found
 
 
-def _compiler(run: ProfiledRun) -> CompilerProfile:
-    stages: dict[str, float] = {}
-    for timer in {id(each.timer): each.timer for each in run.made}.values():
-        for stage, seconds in timer.seconds.items():
-            stages[stage] = stages.get(stage, 0.0) + seconds
-    objects = [_object(history, run.recording.guards) for history in run.objects.values()]
-
-    def total(name: str) -> int:
-        return sum(each.counters[name] for each in objects)
-
-    return CompilerProfile(
-        stages,
-        total("kernels_generated"),
-        total("kernels_reused"),
-        total("compiles"),
-        total("programs_reused"),
-        tuple(objects),
-    )
-
-
-def _object(history: ObjectHistory, checks: Mapping[int, Samples]) -> ObjectProfile:
-    jitted = history.jitted
-    since: dict[str, int] = {}
-    for entry in fields(Counters):
-        now, before = getattr(jitted.counters, entry.name), getattr(history.before, entry.name)
-        if isinstance(now, int):
-            since[entry.name] = max(now - before, 0)
-    eager = jitted.counters.eager_reasons - history.before.eager_reasons
-    guards: list[GuardProfile] = []
-    for tree in jitted.trees:
-        lines = tree.guard.describe()
-        check = checks[id(tree)].least if id(tree) in checks else 0
-        by_line = Counter(str(line.source) if line.source.line else "the arguments" for line in lines)
-        shares = tuple([(line, count, check * count / len(lines)) for line, count in by_line.most_common()])
-        guards.append(GuardProfile(len(lines), check, shares, tuple([str(line) for line in lines[:GUARDS_SHOWN]])))
-    causes = jitted.recompiles[len(history.recompiles) :]
-    reasons = (str(reason) for compilation in jitted.compilations for reason in compilation.plan.reasons)
-    return ObjectProfile(
-        name=jitted.name,
-        counters=since,
-        guards=tuple(guards),
-        recompiles=tuple([(str(cause), cause.advice) for cause in causes]),
-        branches=tuple([line for tree in jitted.trees for line in branches_of(tree)]),
-        eager=dict(eager.most_common()),
-        not_fused=tuple(dict.fromkeys(reasons)),
-    )
+def _triton_texts(compilation: Compilation) -> dict[str, str]:
+    return {
+        unit.kernel.name: kernel.source.text
+        for unit, kernel in compilation.kernels.items()
+        if isinstance(unit, FusedKernel) and isinstance(kernel, GpuKernel)
+    }

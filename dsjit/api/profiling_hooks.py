@@ -1,13 +1,15 @@
 """Watches jitted objects and Programs while profiles run, and not at all otherwise.
 
-While there is a profile, `Jitted.__call__` and the `run` of each Program are replaced by ones that take times. Nothing
-asks, in a call that nobody profiles, whether somebody does.
+While there is a profile, `Jitted.__call__` and the `run` of each Program are replaced by ones that take times,
+`Branch.after` by one that counts, and a thread samples what else runs. Nothing asks, in a call that nobody profiles,
+whether somebody does.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,10 +18,16 @@ from dsjit.api.jitted import Jitted
 from dsjit.api.recompiles import Cause
 from dsjit.api.session import Session
 from dsjit.api.stats import Counters
+from dsjit.api.trace_nodes import Branch, Leaf
 from dsjit.codegen.program import Program
 from dsjit.codegen.sized_program import SizedProgram
+from dsjit.codegen.triton.program import GpuProgram
+from dsjit.profiler.device_timing import DeviceTimedRun
 from dsjit.profiler.recording import CallKind, ProgramSamples, Recording
-from dsjit.profiler.timing import Ranges, TimedRun, now
+from dsjit.profiler.sampling import Sampler
+from dsjit.profiler.timing import Ranges, RawRun, TimedRun, now
+from dsjit.trace.looks.outcome import Outcome
+from dsjit.trace.recording.source import SourceFinder
 
 __all__ = ["ObjectHistory", "ProfiledRun", "Watcher"]
 
@@ -39,6 +47,7 @@ class ProfiledRun:
     """What one profile takes part in: the recording, and the objects behind it.
 
     compilations: by the id of each of their Programs. made: what was compiled in this time. ranges: see `TimedRun`.
+    outcomes: how often a look saw what, by the id of its Branch. sampler: while it runs.
     """
 
     ranges: Ranges | None = None
@@ -46,6 +55,8 @@ class ProfiledRun:
     compilations: dict[int, Compilation] = field(default_factory=dict)
     made: list[Compilation] = field(default_factory=list)
     objects: dict[int, ObjectHistory] = field(default_factory=dict)
+    outcomes: dict[int, Counter[Outcome]] = field(default_factory=dict)
+    sampler: Sampler | None = None
 
 
 class Watcher:
@@ -56,8 +67,11 @@ class Watcher:
         self._lock = threading.RLock()
         self._runs: tuple[ProfiledRun, ...] = ()
         self._call: Callable[..., Any] = Jitted.__call__
+        self._after: Callable[[Branch, Outcome], Sequence[Leaf | Branch]] = Branch.after
+        self._finder = SourceFinder()
         self._attached: dict[int, tuple[Program, Compilation]] = {}
         self._sized: dict[int, SizedProgram] = {}
+        self._gpu: dict[int, GpuProgram] = {}
 
     def begin(self, run: ProfiledRun) -> None:
         """From now on `run` is told."""
@@ -69,9 +83,24 @@ class Watcher:
             for compilation in list(self._session.programs.values()):
                 self._attach(compilation)
             run.recording = Recording()
+            thread = run.recording.thread
+            run.sampler = Sampler(
+                thread,
+                self._finder.is_users_file,
+                TimedRun.__call__.__code__,
+                Watcher._watched_call.__code__,
+                lambda: self._session.is_tracing(thread),
+                run.recording.on_sighting,
+                run.recording.memory.append,
+            )
+            run.sampler.start()
+            run.recording.begin = now()
 
     def end(self, run: ProfiledRun) -> None:
         """No more."""
+        run.recording.end = now()
+        if run.sampler is not None:
+            run.sampler.stop()
         run.recording.stop()
         with self._lock:
             self._runs = tuple([each for each in self._runs if each is not run])
@@ -93,9 +122,18 @@ class Watcher:
 
         __call__._torchdynamo_disable = True  # type: ignore[attr-defined]
         Jitted.__call__ = __call__  # type: ignore[method-assign]
+        after = self._after = Branch.after
+
+        def counted(branch: Branch, outcome: Outcome) -> Sequence[Leaf | Branch]:
+            for run in self._runs:
+                run.outcomes.setdefault(id(branch), Counter())[outcome] += 1
+            return after(branch, outcome)
+
+        Branch.after = counted  # type: ignore[method-assign, assignment]
 
     def _unhook(self) -> None:
         Jitted.__call__ = self._call  # type: ignore[method-assign]
+        Branch.after = self._after  # type: ignore[method-assign, assignment]
         self._session.on_compiled = tuple([each for each in self._session.on_compiled if each != self._on_compiled])
 
     def _watched_call(self, jitted: Jitted, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -135,8 +173,10 @@ class Watcher:
         program = compilation.program
         if isinstance(program, Program):
             self._attach_program(program, compilation)
+        if isinstance(program, GpuProgram):
+            self._attach_gpu(program, compilation)
         if not isinstance(program, SizedProgram):
-            return  # steps on a GPU end after the call that starts them: the host's clock does not see them
+            return
         self._sized[id(program)] = program
         program.on_program = lambda made: self._attach_program(made, compilation)
         for each in list(program.programs.values()):
@@ -145,26 +185,48 @@ class Watcher:
     def _attach_program(self, program: Program, compilation: Compilation) -> None:
         ranges = next((run.ranges for run in self._runs if run.ranges is not None), None)
 
-        def on_run(begin: int, end: int, stamps: bytes) -> None:
-            for run in self._runs:
-                recording = run.recording
-                samples = recording.programs.get(id(program))
-                if samples is None:
-                    samples = ProgramSamples(compilation.captured.name, timed, len(compilation.steps))
-                    recording.programs[id(program)] = samples
-                    run.compilations[id(program)] = compilation
-                recording.on_run(samples, begin, end, stamps)
+        def on_run(told: RawRun) -> None:
+            self._on_run(program, compilation, timed, told)
 
         timed = TimedRun(program, compilation.steps, compilation.native, on_run, ranges)
         program.run = timed
         self._attached[id(program)] = program, compilation
 
+    def _attach_gpu(self, program: GpuProgram, compilation: Compilation) -> None:
+        """The Programs of further streams are copies, and run the same."""
+        timed: DeviceTimedRun | None = None
+
+        def on_run(told: RawRun) -> None:
+            assert timed is not None
+            self._on_run(program.program, compilation, timed, told)
+
+        inner = program.program
+        timed = DeviceTimedRun(inner, compilation.steps, compilation.native, on_run, program.new_event)
+        for each in (inner, *program.streams.values()):
+            each.run = timed
+        self._gpu[id(program)] = program
+
+    def _on_run(
+        self, program: Program, compilation: Compilation, timed: TimedRun | DeviceTimedRun, told: RawRun
+    ) -> None:
+        for run in self._runs:
+            recording = run.recording
+            samples = recording.programs.get(id(program))
+            if samples is None:
+                run.compilations[id(program)] = compilation
+                new = ProgramSamples(compilation.captured.name, timed, len(compilation.steps))
+                samples = recording.programs.setdefault(id(program), new)
+            recording.on_run(samples, told)
+
     def _detach(self) -> None:
+        for gpu in self._gpu.values():
+            for each in (gpu.program, *gpu.streams.values()):
+                each.run = each.function
         for program, _ in self._attached.values():
             program.run = program.function
         for sized in self._sized.values():
             sized.on_program = None
-        self._attached, self._sized = {}, {}
+        self._attached, self._sized, self._gpu = {}, {}, {}
 
 
 def _history(run: ProfiledRun, jitted: Jitted) -> ObjectHistory:

@@ -31,6 +31,7 @@ class Session:
     fuel: of the whole process, when rewrites are counted (DSJIT_FUEL) or written down (DSJIT_DUMP).
     gpus: by device, when kernels were wanted there.
     programs, trainings: by numerics and structure, as long as they are used. on_compiled: are told each new one.
+    depths: of the traces that threads are in, one inside the other.
     """
 
     environment: Environment
@@ -41,7 +42,7 @@ class Session:
     on_compiled: tuple[Callable[[Compilation], None], ...] = ()
     registry: Registry = field(default_factory=Registry)
     marks: SizeMarks = field(default_factory=SizeMarks)
-    local: threading.local = field(default_factory=threading.local)
+    depths: dict[int, int] = field(default_factory=dict)
     stances: Stances = field(init=False)
     fuel: Fuel | None = field(init=False)
 
@@ -55,14 +56,19 @@ class Session:
         found = self.gpus.get(device)
         return found if found is not None else self.gpus.setdefault(device, gpu_machine(device))
 
-    def is_tracing(self) -> bool:
-        """Whether this thread is inside a trace."""
-        return getattr(self.local, "depth", 0) > 0
+    def is_tracing(self, thread: int | None = None) -> bool:
+        """Whether this thread, or the one of that identifier, is inside a trace."""
+        return (threading.get_ident() if thread is None else thread) in self.depths
 
     @contextmanager
     def tracing(self) -> Iterator[None]:
-        self.local.depth = getattr(self.local, "depth", 0) + 1
+        thread = threading.get_ident()
+        before = self.depths.get(thread, 0)
+        self.depths[thread] = before + 1
         try:
             yield
         finally:
-            self.local.depth -= 1
+            if before:
+                self.depths[thread] = before
+            else:
+                del self.depths[thread]

@@ -33,6 +33,7 @@ from dsjit.profiler.profile import (
     Phase,
     ProfileData,
     ProgramProfile,
+    SampledLine,
     ScopeProfile,
     SourceText,
     SpanProfile,
@@ -49,6 +50,9 @@ __all__ = ["analyse"]
 LLVM_SHOWN: Final = 40
 """Kernels, those that take longest, whose LLVM text is part of the data."""
 
+MEMORY_POINTS: Final = 1000
+"""Of the curve of what the process held."""
+
 AROUND: Final = 6
 """Lines of source that are shown before and after one that costs time."""
 
@@ -64,6 +68,7 @@ def analyse(
     steps = [replace(step, share=_ratio(step.total_ns, whole)) for step in build.steps]
     steps = _with_llvm(steps, build.facts)
     lines, scopes = build.lines(whole), build.scopes(whole)
+    sampled = _sampled(recording, {part.name: part.ns for part in parts}, whole)
     compiled = sum(program.total_ns for program in build.programs)
     attributed = sum(line.ns for line in lines)
     return ProfileData(
@@ -73,15 +78,17 @@ def analyse(
         attributed_ns=attributed,
         machine=machine,
         parts=parts,
-        findings=find(steps, build.facts, parts, compiler),
+        findings=find(steps, build.facts, parts, compiler, sampled),
         steps=tuple(steps),
         programs=tuple(build.programs),
         lines=lines,
         scopes=scopes,
-        sources=_sources(lines),
+        sampled=sampled,
+        sources=_sources([*lines, *sampled]),
         calls=_calls(recording),
         compiler=compiler,
         spans=tuple(_spans(recording, build)),
+        process_memory=_process_memory(recording),
     )
 
 
@@ -182,11 +189,17 @@ class _Builder:
             reasons=tuple(told),
             kernel=print_kernel(fused.kernel) if fused is not None else "",
             llvm="",
+            triton=subject.triton.get(step_name(step), ""),
+            device="gpu" if subject.on_device else "cpu",
             graph=print_graph(_part(step.writes, nodes)),
         )  # fmt: skip
 
     def _rated(self, step: StepProfile) -> StepProfile:
         """With rates, and the bound by this machine's."""
+        if step.device != "cpu":
+            seconds = step.median_ns / 1e9
+            moved = step.bytes_read + step.bytes_written
+            return replace(step, bandwidth=_ratio(moved, seconds), flop_rate=_ratio(step.flops, seconds))
         moved = step.bytes_read + step.bytes_written
         bandwidth, rate = self.machine.attainable_bandwidth(moved), self.machine.attainable_flops(step.dtype)
         by_memory, by_compute = 1e9 * moved / bandwidth, 1e9 * step.flops / rate
@@ -281,7 +294,7 @@ def _with_llvm(steps: list[StepProfile], facts: Sequence[StepFacts]) -> list[Ste
     texts: dict[str, str] = {}
     for step in sorted(steps, key=lambda step: -step.total_ns):
         kernel, fast = facts[step.number].kernel, facts[step.number].fast
-        if kernel is None or step.kernel in texts or kernel.sizes:
+        if kernel is None or step.kernel in texts or kernel.sizes or step.device != "cpu":
             continue
         if len(texts) == LLVM_SHOWN:
             break
@@ -294,10 +307,41 @@ def _with_llvm(steps: list[StepProfile], facts: Sequence[StepFacts]) -> list[Ste
     return [replace(step, llvm=texts.get(step.kernel, "")) if step.kernel else step for step in steps]
 
 
-def _sources(lines: Sequence[LineProfile]) -> tuple[SourceText, ...]:
+_SAMPLED_PARTS: Final[dict[str, str]] = {"eager": "eager calls", "": "outside jitted calls"}
+"""By the kind of the call: the part of the time that samples tell by line."""
+
+
+def _sampled(recording: Recording, parts: Mapping[str, float], whole: float) -> tuple[SampledLine, ...]:
+    """Most expensive first. What was seen tells the shares; how long it took all in all was measured."""
+    seen = {kind: sum(s.total for (k, _), s in recording.sighted.items() if k == kind) for kind in _SAMPLED_PARTS}
+    found: list[SampledLine] = []
+    for (kind, (what, source)), samples in recording.sighted.items():
+        if kind not in _SAMPLED_PARTS:
+            continue
+        part = _SAMPLED_PARTS[kind]
+        ns = parts[part] * samples.total / seen[kind]
+        file, text = (source.file, linecache.getline(source.file, source.line)) if source.line else ("", "")
+        found.append(
+            SampledLine(
+                part, what, file, source.line, source.function, text.rstrip("\n"), ns, _ratio(ns, whole), samples.count
+            )
+        )
+    return tuple(sorted(found, key=lambda line: -line.ns))
+
+
+def _process_memory(recording: Recording) -> tuple[tuple[int, int], ...]:
+    """At most so many points; of each stretch, the one where most was held."""
+    samples = recording.memory
+    stretch = -(-len(samples) // MEMORY_POINTS) or 1
+    most = [max(samples[n : n + stretch], key=lambda each: each[1]) for n in range(0, len(samples), stretch)]
+    return tuple([(at - recording.begin, nbytes) for at, nbytes in most])
+
+
+def _sources(lines: Sequence[LineProfile | SampledLine]) -> tuple[SourceText, ...]:
     by_file: dict[str, set[int]] = {}
     for line in lines:
-        by_file.setdefault(line.file, set()).add(line.line)
+        if line.line:
+            by_file.setdefault(line.file, set()).add(line.line)
     found: list[SourceText] = []
     for file, numbers in by_file.items():
         text = [each.rstrip("\n") for each in linecache.getlines(file)]
@@ -327,16 +371,24 @@ def _calls(recording: Recording) -> tuple[CallProfile, ...]:
 def _parts(recording: Recording, build: _Builder) -> tuple[tuple[TimePart, ...], float]:
     """The parts of the time, and their sum: the span, unless threads ran at the same time."""
     compiled = [c for (_, kind), c in recording.calls.items() if kind == "compiled"]
-    in_steps = sum(step.total_ns for step in build.steps)
-    launch = sum(step.launch_ns for step in build.steps)
-    ends = sum(program.before_ns + program.after_ns for program in build.programs)
-    unknown = sum(program.total_ns for program in build.programs) - in_steps - launch - ends
+    steps = [step for step in build.steps if step.device == "cpu"]
+    own_programs = [samples for samples in recording.programs.values() if not samples.timed.on_device]
+    queueing = sum(samples.host for samples in recording.programs.values() if samples.timed.on_device)
+    in_steps = sum(step.total_ns for step in steps)
+    launch = sum(step.launch_ns for step in steps)
+    ends = sum(samples.before + samples.after for samples in own_programs)
+    unknown = sum(samples.duration.total for samples in own_programs) - in_steps - launch - ends
     before, between, after = (sum(getattr(c, name) for c in compiled) for name in ("before", "between", "after"))
     own = sum(c.duration.total - c.programs - c.nested for c in compiled)
     rows = [
         ("kernels and library calls", in_steps, "the steps of compiled programs"),
         ("between steps", launch + unknown, "making views, calling into libraries: Python inside compiled programs"),
         ("results and buffers", ends, "allocating results, writing addresses, copying what the caller sees"),
+        (
+            "queueing work for a GPU",
+            queueing,
+            "the host's part of programs whose steps a GPU runs",
+        ),
         ("guards and dispatch", before, "finding the program that answers a call"),
         ("looks at data", between, "between programs: where the code looked at what tensors hold"),
         ("making the result", after, "after the last program: the result of the call, prints, writes to Python"),

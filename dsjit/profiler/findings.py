@@ -6,8 +6,7 @@ the measured time less what the step would take at the rates that this machine a
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -19,7 +18,18 @@ from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.views import Views
 from dsjit.ir.graph import Graph, Node, Source, Value
 from dsjit.ir.kernel import Kernel
-from dsjit.profiler.profile import CompilerProfile, Finding, StepProfile, TimePart
+from dsjit.profiler.general_findings import (
+    WORTH_TELLING,
+    above_bound,
+    longest,
+    of_calls,
+    of_parts,
+    place,
+    products,
+    slow_steps,
+    small_steps,
+)
+from dsjit.profiler.profile import CompilerProfile, Finding, SampledLine, StepProfile, TimePart
 from dsjit.profiler.traffic import reads_across
 from dsjit.profiler.units import percent_text, time_text
 
@@ -31,24 +41,20 @@ _COPIES: Final[frozenset[Any]] = frozenset({aten.clone.default, aten._to_copy.de
 _SCATTERS: Final = ("scatter", "index_put", "index_add", "index_copy", "index_reduce", "put", "masked_scatter")
 """What names of ops begin with that write to places which tensors tell."""
 
-WORTH_TELLING: Final = 0.05
-"""Of the time: what would save less is no finding about one line."""
-
-FAR: Final = 0.5
-"""Of the attainable rate: a step below it, for no reason that is known, is told."""
-
 MOST: Final = 12
 
 
 @dataclass(frozen=True, slots=True)
 class StepFacts:
     """What is known of a step beside its figures. kernel: of a fused step. widened: where float64 came from, in a step
-    that computes in it. relaid: the line of a copy that only changes the layout. across: the line that reads memory
+    that computes in it. relaid: the line of a copy that only changes the layout. converted: of one that only changes
+    the dtype. across: the line that reads memory
     with a stride. scatter: the line of a library call that scatters. fast: whether numerics are "fast"."""
 
     kernel: Kernel | None = None
     widened: Source | None = None
     relaid: Source | None = None
+    converted: Source | None = None
     across: Source | None = None
     scatter: Source | None = None
     fast: bool = False
@@ -64,13 +70,16 @@ class StepFacts:
         wide = next((widened[value].source for value in values if value in widened), None)
         turned = reads_across(fused) if fused is not None else ()
         across = next((node.source for node in nodes for v in node.inputs() if views.base(v) in turned), None)
-        relaid = scatter = None
-        if all(node.op in _COPIES for node in nodes) and any(map(_changes_layout, nodes)):
-            across = None
-            relaid = nodes[0].source if nodes[0].source in copying else None
+        relaid = converted = scatter = None
+        origin = nodes[0].source if nodes[0].source in copying else None
+        if all(node.op in _COPIES for node in nodes):
+            if any(map(_changes_layout, nodes)):
+                across, relaid = None, origin
+            elif any(map(_changes_dtype, nodes)):
+                converted = origin
         if fused is None and isinstance(nodes[0].op, OpOverload) and _name(nodes[0].op).startswith(_SCATTERS):
             scatter = nodes[0].source
-        return cls(fused.kernel if fused is not None else None, wide, relaid, across, scatter, fast)
+        return cls(fused.kernel if fused is not None else None, wide, relaid, converted, across, scatter, fast)
 
 
 def copying_lines(captured: Graph) -> frozenset[Source]:
@@ -97,9 +106,13 @@ def widenings(graph: Graph, captured: Graph) -> dict[Value, Node]:
 
 
 def find(
-    steps: Sequence[StepProfile], facts: Sequence[StepFacts], parts: Sequence[TimePart], compiler: CompilerProfile
+    steps: Sequence[StepProfile],
+    facts: Sequence[StepFacts],
+    parts: Sequence[TimePart],
+    compiler: CompilerProfile,
+    sampled: Sequence[SampledLine],
 ) -> tuple[Finding, ...]:
-    """The findings, those with a known cause and a large effect first."""
+    """The findings, those with a known cause and a large effect first; what is well as it is comes last."""
     whole = sum(part.ns for part in parts)
     known: list[Finding] = []
     told: set[int] = set()
@@ -114,11 +127,11 @@ def find(
             if saves >= WORTH_TELLING * whole:
                 known.append(_of_line(kind, Source(file, line, function), group, saves, whole))
                 told.update(step.number for step in group)
-    known += _of_calls(parts, compiler, whole)
+    known += of_calls(parts, compiler, sampled)
     known.sort(key=lambda finding: -finding.saves_ns)
-    others = [*_slow_steps(steps, told, whole), *_of_parts(parts, whole)]
+    others = [*small_steps(steps, whole), *slow_steps(steps, told, whole), *of_parts(parts, compiler, sampled)]
     others.sort(key=lambda finding: -finding.saves_ns)
-    return tuple([*known, *others][:MOST])
+    return tuple([*known, *others, *products(steps, whole)][:MOST])
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +143,6 @@ class _Kind:
     text: str
     source: Callable[[StepFacts], Source | None]
     saves: Callable[[StepProfile], float]
-
-
-def _above_bound(step: StepProfile) -> float:
-    return max(step.total_ns - step.count * step.bound_ns, 0.0)
 
 
 _KINDS: Final = (
@@ -155,12 +164,20 @@ _KINDS: Final = (
         lambda step: step.total_ns,
     ),
     _Kind(
+        "conversion",
+        "does nothing but convert a dtype",
+        "The whole tensor is read and written again, as no op before or after it is in the same kernel. Make the "
+        "tensor in the dtype that is wanted, or convert next to an op that can be fused; convert weights once.",
+        lambda facts: facts.converted,
+        lambda step: step.total_ns,
+    ),
+    _Kind(
         "scatter",
         "scatters into memory, in a library call of its own",
         "An op that writes to places which a tensor tells is not fused, and often runs on one thread. Sort the indices "
         "and sum the segments, use a matrix product with a one-hot matrix for few targets, or gather instead.",
         lambda facts: facts.scatter,
-        _above_bound,
+        above_bound,
     ),
     _Kind(
         "stride",
@@ -168,7 +185,7 @@ _KINDS: Final = (
         "Neighbouring lanes take elements that are far apart: of each cache line that is loaded, a part is used. Put "
         "the dimension that varies fastest last, or transpose the smaller operand once.",
         lambda facts: facts.across,
-        _above_bound,
+        above_bound,
     ),
 )
 
@@ -176,89 +193,15 @@ _KINDS: Final = (
 def _of_line(kind: _Kind, source: Source, group: Sequence[StepProfile], saves: float, whole: float) -> Finding:
     ns = sum(step.total_ns for step in group)
     steps = "1 step" if len(group) == 1 else f"{len(group)} steps"
-    title = f"{_place(source.file, source.line)} {kind.title}: {percent_text(ns / whole)} of the time"
+    title = f"{place(source.file, source.line)} {kind.title}: {percent_text(ns / whole)} of the time"
     text = f"{steps}, {time_text(ns)} in all; up to {time_text(saves)} could be saved. {kind.text}"
     return Finding(
-        kind.kind, title, text, saves, source.file, source.line, tuple(step.number for step in _longest(group))
+        kind.kind, title, text, saves, source.file, source.line, tuple(step.number for step in longest(group))
     )
-
-
-def _of_calls(parts: Sequence[TimePart], compiler: CompilerProfile, whole: float) -> Iterable[Finding]:
-    """What kept calls from running compiled."""
-    ns = {part.name: part.ns for part in parts}
-    for each in compiler.objects:
-        if each.recompiles:
-            cause, advice = each.recompiles[-1]
-            count = len(each.recompiles)
-            times = "once" if count == 1 else f"{count} times"
-            yield Finding(
-                "recompile",
-                f"{each.name} was traced again {times}: {cause}",
-                f"Each time the call ran eagerly, and was compiled. To avoid it: {advice}.",
-                ns["tracing and compiling"], "", 0, (),
-            )  # fmt: skip
-        eager = sum(each.eager.values())
-        if eager:
-            reason = max(each.eager, key=lambda text: each.eager[text])
-            yield Finding(
-                "eager",
-                f"{eager} calls of {each.name} ran eagerly: {reason}",
-                "None of the time of these calls can be told apart by line. docs/limits.md says what runs compiled.",
-                ns["eager calls"], "", 0, (),
-            )  # fmt: skip
-
-
-def _slow_steps(steps: Sequence[StepProfile], told: set[int], whole: float) -> Iterable[Finding]:
-    """By line: steps that take much longer than this machine needs, for no reason that is known."""
-    grouped: dict[tuple[str, int], list[StepProfile]] = {}
-    for step in steps:
-        slow = step.bound != "nothing" and step.bound_ns < FAR * step.median_ns
-        if slow and step.number not in told and step.ops:
-            main = max(step.ops, key=lambda op: op.share)
-            grouped.setdefault((main.file, main.line), []).append(step)
-    for (file, line), group in grouped.items():
-        saves = sum(map(_above_bound, group))
-        if saves < WORTH_TELLING * whole:
-            continue
-        ns = sum(step.total_ns for step in group)
-        slowest = max(group, key=lambda step: step.total_ns)
-        rate = f"{percent_text(slowest.bound_ns / slowest.median_ns)} of what its {slowest.bound} traffic allows"
-        if slowest.bound == "compute":
-            rate = f"{percent_text(slowest.bound_ns / slowest.median_ns)} of the attainable operations a second"
-        yield Finding(
-            "slow",
-            f"{_place(file, line)} runs below what this machine attains: {percent_text(ns / whole)} of the time",
-            f"{slowest.name} reaches {rate}; at the full rate up to {time_text(saves)} could be saved. Small steps, "
-            "shapes that libraries do not like, and too few rows for the threads are the usual causes.",
-            saves, file, line, tuple(step.number for step in _longest(group)),
-        )  # fmt: skip
-
-
-def _of_parts(parts: Sequence[TimePart], whole: float) -> Iterable[Finding]:
-    for part in parts:
-        if part.name != "kernels and library calls" and part.name != "eager calls" and part.share > 2 * WORTH_TELLING:
-            yield Finding(
-                "overhead",
-                f"{percent_text(part.share)} of the time is {part.name}",
-                f"{time_text(part.ns)} of {time_text(whole)}: {part.meaning}. {_ADVICE.get(part.name, '')}".strip(),
-                part.ns, "", 0, (),
-            )  # fmt: skip
-
-
-_ADVICE: Final = {
-    "tracing and compiling": "It is paid once: call the function before the profile to leave it out.",
-    "outside jitted calls": "dsjit cannot make it faster: see what of it can move into a jitted function.",
-    "guards and dispatch": "It is the same for any size: jit a larger part of the program, or make larger batches.",
-    "looks at data": "torch.where and tensor arithmetic need no look.",
-}
 
 
 def _is_wide(node: Node) -> bool:
     return any(value.type.dtype is torch.float64 for value in node.outputs)
-
-
-def _longest(group: Sequence[StepProfile]) -> list[StepProfile]:
-    return sorted(group, key=lambda step: -step.total_ns)
 
 
 def _changes_layout(node: Node) -> bool:
@@ -268,9 +211,10 @@ def _changes_layout(node: Node) -> bool:
     return source.type.strides != node.output.type.strides and node.output.type.numel > 1
 
 
+def _changes_dtype(node: Node) -> bool:
+    source = next(node.inputs(), None)
+    return source is not None and source.type.dtype is not node.output.type.dtype
+
+
 def _name(op: OpOverload) -> str:
     return op._schema.name.partition("::")[2].lstrip("_")
-
-
-def _place(file: str, line: int) -> str:
-    return f"{os.path.basename(file)}:{line}" if line else "a line that is not known"

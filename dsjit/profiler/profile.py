@@ -17,23 +17,27 @@ __all__ = [
     "AliveValue",
     "CallProfile",
     "CompilerProfile",
+    "EagerReason",
     "Finding",
     "GuardProfile",
     "LineProfile",
     "MemoryProfile",
+    "NodeProfile",
     "ObjectProfile",
     "OpShare",
     "Phase",
     "ProfileData",
     "ProgramProfile",
+    "SampledLine",
     "ScopeProfile",
     "SourceText",
     "SpanProfile",
     "StepProfile",
     "TimePart",
+    "WayProfile",
 ]
 
-SCHEMA: Final = "dsjit-profile-1"
+SCHEMA: Final = "dsjit-profile-2"
 
 Phase: TypeAlias = Literal["forward", "backward"]
 StepKind: TypeAlias = Literal["kernel", "native", "library"]
@@ -72,7 +76,8 @@ class StepProfile:
     bytes_read, bytes_written, flops: of one run. dtype: that it computes in.
     attainable_bandwidth, attainable_flop_rate: of this machine, for so many bytes and this dtype.
     bound, bound_ns: what limits one run, and how long it takes at the attainable rates.
-    reasons: why its ops were not fused with others. kernel, llvm, graph: texts; empty where there are none.
+    reasons: why its ops were not fused with others. kernel, llvm, triton, graph: texts; empty where there are none.
+    device: "cpu" or "gpu". What a GPU attains is not measured: its steps have no bound.
     """
 
     number: int
@@ -100,7 +105,9 @@ class StepProfile:
     reasons: tuple[str, ...]
     kernel: str
     llvm: str
+    triton: str
     graph: str
+    device: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +193,25 @@ class ScopeProfile:
 
 
 @dataclass(frozen=True, slots=True)
+class SampledLine:
+    """A line of the user's that ran, or called what ran, while no Program did; found by sampling (`profiler.sampling`).
+
+    part: the name of the TimePart that it belongs to. what: "optimizer", "Python and eager ops", ...
+    ns: its share of the samples of that part, of the part's measured time. samples: how many that were.
+    """
+
+    part: str
+    what: str
+    file: str
+    line: int
+    function: str
+    text: str
+    ns: float
+    share: float
+    samples: int
+
+
+@dataclass(frozen=True, slots=True)
 class SourceText:
     """Lines of a file, from number `start` on, around those that cost time."""
 
@@ -228,16 +254,53 @@ class GuardProfile:
 
 
 @dataclass(frozen=True, slots=True)
+class WayProfile:
+    """What a look saw. count: how often, in compiled calls, while the profile ran. to: numbers of the nodes that come
+    next; several when it depends on more Python state which."""
+
+    outcome: str
+    count: int
+    to: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NodeProfile:
+    """A node of the tree of ways that calls take: a program, and what was looked at after it.
+
+    number: within the tree; the root is 0. program: number of its ProgramProfile, -1 if it did not run.
+    look: what was looked at ("the truth of a tensor"), at file and line; "" at the end of a way, which has no ways on.
+    """
+
+    number: int
+    program: int
+    look: str
+    file: str
+    line: int
+    ways: tuple[WayProfile, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EagerReason:
+    """Why `count` calls ran eagerly. file, line: of the user's where the reason is, or "" and 0."""
+
+    reason: str
+    count: int
+    file: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True)
 class ObjectProfile:
     """One jitted object. counters: since the profile began. recompiles: (what changed, what to do).
-    branches: where Python looked at data, and what was seen. eager: how often calls ran eagerly, by reason."""
+    trees: for each kind of call in which Python looked at data, the ways that calls take, from the root on.
+    eager: why calls ran eagerly, most frequent first."""
 
     name: str
     counters: Mapping[str, int]
     guards: tuple[GuardProfile, ...]
     recompiles: tuple[tuple[str, str], ...]
-    branches: tuple[str, ...]
-    eager: Mapping[str, int]
+    trees: tuple[tuple[NodeProfile, ...], ...]
+    eager: tuple[EagerReason, ...]
     not_fused: tuple[str, ...]
 
 
@@ -283,7 +346,9 @@ class SpanProfile:
 @dataclass(frozen=True, slots=True)
 class ProfileData:
     """Everything. span_ns: from the begin to the end of the profile. compiled_ns: in Programs. attributed_ns: of that,
-    what lands on a line of the user's. parts: of `span_ns`."""
+    what lands on a line of the user's. parts: of `span_ns`. sampled: lines of the parts that are no compiled calls.
+    process_memory: (ns since the profile began, bytes that the process held), as it was sampled; empty where the system
+    does not tell."""
 
     title: str
     span_ns: float
@@ -296,10 +361,12 @@ class ProfileData:
     programs: tuple[ProgramProfile, ...]
     lines: tuple[LineProfile, ...]
     scopes: tuple[ScopeProfile, ...]
+    sampled: tuple[SampledLine, ...]
     sources: tuple[SourceText, ...]
     calls: tuple[CallProfile, ...]
     compiler: CompilerProfile
     spans: tuple[SpanProfile, ...]
+    process_memory: tuple[tuple[int, int], ...]
 
     def to_dict(self) -> dict[str, Any]:
         """All of it in dictionaries, lists, strings and numbers, as `json.dumps` takes it."""

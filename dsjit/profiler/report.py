@@ -18,7 +18,7 @@ from jinja2 import BaseLoader, Environment
 
 __all__ = ["notebook_html", "report_html"]
 
-_STEP_TEXTS: Final = ("kernel", "llvm", "graph")
+_STEP_TEXTS: Final = ("kernel", "llvm", "triton", "graph")
 _PROGRAM_TEXTS: Final = ("source", "captured", "optimized")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from dsjit.codegen.placement import Step
 from dsjit.fusion.planner import FusionPlan
@@ -21,7 +21,7 @@ class Subject:
     samples: one for each shape that ran; Graphs and sizes are those of the typical one.
     arena_bytes, intermediate_bytes: of the Program. source: its text.
     saved: what the forward keeps. recomputed: nodes that the backward does again.
-    fast: whether `numerics="fast"`.
+    fast: whether `numerics="fast"`. triton: text of its kernels for a GPU, by their names.
     """
 
     name: str
@@ -36,8 +36,14 @@ class Subject:
     intermediate_bytes: int
     source: str
     fast: bool = False
+    triton: Mapping[str, str] = field(default_factory=dict)
     saved: Sequence[Value] = ()
     recomputed: Iterable[Node] = ()
+
+    @property
+    def on_device(self) -> bool:
+        """Whether a GPU runs it."""
+        return any(samples.timed.on_device for samples in self.samples)
 
     def reasons(self) -> Mapping[Node, list[str]]:
         """Why nodes were not fused, by producer and by consumer."""

@@ -18,6 +18,7 @@ __all__ = ["print_summary", "summary_text"]
 ROWS: Final = 12
 """Of each table."""
 
+OTHERS: Final = 6
 FINDINGS: Final = 4
 
 
@@ -46,6 +47,8 @@ def print_summary(data: ProfileData, console: Console) -> None:
     if data.steps:
         console.print(_steps(data))
         console.print(_lines(data))
+    if data.sampled:
+        console.print(_sampled(data))
     for number, finding in enumerate(data.findings[:FINDINGS], 1):
         console.print(f"{number}. {escape(finding.title)}", style="bold", highlight=False)
         console.print(f"   {escape(finding.text)}", highlight=False)
@@ -77,6 +80,18 @@ def _line(step: StepProfile) -> str:
         return ""
     others = len({(op.file, op.line) for op in step.ops}) - 1
     return f"{os.path.basename(main.file)}:{main.line}" + (f" +{others}" if others else "")
+
+
+def _sampled(data: ProfileData) -> Table:
+    table = Table(title="what ran while no program did, by samples", title_justify="left")
+    for heading in ("line", "time", "share", "what", "code"):
+        table.add_column(heading, justify="right" if heading in ("time", "share") else "left", overflow="ellipsis")
+    for line in data.sampled[:OTHERS]:
+        table.add_row(
+            escape(f"{os.path.basename(line.file)}:{line.line}") if line.line else "", time_text(line.ns),
+            percent_text(line.share), f"{line.what}, {line.part}", escape(line.text.strip()),
+        )  # fmt: skip
+    return table
 
 
 def _lines(data: ProfileData) -> Table:

@@ -8,14 +8,12 @@ calls write down when they begin and end. A Program that nobody profiles has its
 from __future__ import annotations
 
 import ctypes
-import itertools
-import statistics
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import FunctionType
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +26,17 @@ from dsjit.fusion.lower import FusedKernel
 from dsjit.ir.graph import Node, Source
 from dsjit.ir.print_graph import op_name
 
-__all__ = ["RunTimes", "StepTime", "TimedRun", "step_name", "step_sources", "time_steps"]
+__all__ = [
+    "Layout",
+    "Nanoseconds",
+    "RawRun",
+    "RunTimes",
+    "StepTime",
+    "TimedRun",
+    "step_name",
+    "step_sources",
+    "time_steps",
+]
 
 now: Final = time.monotonic_ns
 """The clock of native sequences, too."""
@@ -39,24 +47,27 @@ Ranges = Callable[[str], AbstractContextManager[Any]]
 Nanoseconds = npt.NDArray[np.int64]
 
 
+RawRun: TypeAlias = tuple[int, int, bytes, list[Any]]
+"""What one run leaves: when it began and ended, the timestamps of its native sequences, and two for each library
+call, in the order in which they ran (on a GPU: events). `times` makes sense of it, when there is time for that."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunTimes:
-    """One run of a Program, in ns of the monotonic clock.
+    """Some runs of a Program, in ns of the monotonic clock. first, last: of the runs. begins, ends: of the steps, [run,
+    step]."""
 
-    begin, end: of the run. begins, ends: of its steps, by number; -1 for a step that is not in the Program.
-    """
-
-    begin: int
-    end: int
+    first: Nanoseconds
+    last: Nanoseconds
     begins: Nanoseconds
     ends: Nanoseconds
 
 
 @dataclass(slots=True)
-class _Layout:
+class Layout:
     """Where each event of a run writes: a sequence of n steps has n + 1 timestamps, a library call two.
 
-    sequences: position of each. calls: positions of library calls, in the order in which they run.
+    sequences: position of each. calls: positions of what library calls write, in the order in which they run.
     begins, ends: positions by step.
     """
 
@@ -67,14 +78,14 @@ class _Layout:
     size: int = 0
 
     @classmethod
-    def of(cls, program: Program, steps: Sequence[Step], native: Collection[Node]) -> _Layout:
+    def of(cls, program: Program, steps: Sequence[Step], native: Collection[Node]) -> Layout:
         layout = cls()
         sequences = iter(program.sequences.items())
         left = 0
         for step in steps:
             is_native = isinstance(step.work, FusedKernel) or step.work.node in native
             if not is_native:
-                layout.calls.append(layout.size)
+                layout.calls += (layout.size, layout.size + 1)
                 layout.size += 1
             elif not left:
                 name, sequence = next(sequences)
@@ -89,24 +100,26 @@ class _Layout:
 
 
 class TimedRun:
-    """Called as the `run` of `program`, which it stands in for; `on_run` is told the times of each run that returns.
+    """Called as the `run` of `program`, which it stands in for; `on_run` is told of each run that returns.
 
     steps, native: what the Program was assembled from (see `codegen.assemble`).
     ranges: every step runs in a range of this kind. Its steps then run one by one, which takes longer.
     Reentrant, as the Program is.
     """
 
+    on_device = False
+
     def __init__(
         self,
         program: Program,
         steps: Sequence[Step],
         native: Collection[Node],
-        on_run: Callable[[int, int, bytes], None],
+        on_run: Callable[[RawRun], None],
         ranges: Ranges | None = None,
     ) -> None:
         self._program = program
         self._steps = steps
-        self._layout = _Layout.of(program, steps, native)
+        self._layout = Layout.of(program, steps, native)
         self._begins = np.array(self._layout.begins, dtype=np.int64)
         self._ends = np.array(self._layout.ends, dtype=np.int64)
         self._on_run = on_run
@@ -119,37 +132,42 @@ class TimedRun:
         except IndexError:
             twin = _Twin(self._program, self._layout, self._names(), self._ranges)
         try:
-            twin.restart()
+            twin.calls.clear()
             begin = now()
             outputs = twin.run(inputs, frame, threads)
-            end = now()
+            run = begin, now(), bytes(twin.stamps), twin.calls[:]
         finally:
             self._idle.append(twin)
-        self._on_run(begin, end, bytes(twin.stamps))
+        self._on_run(run)
         return outputs
 
     def _names(self) -> list[str]:
         return [step_name(step) for step in self._steps]
 
-    def times(self, begin: int, end: int, stamps: bytes) -> RunTimes:
+    def times(self, runs: Sequence[RawRun]) -> RunTimes:
         """What `on_run` was told, by step."""
-        table = np.frombuffer(stamps, dtype=np.int64)
-        return RunTimes(begin, end, table[self._begins], table[self._ends])
+        table = np.frombuffer(b"".join([stamps for _, _, stamps, _ in runs]), dtype=np.int64)
+        table = table.reshape(len(runs), -1).copy()
+        if self._layout.calls:
+            table[:, self._layout.calls] = [calls for *_, calls in runs]
+        first, last = (np.array([run[which] for run in runs], dtype=np.int64) for which in (0, 1))
+        return RunTimes(first, last, table[:, self._begins], table[:, self._ends])
 
 
 class _Twin:
-    """The function of a Program with clocks bound to its names. For one run at a time."""
+    """The function of a Program with clocks bound to its names. For one run at a time.
 
-    __slots__ = ("_calls", "_positions", "run", "stamps")
+    stamps: what native sequences write. calls: what library calls do.
+    """
+
+    __slots__ = ("calls", "run", "stamps")
 
     run: Run
 
-    def __init__(self, program: Program, layout: _Layout, names: Sequence[str], ranges: Ranges | None) -> None:
+    def __init__(self, program: Program, layout: Layout, names: Sequence[str], ranges: Ranges | None) -> None:
         self.stamps: Any = (ctypes.c_int64 * max(layout.size, 1))()
-        self._calls = layout.calls
-        self._positions: Iterator[int] = iter(())
+        self.calls: list[int] = []
         address = ctypes.addressof(self.stamps)
-        table = memoryview(self.stamps).cast("B").cast("q")
         labels = dict(zip(layout.begins, names, strict=True))
         bound = dict(program.function.__globals__)
         for name, position in layout.sequences.items():
@@ -161,34 +179,35 @@ class _Twin:
                 where = range(position, position + len(parts))
                 stamps, own = [address + 8 * at for at in where], [labels[at] for at in where]
                 bound[name] = _ranged_sequence(parts, stamps, own, ranges)
+        called = [labels[position] for position in layout.calls[::2]]
         for name, value in list(bound.items()):
             if name[0] == "f" and name[1:].isdigit():
-                bound[name] = self._timed_call(value, table, labels, ranges)
+                bound[name] = self._timed_call(value) if ranges is None else self._ranged_call(value, called, ranges)
         self.run = FunctionType(program.function.__code__, bound, "run")
 
-    def restart(self) -> None:
-        """Before each run."""
-        self._positions = iter(self._calls)
+    def _timed_call(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        log = self.calls.append
 
-    def _timed_call(
-        self, function: Callable[..., Any], table: memoryview, labels: dict[int, str], ranges: Ranges | None
-    ) -> Callable[..., Any]:
         def timed(*args: Any, **kwargs: Any) -> Any:
-            position = next(self._positions)
-            table[position] = now()
+            log(now())
             result = function(*args, **kwargs)
-            table[position + 1] = now()
+            log(now())
             return result
+
+        return timed
+
+    def _ranged_call(self, function: Callable[..., Any], names: Sequence[str], ranges: Ranges) -> Callable[..., Any]:
+        """names: of all library calls, in their order."""
+        calls = self.calls
 
         def ranged(*args: Any, **kwargs: Any) -> Any:
-            position = next(self._positions)
-            with ranges(labels[position]):  # type: ignore[misc]
-                table[position] = now()
+            with ranges(names[len(calls) // 2]):
+                calls.append(now())
                 result = function(*args, **kwargs)
-                table[position + 1] = now()
+                calls.append(now())
             return result
 
-        return timed if ranges is None else ranged
+        return ranged
 
 
 def _timed_sequence(run_timed: Callable[[int, int, int], None], stamps: int) -> Callable[[int, int], None]:
@@ -242,17 +261,16 @@ def time_steps(
 
     The runs are real: what the Graph writes to its inputs is written each time.
     """
-    runs: list[tuple[int, int, bytes]] = []
-    timed = TimedRun(program, steps, native, lambda *run: runs.append(run))
+    runs: list[RawRun] = []
+    timed = TimedRun(program, steps, native, runs.append)
     program.run = timed
     try:
         for _ in range(repeats + 1):
             program(inputs)
     finally:
         program.run = program.function
-    found = [timed.times(*run) for run in itertools.islice(runs, 1, None)]
-    taken = [run.ends - run.begins for run in found]
+    times = timed.times(runs[1:])
+    medians = np.median(times.ends - times.begins, axis=0)
     return tuple(
-        StepTime(step_name(step), step_sources(step), statistics.median(int(each[number]) for each in taken))
-        for number, step in enumerate(steps)
+        [StepTime(step_name(step), step_sources(step), float(ns)) for step, ns in zip(steps, medians, strict=True)]
     )

@@ -57,9 +57,22 @@ _COPIES_FIRST: Final = frozenset(
 """Ops that copy their first operand into the result, and then add the product to it."""
 
 
+_PICKING: Final = frozenset(
+    {
+        torch.ops.aten.embedding.default, torch.ops.aten.gather.default, torch.ops.aten.index_select.default,
+        torch.ops.aten.index.Tensor, torch.ops.aten._unsafe_index.Tensor,
+    }
+)  # fmt: skip
+"""Ops that read of their first operand what other operands tell, which is as much as they write."""
+
+
 def node_traffic(node: Node) -> tuple[int, int]:
     """(bytes read, bytes written) of one op run on its own by torch: its operands and its results, each once; the
     result twice more, written and read, by products that start from a copy of an operand."""
+    if node.op in _PICKING:
+        table, *others = dict.fromkeys(node.inputs())
+        picked = node.output.type.nbytes
+        return min(picked, table.type.nbytes) + sum(value.type.nbytes for value in others), picked
     read = sum(value.type.nbytes for value in dict.fromkeys(node.inputs()))
     written = sum(value.type.nbytes for value in node.outputs)
     if node.op in _COPIES_FIRST:

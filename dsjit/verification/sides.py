@@ -109,7 +109,7 @@ def play_precisely(function: Callable[..., Any], calls: Sequence[Arguments], see
 
 def make_jitted(target: Callable[..., Any], options: Options, environment: Environment, name: str) -> Jitted:
     """`target` jitted in a new session, with programs for exact sizes."""
-    private = Session(environment, local=shared_session().local)
+    private = Session(environment, depths=shared_session().depths)
     return Jitted(target, replace(options, dynamic=False, disable=False, fullgraph=False), private, name)
 
 

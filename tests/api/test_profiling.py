@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +17,7 @@ import dsjit
 from dsjit.api.entry import jitted_of, session
 from dsjit.api.jitted import Jitted
 from dsjit.api.profiling import Profile
+from dsjit.api.trace_nodes import Branch
 from dsjit.errors import ProfileError
 from tests.profiler.programs import MACHINE, PLANTED, slow_line
 
@@ -173,8 +176,47 @@ def test_looks_at_data_are_named() -> None:
 
     data = profiled(halved, torch.full((8,), 5.0)).data
     assert next(part for part in data.parts if part.name == "looks at data").ns > 0
-    (found,) = data.compiler.objects
-    assert any(__file__ in branch for branch in found.branches)
+
+
+def test_the_ways_of_calls_are_a_tree_with_counts() -> None:
+    @dsjit.jit
+    def signed(x: Tensor) -> Tensor:
+        if x.sum() > 0:
+            return x.exp() + 1
+        return x.sort().values
+
+    up, down = torch.ones(8), -torch.ones(8)
+    for x in (up, down, up, down):
+        signed(x)
+    with dsjit.profile() as found:
+        for x in (up, up, down, up):
+            signed(x)
+    (told,) = found.data.compiler.objects
+    ((root, *ends),) = told.trees
+    assert (root.look, root.file, root.line) == (
+        "the truth of a tensor",
+        __file__,
+        signed.__wrapped__.__code__.co_firstlineno + 2,
+    )
+    assert {way.outcome: way.count for way in root.ways} == {"True": 3, "False": 1}
+    by_outcome = {way.outcome: ends[way.to[0] - 1] for way in root.ways}
+    assert all(end.look == "" and not end.ways for end in ends)
+    runs = {outcome: found.data.programs[end.program].runs for outcome, end in by_outcome.items()}
+    assert runs == {"True": 3, "False": 1}
+
+
+def test_a_loop_is_a_way_that_leads_back() -> None:
+    @dsjit.jit
+    def halved(x: Tensor) -> Tensor:
+        while x.abs().max() > 1:
+            x = x * 0.5
+        return x + 1
+
+    data = profiled(halved, torch.full((8,), 9.0), calls=3).data
+    ((*nodes,),) = data.compiler.objects[0].trees
+    assert any(to <= node.number for node in nodes for way in node.ways for to in way.to)
+    assert sum(way.count for node in nodes for way in node.ways if way.outcome == "True") == 3 * 4
+    assert sum(way.count for node in nodes for way in node.ways if way.outcome == "False") == 3
 
 
 # -- the compiler ----------------------------------------------------------------------------------------------------
@@ -201,8 +243,46 @@ def test_recompiles_and_eager_calls_are_told_with_their_cause() -> None:
     (told,) = found.data.compiler.objects
     ((cause, advice),) = told.recompiles
     assert "was 2, now 3" in cause and advice
-    assert told.eager == {"the stance is eager": 1}
+    assert [(each.reason, each.count) for each in told.eager] == [("the stance is eager", 1)]
     assert {finding.kind for finding in found.findings} >= {"recompile", "eager"}
+
+
+def test_eager_calls_and_what_is_outside_are_told_by_line() -> None:
+    def slow() -> Tensor:
+        end = time.monotonic() + 0.2
+        while time.monotonic() < end:
+            values = torch.randn(200, 200) @ torch.randn(200, 200)
+        return values
+
+    @dsjit.jit
+    def reads_the_clock(x: Tensor) -> Tensor:
+        return x + time.time() * slow()
+
+    with pytest.warns(dsjit.DsjitWarning, match="reads a clock"):
+        data = profiled(lambda: (slow(), reads_the_clock(torch.ones(1))), calls=1).data
+    body = slow.__code__.co_firstlineno
+    for part in ("eager calls", "outside jitted calls"):
+        lines = [line for line in data.sampled if line.part == part]
+        assert sum(line.ns for line in lines) == pytest.approx(next(p.ns for p in data.parts if p.name == part))
+        inside = [line for line in lines if line.file == __file__ and body < line.line <= body + 4]
+        assert sum(line.ns for line in inside) > 0.5 * sum(line.ns for line in lines)
+    (told,) = data.compiler.objects
+    assert (told.eager[0].file, told.eager[0].line) == (
+        __file__,
+        reads_the_clock.__wrapped__.__code__.co_firstlineno + 2,
+    )
+    eager = next(finding for finding in data.findings if finding.kind == "eager")
+    assert eager.line == told.eager[0].line and "test_profiling.py" in eager.text
+
+
+def test_optimizers_are_told_apart() -> None:
+    model, x = nn.Sequential(*[nn.Linear(64, 64) for _ in range(40)]), torch.randn(8, 64)
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
+    model(x).sum().backward()
+    with dsjit.profile() as found:
+        for _ in range(20):
+            optimizer.step()
+    assert found.data.sampled[0].what == "optimizer"
 
 
 def test_guards_are_told_by_line_and_cost() -> None:
@@ -226,6 +306,15 @@ def test_memory_is_told_over_the_steps() -> None:
     assert {value.line for value in memory.alive} == {chain.__code__.co_firstlineno + 1}
     assert memory.resident == 4 * 64 * 32
     assert memory.fused_bytes > 0
+
+
+def test_what_the_process_holds_is_sampled() -> None:
+    with dsjit.profile() as found:
+        held = torch.ones(2**24)
+        time.sleep(0.05)
+    memory = [nbytes for _, nbytes in found.data.process_memory]
+    assert memory and max(memory) > held.nbytes
+    assert all(0 <= at <= found.data.span_ns for at, _ in found.data.process_memory)
 
 
 def test_what_the_forward_saves_is_told() -> None:
@@ -254,10 +343,10 @@ def test_a_planted_slow_line_comes_first(make: type[nn.Module], inputs: Callable
 
 
 def test_nothing_is_left_behind() -> None:
-    before = Jitted.__call__, session().on_compiled
+    before = Jitted.__call__, session().on_compiled, Branch.after, threading.active_count()
     jitted, x = dsjit.jit(chain), torch.randn(8, 8)
     profiled(jitted, x)
-    assert (Jitted.__call__, session().on_compiled) == before
+    assert (Jitted.__call__, session().on_compiled, Branch.after, threading.active_count()) == before
     for compilation in jitted_of(jitted).compilations:
         assert compilation.program.run is compilation.program.function
 
@@ -339,9 +428,32 @@ def test_ranges_are_seen_by_torchs_profiler() -> None:
     jitted, x = dsjit.jit(chain), torch.randn(8, 8)
     jitted(x)
     with torch.profiler.profile() as seen, dsjit.profile(ranges=True) as found:
+        for _ in range(3):
+            jitted(x)
+    names = Counter(event.name for event in seen.events())
+    assert [names[step.name] for step in found.data.steps] == [step.count for step in found.data.steps] == [3, 3, 3]
+
+
+def test_ranges_are_those_that_nvtx_tools_see(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`emit_nvtx` hands the ranges of record_function on: each step runs inside one, which has its name."""
+    opened: list[str] = []
+
+    class Range:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __enter__(self) -> None:
+            opened.append(f"<{self.name}")
+
+        def __exit__(self, *error: object) -> None:
+            opened.append(f"{self.name}>")
+
+    monkeypatch.setattr(torch.profiler, "record_function", Range)
+    jitted, x = dsjit.jit(chain), torch.randn(8, 8)
+    jitted(x)
+    with dsjit.profile(ranges=True) as found:
         jitted(x)
-    names = {event.name for event in seen.events()}
-    assert {step.name for step in found.data.steps} <= names
+    assert opened == [text for step in found.data.steps for text in (f"<{step.name}", f"{step.name}>")]
 
 
 def test_a_profile_is_read_after_its_block() -> None:

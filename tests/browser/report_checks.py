@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -17,10 +18,13 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 import dsjit
-from dsjit.profiler.report import report_html
+from dsjit.profiler.report import notebook_html, report_html
 from tests.browser import reports
 
 VIEWS = ("overview", "flame", "source", "steps", "timeline", "memory", "compiler")
+TALLEST = 2600
+"""Pixels of a page that a picture shows."""
+
 SECONDS_TO_DRAW = 5.0
 """For any view of 5,000 steps, on a machine that does other things, too: it takes some tenths of a second."""
 
@@ -59,12 +63,19 @@ class Page:
     def open(self, view: str) -> str:
         """The text of a view, which is opened by its tab."""
         self.browser.find_element(By.CSS_SELECTOR, f'[data-view="{view}"]').click()
-        main = self.browser.find_element(By.ID, "main")
+        main = self.browser.find_element(By.ID, "view")
         assert main.get_attribute("role") == "tabpanel"
+        self.keep(view)
+        return main.text
+
+    def keep(self, view: str) -> None:
+        """A picture of the whole page, if pictures are wanted."""
         folder = os.environ.get("REPORT_SCREENSHOTS")
         if folder:
-            self.browser.save_screenshot(f"{folder}/{self.name}_{view}.png")
-        return main.text
+            size = self.browser.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
+            clip = {"x": 0, "y": 0, "width": size["width"], "height": min(size["height"], TALLEST), "scale": 1}
+            shot = self.browser.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
+            Path(folder, f"{self.name}_{view}.png").write_bytes(base64.b64decode(shot["data"]))
 
     def all(self, selector: str) -> list[Any]:
         return self.browser.find_elements(By.CSS_SELECTOR, selector)
@@ -89,8 +100,9 @@ def test_every_view_opens_and_shows_the_figures(opened: Callable[[str], Page], n
     assert page.call("time", data["span_ns"]) in overview
     for finding in data["findings"]:
         assert finding["title"] in overview
+    parts = page.all('table[aria-label="Parts of the time"]')[0].text
     for part in data["parts"]:
-        assert (part["name"] in overview) == (part["ns"] > 0)
+        assert (part["name"] in parts) == (part["ns"] > 0)
 
     page.open("flame")
     root = page.all(".flame .node")[0].get_attribute("aria-label")
@@ -128,8 +140,11 @@ def test_every_view_opens_and_shows_the_figures(opened: Callable[[str], Page], n
         assert each["name"] in compiler
         for cause, advice in each["recompiles"]:
             assert cause in compiler and advice in compiler
-        for branch in each["branches"]:
-            assert branch in compiler
+        for reason in each["eager"]:
+            assert reason["reason"] in compiler
+        for nodes in each["trees"]:
+            for node in nodes:
+                assert node["look"] in compiler
     assert page.errors() == []
 
 
@@ -199,6 +214,46 @@ def test_both_themes_can_be_read(opened: Callable[[str], Page], theme: str) -> N
     assert [(name, ratio) for name, ratio in contrasts if ratio < 4.5] == []
 
 
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["training", "branches", "hostile"])
+def test_axe_finds_nothing(opened: Callable[[str], Page], name: str, theme: str) -> None:
+    page = opened(name)
+    page.browser.execute_script(Path(os.environ["REPORT_AXE"]).read_text(encoding="utf-8"))
+    page.browser.execute_script(f"document.documentElement.dataset.theme = '{theme}'")
+    for view in VIEWS:
+        page.call("show", view)
+        found = page.browser.execute_async_script(
+            "const done = arguments[arguments.length - 1]; axe.run(document).then((all) => "
+            "done(all.violations.map((each) => [each.id, each.nodes.map((node) => node.html)])))"
+        )
+        assert found == [], view
+
+
+def test_the_ways_of_calls_are_shown_with_their_counts(opened: Callable[[str], Page]) -> None:
+    page, data = opened("branches"), data_of("branches")
+    page.open("compiler")
+    (told,) = data["compiler"]["objects"]
+    tables = page.all('table[aria-label="Ways of calls"]')
+    assert len(tables) == len(told["trees"])
+    for table, nodes in zip(tables, told["trees"], strict=True):
+        rows = [row.find_elements(By.TAG_NAME, "td") for row in table.find_elements(By.CSS_SELECTOR, "tbody tr")]
+        shown = Counter(cells[1].text for cells in rows if cells[1].text)
+        assert shown == Counter(str(way["count"]) for node in nodes for way in node["ways"] for _ in way["to"])
+    assert any("back to look" in table.text for table in tables)
+
+
+def test_what_is_not_compiled_stands_beside_the_source(opened: Callable[[str], Page]) -> None:
+    page, data = opened("eager"), data_of("eager")
+    line = max(data["sampled"], key=lambda each: each["ns"])
+    assert page.call("time", line["ns"]) in page.open("overview")
+    page.call("goToLine", line["file"], line["line"])
+    marked = page.all(".source .target")[0]
+    assert marked.text.strip() == line["text"].strip()
+    ns = sum(each["ns"] for each in data["sampled"] if (each["file"], each["line"]) == (line["file"], line["line"]))
+    assert page.call("time", ns) in [button.text.split("\n")[-1] for button in page.all(".source button.heat")]
+    assert page.errors() == []
+
+
 def test_names_are_shown_and_never_run(opened: Callable[[str], Page]) -> None:
     page = opened("hostile")
     before, shown = page.browser.title, reports.HOSTILE.replace("\u202e", "<U+202E>")
@@ -220,6 +275,20 @@ def test_five_thousand_steps_are_drawn_at_once(opened: Callable[[str], Page]) ->
         assert time.perf_counter() - begin < SECONDS_TO_DRAW, view
     page.open("steps")
     assert "5000 rows" in page.browser.find_element(By.ID, "main").text
+    assert page.errors() == []
+
+
+def test_styles_of_a_notebook_stay_outside(browser: webdriver.Chrome, tmp_path: Path) -> None:
+    style = "<style>* { color: rgb(255, 0, 0) !important; font-size: 40px !important }</style>"
+    page = Page(browser, style + notebook_html(data_of("bert")), tmp_path, "notebook")
+    page.browser.switch_to.frame(page.all("iframe")[0])
+    try:
+        title = page.all("h1")[0]
+        assert title.text == "BERT"
+        assert title.value_of_css_property("font-size") == "20px"
+        assert page.open("steps")
+    finally:
+        page.browser.switch_to.default_content()
     assert page.errors() == []
 
 
@@ -246,3 +315,6 @@ def test_the_page_asks_for_nothing_and_prints(opened: Callable[[str], Page]) -> 
     assert requests == []
     printed = page.browser.print_page()
     assert len(printed) > 10_000
+    page.call("drawAll")
+    titles, tabs = page.all(".page-title"), page.all('[role="tab"]')
+    assert [title.get_property("textContent") for title in titles] == [tab.text for tab in tabs]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import linecache
+import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -64,6 +66,28 @@ def branches() -> dsjit.Profile:
             halved(each)
         halved(torch.ones(3, 3))
     return found
+
+
+def eager() -> dsjit.Profile:
+    """A function that runs eagerly, an optimizer, and Python beside them."""
+
+    @dsjit.jit
+    def noisy(x: torch.Tensor) -> torch.Tensor:
+        seconds = time.time()
+        return torch.linalg.svdvals(x).sort().values * seconds
+
+    layer, matrix = dsjit.jit(torch.nn.Linear(256, 256)), torch.randn(120, 120)
+    optimizer = torch.optim.AdamW(layer.parameters(), foreach=False)
+
+    def step() -> None:
+        noisy(matrix)
+        layer(torch.randn(64, 256)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", dsjit.DsjitWarning)
+        return _profile("eager calls", step, calls=40)
 
 
 def hostile() -> dict[str, Any]:

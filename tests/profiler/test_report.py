@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import re
 
@@ -54,4 +55,15 @@ def test_texts_are_stored_once(data: dict[str, object]) -> None:
 
 
 def test_a_notebook_has_it_in_a_frame(data: dict[str, object]) -> None:
-    assert notebook_html(data).startswith("<iframe ") and "alert" not in notebook_html(data)
+    """Of no origin: its scripts cannot reach the notebook, nor the notebook's styles its content."""
+    shown = notebook_html(data)
+    assert shown.startswith("<iframe ") and "alert" not in shown
+    assert 'sandbox="allow-scripts"' in shown and "allow-same-origin" not in shown
+    page = re.search(r'src="data:text/html;base64,([^"]*)"', shown)
+    assert page is not None and base64.b64decode(page[1]).decode() == report_html(data)
+
+
+def test_a_profile_shows_itself_in_a_notebook() -> None:
+    with dsjit.Profile("shown", machine=MACHINE) as found:
+        pass
+    assert found._repr_html_() == notebook_html(found.to_dict())

@@ -12,7 +12,7 @@ from torch import Tensor
 import dsjit
 from dsjit.api.entry import jitted_of
 from dsjit.fusion.lower import FusedKernel
-from dsjit.profiler.traffic import kernel_flops, kernel_traffic, node_flops, reads_across
+from dsjit.profiler.traffic import kernel_flops, kernel_traffic, node_flops, node_traffic, reads_across
 
 X = torch.randn(8, 16)
 
@@ -71,6 +71,12 @@ def test_a_kernel(function: Callable[..., Any], inputs: Any, read: int, written:
 def test_a_library_call(function: Callable[..., Any], inputs: Any, flops: int) -> None:
     nodes = [work.node for work in steps(function, *inputs) if not isinstance(work, FusedKernel)]
     assert sum(map(node_flops, nodes)) == flops
+
+
+def test_a_lookup_reads_what_it_picks() -> None:
+    table, rows = torch.randn(1000, 16), torch.tensor([3, 5, 3])
+    (node,) = [work.node for work in steps(torch.nn.functional.embedding, rows, table)]
+    assert node_traffic(node) == (3 * 16 * 4 + 3 * 8, 3 * 16 * 4)
 
 
 def test_a_direct_convolution_counts_what_the_images_channels_need() -> None:

@@ -30,9 +30,10 @@ def cuda_machine(device: torch.device) -> GpuMachine:
     """device: with an index. Raises BackendError when there is no driver."""
     stream = partial(torch._C._cuda_getCurrentRawStream, device.index)
     driver = CudaDriver(stream)
+    event = partial(torch.cuda.Event, enable_timing=True)
     kernels = GpuKernelCache(cuda_target(device), driver, compile_source)
     tuner = Tuner(CudaMeter(device, driver.version()), Choices(choices_file()))
-    return GpuMachine(device, kernels, partial(torch.cuda.device, device), stream, tuner)
+    return GpuMachine(device, kernels, partial(torch.cuda.device, device), stream, event, tuner)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from dsjit.codegen.triton.kernels import GpuKernelCache
+from dsjit.codegen.triton.program import DeviceEvent
 from dsjit.codegen.triton.tuning import Tuner
 
 __all__ = ["GpuMachine"]
@@ -16,10 +17,12 @@ __all__ = ["GpuMachine"]
 
 @dataclass(frozen=True, slots=True)
 class GpuMachine:
-    """kernels: those of the device. device_guard, current_stream: see `GpuProgram`. tuner: measures on the device."""
+    """kernels: those of the device. device_guard, current_stream, new_event: see `GpuProgram`. tuner: measures on the
+    device."""
 
     device: torch.device
     kernels: GpuKernelCache
     device_guard: Callable[[], AbstractContextManager[object]]
     current_stream: Callable[[], int]
+    new_event: Callable[[], DeviceEvent]
     tuner: Tuner | None = None

@@ -5,12 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 
 from dsjit.codegen.program import Program
 
-__all__ = ["GpuProgram"]
+__all__ = ["DeviceEvent", "GpuProgram"]
+
+
+class DeviceEvent(Protocol):
+    """A mark on a stream, as `torch.cuda.Event(enable_timing=True)` is."""
+
+    def record(self) -> object:
+        """On the current stream. Does not wait."""
+        ...
+
+    def synchronize(self) -> object:
+        """Wait until the device has come to it."""
+        ...
+
+    def elapsed_time(self, later: Any, /) -> float:
+        """ms until the device came to the later one."""
+        ...
 
 
 @dataclass(slots=True, weakref_slot=True)
@@ -19,11 +36,13 @@ class GpuProgram:
 
     program: its frames are not used. streams: one Program for each stream, as what runs on several streams at a time
         must not share an arena. device_guard: makes the device the current one. current_stream: its handle.
+    new_event: for profiles.
     """
 
     program: Program
     device_guard: Callable[[], AbstractContextManager[object]]
     current_stream: Callable[[], int]
+    new_event: Callable[[], DeviceEvent]
     streams: dict[int, Program] = field(default_factory=dict)
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:

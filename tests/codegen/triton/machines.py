@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -56,6 +57,24 @@ class InterpretingDriver:
         interpret_source(source, buffers, sizes=sizes)
 
 
+class ClockEvent:
+    """Stamped at once, by the clock of the machine that stands for the GPU. waited: how many were waited for."""
+
+    waited = 0
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def record(self) -> None:
+        self.seconds = time.perf_counter()
+
+    def synchronize(self) -> None:
+        ClockEvent.waited += 1
+
+    def elapsed_time(self, later: ClockEvent) -> float:
+        return 1e3 * (later.seconds - self.seconds)
+
+
 def at_address(address: int, dtype: torch.dtype) -> torch.Tensor:
     """A tensor of the one element there; nothing stops the interpreter from going on."""
     element = (ctypes.c_char * dtype.itemsize).from_address(address)
@@ -64,4 +83,4 @@ def at_address(address: int, dtype: torch.dtype) -> torch.Tensor:
 
 def interpreting_machine(driver: InterpretingDriver, tuner: Tuner | None = None) -> GpuMachine:
     kernels = GpuKernelCache(TritonTarget.parse("cuda:sm_90"), driver, code_of)
-    return GpuMachine(torch.device("cpu"), kernels, contextlib.nullcontext, lambda: 7, tuner)
+    return GpuMachine(torch.device("cpu"), kernels, contextlib.nullcontext, lambda: 7, ClockEvent, tuner)

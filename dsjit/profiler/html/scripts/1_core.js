@@ -19,7 +19,7 @@ function el(tag, attributes, ...children) {
     if (name === "class") node.className = value;
     else if (name === "style") node.style.cssText = value;
     else if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else if (value !== null && value !== undefined) node.setAttribute(name, value);
+    else if (value !== null && value !== undefined) node.setAttribute(name, visible(String(value)));
   }
   for (const child of children.flat(Infinity)) {
     if (child === null || child === undefined || child === false) continue;
@@ -59,7 +59,7 @@ function percent(share) {
 function base(file) { return file.split(/[\\/]/).pop(); }
 function place(file, line) { return line ? base(file) + ":" + line : ""; }
 function css(name) { return getComputedStyle(document.documentElement).getPropertyValue(name).trim(); }
-function color(number) { return "var(--c" + (number % 10) + ")"; }
+function color(number) { return "var(--c" + (number % 11) + ")"; }
 function sum(items, key) { return items.reduce((total, item) => total + key(item), 0); }
 
 function mainOp(step) { return step.ops.reduce((a, b) => (a && a.share >= b.share ? a : b), null); }
@@ -140,10 +140,11 @@ function sortedTable({ label, columns, rows, sortBy, detail, key, batch = 150 })
   };
 }
 
+// titles: "#" at the end is a column of numbers; in brackets, a title that only screen readers tell.
 function plainTable(label, titles, rows) {
   return el("table", { "aria-label": label },
     el("thead", {}, el("tr", {}, titles.map((title) => el("th", { scope: "col", class: title.endsWith("#") ? "n" : "" },
-      title.replace(/#$/, ""))))),
+      title.startsWith("(") ? el("span", { class: "sr" }, title.slice(1, -1)) : title.replace(/#$/, ""))))),
     el("tbody", {}, rows.map((row) => el("tr", { class: "row" },
       row.map((cell, number) => el("td", { class: titles[number].endsWith("#") ? "n" : "" }, cell))))));
 }
@@ -169,11 +170,10 @@ function show(name, target) {
     tab.setAttribute("aria-selected", String(chosen));
     tab.tabIndex = chosen ? 0 : -1;
   }
-  const main = document.getElementById("main");
-  main.setAttribute("role", "tabpanel");
-  main.setAttribute("aria-label", view.title);
-  main.replaceChildren();
-  view.draw(main, state.profile, state.target);
+  const body = document.getElementById("view");
+  body.setAttribute("aria-labelledby", "tab-" + view.name);
+  body.replaceChildren();
+  view.draw(body, state.profile, state.target);
 }
 
 function goToLine(file, line) { show("source", { file, line }); }

@@ -8,7 +8,7 @@ function findingItem(finding) {
     finding.line ? lineLink(finding.file, finding.line) : null,
     finding.steps.length ? el("button", { type: "button", class: "link", onclick: () => goToSteps(finding.steps) },
       finding.steps.length === 1 ? "the step" : "the " + finding.steps.length + " steps") : null,
-    finding.kind === "recompile" || finding.kind === "eager" ? el("button", { type: "button", class: "link",
+    ["recompile", "eager"].includes(finding.kind) ? el("button", { type: "button", class: "link",
       onclick: () => show("compiler") }, "the compiler's view") : null);
 }
 
@@ -40,15 +40,38 @@ register("overview", "Overview", (main, profile) => {
       el("div", {}, panel("What to look at first", profile.findings.length
         ? el("ol", { class: "findings" }, profile.findings.map(findingItem))
         : el("p", { class: "soft" }, "Nothing stands out: no line costs much more than this machine needs for it.")),
-      panel("The most expensive lines", plainTable("Lines", ["line", "time#", "share#", "code"],
+      panel("The most expensive lines", plainTable("Lines", ["line", "time#", "share#", "(forward and backward)", "code"],
         profile.lines.slice(0, 12).map((line) => [lineLink(line.file, line.line), time(line.ns), percent(line.share),
-          el("code", {}, line.text.trim())])))),
+          phaseBar(line, profile.lines[0].ns), el("code", {}, line.text.trim())])),
+        profile.lines.some((line) => line.backward_ns) ? phaseLegend() : null),
+      profile.sampled.length ? panel("What ran while no program did", sampledTable(profile.sampled.slice(0, 12)),
+        el("p", { class: "soft" }, "By samples: lines of eager calls, and of what is outside jitted calls.")) : null),
       el("div", {}, panel("Where the time went", ...stackedParts(profile.parts)),
         panel("Calls", plainTable("Calls of jitted objects", ["object", "ran", "calls#", "median#", "total#"],
           profile.calls.map((call) => [call.name, el("span", { class: "tag" }, call.kind), call.count,
             time(call.median_ns), time(call.total_ns)]))),
         machinePanel(profile.machine))));
 });
+
+// Forward and backward of a line, as parts of the longest one.
+function phaseBar(line, most) {
+  const part = (ns, paint) => (ns ? el("i", { style: "width:" + (64 * ns) / most + "px;background:var(" + paint + ")" }) : null);
+  return el("span", { class: "phases", role: "img", "aria-label": "forward " + time(line.forward_ns) + ", backward " +
+    time(line.backward_ns), onmousemove: (event) => showTip(event, "forward " + time(line.forward_ns), "backward " +
+    time(line.backward_ns)), onmouseleave: hideTip }, part(line.forward_ns, "--forward"), part(line.backward_ns, "--backward"));
+}
+
+function phaseLegend() {
+  return el("p", { class: "legend" }, el("span", {}, el("i", { class: "swatch", style: "background:var(--forward)" }), "forward"),
+    el("span", {}, el("i", { class: "swatch", style: "background:var(--backward)" }), "backward"));
+}
+
+function sampledTable(lines) {
+  return plainTable("Sampled lines", ["line", "time#", "share#", "what", "code"], lines.map((line) => [
+    lineLink(line.file, line.line), time(line.ns), percent(line.share),
+    el("span", {}, line.what, " ", line.part === "eager calls" ? el("span", { class: "tag" }, "eager call") : null),
+    el("code", {}, line.text.trim())]));
+}
 
 function machinePanel(machine) {
   const [small, large] = [machine.bandwidth[0][1], machine.bandwidth[machine.bandwidth.length - 1][1]];

@@ -100,8 +100,7 @@ register("flame", "Flame", (main, profile) => {
         pill("source", "by source")),
       el("button", { type: "button", class: "plain", onclick: () => { zoomed = root; draw(); describe(root); } },
         "Whole"),
-      el("span", {}, el("i", { class: "swatch", style: "background:var(--forward)" }), "forward"),
-      el("span", {}, el("i", { class: "swatch", style: "background:var(--backward)" }), "backward"),
+      phaseLegend(),
       el("span", { class: "soft" }, "Click a node to zoom; arrow keys move.")),
     detail, holder));
   draw();

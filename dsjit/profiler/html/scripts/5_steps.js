@@ -108,7 +108,7 @@ function stepDetail(step, profile) {
       el("span", {}, el("i", { class: "bar", style: "width:" + Math.round(60 * op.share) + "px" }), " ", percent(op.share))])),
     step.reasons.length ? [el("h3", {}, "Why it was not fused further"),
       el("ul", {}, step.reasons.map((reason) => el("li", {}, reason)))] : null,
-    codeBlock("Graph", text(step.graph)), codeBlock("Kernel", text(step.kernel)), codeBlock("LLVM IR", text(step.llvm)),
+    codeBlock("Graph", text(step.graph)), codeBlock("Kernel", text(step.kernel)), codeBlock("LLVM IR", text(step.llvm)), codeBlock("Triton", text(step.triton)),
     details);
 }
 

@@ -1,6 +1,7 @@
 // Calls, programs and steps over time, for the first runs. Drag to zoom, double click for the whole.
 
 const LANES = { compiled: 0, traced: 0, eager: 0, program: 1, step: 2 };
+const LANE_NAMES = ["calls", "programs", "steps"];
 const LANE = 30;
 
 register("timeline", "Timeline", (main, profile) => {
@@ -27,24 +28,54 @@ register("timeline", "Timeline", (main, profile) => {
     for (const c of name) found = (found * 31 + c.codePointAt(0)) % 9973;
     return 1 + (found % 8);
   };
-  const main_ = panel("The first runs, as they happened", detail, holder);
-  main.append(main_);
+  const longest = el("div", {});
+  main.append(panel("The first runs, as they happened", detail, holder), panel("Longest steps in the stretch shown", longest));
+  let waiting = false;
+  function drawLongest() {
+    if (waiting) return;
+    waiting = true;
+    requestAnimationFrame(() => {
+      waiting = false;
+      const { min, max } = plot.scales.x;
+      const found = new Map();
+      for (const span of stepSpans) {
+        if (span.end_ns < min || span.begin_ns > max) continue;
+        const known = found.get(span.step) || { step: profile.steps[span.step], ns: 0, count: 0 };
+        known.ns += Math.min(span.end_ns, max) - Math.max(span.begin_ns, min);
+        known.count += 1;
+        found.set(span.step, known);
+      }
+      const rows = [...found.values()].sort((a, b) => b.ns - a.ns).slice(0, 12);
+      longest.replaceChildren(rows.length ? plainTable("Longest steps", ["step", "line", "runs#", "time#", "of the stretch#"],
+        rows.map(({ step, ns, count }) => [el("button", { type: "button", class: "link mono", onclick: () =>
+          goToSteps([step.number]) }, step.name), el("span", { class: "mono" }, stepPlace(step)), count, time(ns),
+          percent(ns / (max - min))])) : el("p", { class: "soft" }, "No step is shown there: the timeline has those of the " +
+        "first runs."));
+    });
+  }
   const lane = (span) => (span.thread * 3 + LANES[span.kind]) * LANE + 4;
   const plot = new uPlot({
     width: Math.max(360, holder.clientWidth || 900), height: threads * 3 * LANE + 60, legend: { show: false },
     cursor: { y: false, points: { show: false }, drag: { x: true, y: false } },
     scales: { x: { time: false }, y: { range: [0, 1] } },
-    axes: [axis(colors, (u, ticks) => ticks.map((x) => time(x)), 34), { show: false }],
+    axes: [axis(colors, (u, ticks) => ticks.map((x) => time(x)), 34),
+      { ...axis(colors, () => [], 74), grid: { show: false }, ticks: { show: false } }],
     series: [{}, { show: false }],
-    hooks: { draw: [(u) => {
+    hooks: { setScale: [() => drawLongest()], draw: [(u) => {
       const context = u.ctx;
       const ratio = devicePixelRatio;
       const { left, top, width } = u.bbox;
       const { min, max } = u.scales.x;
+      context.font = 12 * ratio + "px system-ui, sans-serif";
+      context.textBaseline = "middle";
+      context.textAlign = "right";
+      context.fillStyle = colors.ink;
+      for (let row = 0; row < threads * 3; row += 1) {
+        context.fillText(LANE_NAMES[row % 3], left - 10 * ratio, top + (row * LANE + 4 + (LANE - 6) / 2) * ratio);
+      }
       context.save();
       context.beginPath(); context.rect(left, top, width, u.bbox.height); context.clip();
       context.font = 11.5 * ratio + "px ui-monospace, monospace";
-      context.textBaseline = "middle";
       context.textAlign = "left";
       for (const span of spans) {
         if (span.end_ns < min || span.begin_ns > max) continue;
@@ -99,6 +130,6 @@ register("timeline", "Timeline", (main, profile) => {
     else return;
     event.preventDefault();
   });
-  main.append(el("p", { class: "soft" }, "Rows: calls (grey: compiled, red: traced or eager), programs, and the steps of " +
-    "the first runs of each program. p.save_chrome_trace() writes the same for Perfetto."));
+  main.append(el("p", { class: "soft" }, "Grey calls are compiled, red ones are traced or eager. Steps are shown for the " +
+    "first runs of each program. p.save_chrome_trace() writes the same for Perfetto."));
 });

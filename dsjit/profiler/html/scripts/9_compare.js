@@ -30,7 +30,7 @@ if (report.comparison) {
       panel("In words", el("ol", { class: "findings" }, words.map((line) => el("li", {}, el("strong", {}, line))))),
       panel("Where the time of a call goes", ...parts.filter((part) => part.before_ns || part.after_ns).map((part) =>
         el("div", { class: "pair" }, el("span", {}, part.name),
-          el("div", {}, el("div", {}, bar(part.before_ns, "--c9"), " ", el("span", { class: "soft" }, time(part.before_ns))),
+          el("div", {}, el("div", {}, bar(part.before_ns, "--c10"), " ", el("span", { class: "soft" }, time(part.before_ns))),
             el("div", {}, bar(part.after_ns, "--accent"), " ", time(part.after_ns))),
           change(part.before_ns, part.after_ns)))),
       panel("Lines, a call", compareTable("lines", lines, "Line")),
@@ -40,18 +40,21 @@ if (report.comparison) {
 }
 
 function start() {
+  const root = document.documentElement;
   if (report.comparison) views.unshift(views.pop());
   document.body.append(tip);
   const title = document.getElementById("title");
   title.textContent = visible(title.textContent);
   const tabs = document.getElementById("tabs");
-  tabs.append(...views.map((view) => el("button", { type: "button", role: "tab", "data-view": view.name, "aria-controls": "main",
-    onclick: () => show(view.name) }, view.title)));
+  tabs.append(...views.map((view) => el("button", { type: "button", role: "tab", "data-view": view.name, id: "tab-" + view.name,
+    "aria-controls": "view", onclick: () => show(view.name) }, view.title)));
   tabs.addEventListener("keydown", (event) => {
-    const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-    if (!step) return;
     const names = views.map((view) => view.name);
-    const next = names[(names.indexOf(state.view) + step + names.length) % names.length];
+    const at = names.indexOf(state.view);
+    const to = { ArrowRight: at + 1, ArrowLeft: at - 1 + names.length, Home: 0, End: names.length - 1 }[event.key];
+    if (to === undefined) return;
+    const next = names[to % names.length];
+    event.preventDefault();
     show(next);
     tabs.querySelector('[data-view="' + next + '"]').focus();
   });
@@ -64,14 +67,34 @@ function start() {
     draw();
   }
   document.getElementById("theme").addEventListener("click", () => {
-    const root = document.documentElement;
     const dark = root.dataset.theme ? root.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
     root.dataset.theme = dark ? "light" : "dark";
     show(state.view, state.target);
   });
   let wide = innerWidth;
   addEventListener("resize", () => { if (innerWidth !== wide) { wide = innerWidth; show(state.view, state.target); } });
+  addEventListener("beforeprint", drawAll);
+  addEventListener("afterprint", () => {
+    root.dataset.theme = themeBefore;
+    show(state.view, state.target);
+  });
   show(views[0].name);
 }
+
+// Paper has no tabs: every view, one after the other, in the colours of light.
+function drawAll() {
+  const root = document.documentElement;
+  themeBefore = root.dataset.theme || "";
+  root.dataset.theme = "light";
+  const body = document.getElementById("view");
+  body.replaceChildren();
+  for (const view of views) {
+    const section = el("section", { class: "page" }, el("h2", { class: "page-title" }, view.title));
+    body.append(section);
+    view.draw(section, state.profile, null);
+  }
+}
+
+let themeBefore = "";
 
 start();
