@@ -129,8 +129,8 @@ def _memory(results: Results) -> Sheet:
         "Training: memory of a step",
         "In MiB, by one counter for all: torch's CPU allocator (`benchmarks/training/memory.py` says what it does not "
         "see). Parameters, buffers and the batch are not counted, gradients are. Saved: what the forward leaves for "
-        "the backward. Peak: the most that lives at once in a step, with what is held from step to step (arenas; for whole "
-        "steps, the optimizer's state). Resident: the largest resident size of the process in a step, with everything. "
+        "the backward. Peak: the most that lives at once in a step, with what is held from step to step (arenas; for "
+        "whole steps, the optimizer's state). Resident: the largest resident size of the process in a step. "
         f"Held and resident: {', '.join(title for _, title in titles)}.",
         (
             "workload",
