@@ -256,7 +256,8 @@ class _Reorder:
             return
         inputs = inputs_of(node)
         if self._is_reorder(node):
-            self.moved[node.output] = self.moved.get(node.args[0], node.args[0])
+            original: Value = node.args[0]
+            self.moved[node.output] = self.moved.get(original, original)
             return
         if not any(value in self.moved for value in inputs):
             self.nodes.append(node)
