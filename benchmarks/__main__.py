@@ -19,6 +19,10 @@ from benchmarks.machine import Machine, describe
 from benchmarks.report import broken_promises, markdown, print_report, summary
 from benchmarks.results import Report, WorkloadResult, load, save
 from benchmarks.session import Plan, measure_overheads, measure_workload
+from benchmarks.training.catalog import TRAINING
+from benchmarks.training.report import summary as training_summary
+from benchmarks.training.results import TrainingResult
+from benchmarks.training.session import measure_training
 from benchmarks.worker import WorkerError
 from benchmarks.workloads.catalog import WORKLOADS
 
@@ -44,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run_parser() -> argparse.ArgumentParser:
-    names = [*(workload.name for workload in WORKLOADS), OVERHEAD]
+    names = [*(each.name for each in WORKLOADS), *(each.name for each in TRAINING), OVERHEAD]
     parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds instead of {ROUNDS}")
@@ -87,9 +91,11 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     dtype = DTYPES[options.dtype]
     chosen = [workload for workload in WORKLOADS if workload.name in options.only]
     workloads = [workload for workload in chosen if dtype in workload.tolerances]
-    for workload in chosen:
-        if workload not in workloads:
-            console.print(f"{workload.name} is not measured in {options.dtype}", style="yellow")
+    chosen_training = [workload for workload in TRAINING if workload.name in options.only]
+    training = chosen_training if dtype is torch.float32 else []
+    names = [each.name for each in chosen if each not in workloads]
+    for name in names + [each.name for each in chosen_training if each not in training]:
+        console.print(f"{name} is not measured in {options.dtype}", style="yellow")
     machine = describe(options.threads)
     with (
         tempfile.TemporaryDirectory(prefix="benchmarks-") as scratch,
@@ -112,12 +118,19 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
             cache=options.cache or Path(scratch),
             reused=_reused(options.reuse, machine, console),
         )
-        overall = progress.add_task("workloads", total=len(workloads))
+        overall = progress.add_task("workloads", total=len(workloads) + len(training))
         report = Report(machine, shlex.join(["python", "-m", "benchmarks", *arguments]), _now(), [])
         for workload in workloads:
             result = measure_workload(workload, plan, progress)
             report.workloads.append(result)
             console.print(summary(result), markup=False, highlight=False, soft_wrap=True)
+            progress.advance(overall)
+            if options.json:
+                save(report, options.json)
+        for each in training:
+            trained = measure_training(each, plan, progress)
+            report.training.append(trained)
+            console.print(training_summary(trained), markup=False, highlight=False, soft_wrap=True)
             progress.advance(overall)
             if options.json:
                 save(report, options.json)
@@ -131,12 +144,16 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     print_report(report, console)
     for line in broken_promises(report):
         console.print(f"broken promise: {line}", style="bold red")
-    return int(any(map(_wrong, report.workloads)))
+    return int(any(map(_wrong, report.workloads)) or any(map(_failed_training, report.training)))
 
 
 def _wrong(result: WorkloadResult) -> bool:
     failed = result.contender(DSJIT.name).error or result.check_error
     return result.equal is False or result.compiled is False or failed is not None
+
+
+def _failed_training(result: TrainingResult) -> bool:
+    return (result.contender(DSJIT.name).error or result.check_error) is not None
 
 
 def _contenders(options: argparse.Namespace, console: Console) -> tuple[Contender, ...]:

@@ -20,14 +20,17 @@ __all__ = ["CONTENDERS", "DSJIT", "EAGER", "FREEZING", "INDUCTOR", "Contender", 
 class Contender:
     """`compile` wraps a program without running it; what is compiled is compiled at the first call.
 
-    `start_up` does, once a process, what does not depend on the program: imports and a trivial compile. `fresh` says
-    that the compiler keeps files, and needs an empty folder to be measured cold.
+    `start_up` does, once a process, what does not depend on the program: imports and a trivial compile. `keeps_files`
+    says that the compiler keeps files, and needs an empty folder to be measured cold; `trains`, that gradients flow
+    through what it compiles; `draws_as_eager`, that its random numbers are those of eager from the same seed.
     """
 
     name: str
     title: str
     compile: Callable[[Program], Program]
     keeps_files: bool = False
+    trains: bool = True
+    draws_as_eager: bool = True
 
     def start_up(self) -> None:
         """Import the compiler and compile a trivial program with it."""
@@ -50,8 +53,10 @@ def _compile_with_freezing(program: Program) -> Program:
 
 EAGER: Final = Contender("eager", "eager", lambda program: program)
 DSJIT: Final = Contender("dsjit", "dsjit", _compile_with_dsjit)
-INDUCTOR: Final = Contender("inductor", "torch.compile", torch.compile, keeps_files=True)
-FREEZING: Final = Contender("freezing", "torch.compile, freezing", _compile_with_freezing, keeps_files=True)
+INDUCTOR: Final = Contender("inductor", "torch.compile", torch.compile, keeps_files=True, draws_as_eager=False)
+FREEZING: Final = Contender(
+    "freezing", "torch.compile, freezing", _compile_with_freezing, keeps_files=True, trains=False, draws_as_eager=False
+)
 
 CONTENDERS: Final[tuple[Contender, ...]] = (EAGER, DSJIT, INDUCTOR, FREEZING)
 

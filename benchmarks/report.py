@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks import contenders
 from benchmarks.precision import ERROR_ALLOWANCE
 from benchmarks.results import COLD_FRACTION, ContenderResult, Report, WorkloadResult
+from benchmarks.sheet import MISSING, Sheet, microseconds, milliseconds, text_of, times
+from benchmarks.training import report as training_report
 
-__all__ = ["Sheet", "broken_promises", "errors", "markdown", "print_report", "sheets", "summary"]
-
-MISSING = "-"
-
-
-@dataclass(frozen=True, slots=True)
-class Sheet:
-    """A table with its title and a paragraph on how to read it. Every row has a cell for each column."""
-
-    title: str
-    text: str
-    columns: tuple[str, ...]
-    rows: Sequence[tuple[str, ...]]
+__all__ = ["broken_promises", "errors", "markdown", "print_report", "sheets", "summary"]
 
 
 def sheets(report: Report) -> list[Sheet]:
@@ -32,7 +19,7 @@ def sheets(report: Report) -> list[Sheet]:
     every = (
         _steady(report), _varied(report), _cold(report), _equality(report), _work(report), _overheads(report)
     )  # fmt: skip
-    return [sheet for sheet in every if sheet.rows]
+    return [sheet for sheet in (*every, *training_report.sheets(report.training)) if sheet.rows]
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -57,7 +44,7 @@ def markdown(report: Report) -> str:
         + "\n".join(f"- {line}" for line in report.machine.lines()),
         "Each contender runs in a process of its own. Warm calls are interleaved: in each round one contender after "
         "the other runs for about 0.1 s, and a round counts with its median. Everything runs under "
-        "`torch.no_grad()`. A ratio is the median of the rounds' ratios.",
+        "`torch.no_grad()`, but for training. A ratio is the median of the rounds' ratios.",
     ]
     for sheet in sheets(report):
         header = "| " + " | ".join(sheet.columns) + " |"
@@ -76,7 +63,7 @@ def errors(report: Report) -> list[str]:
     for result in report.workloads:
         found += [each.error for each in result.contenders if each.error]
         found += [result.check_error] if result.check_error else []
-    return found
+    return found + training_report.errors(report.training)
 
 
 def _titles(report: Report) -> list[tuple[str, str]]:
@@ -94,8 +81,8 @@ def _steady(report: Report) -> Sheet:
     rows = [
         (
             _label(result),
-            *(_text(result.contender(name).median, milliseconds) for name, _ in titles),
-            *(_text(result.speed("dsjit", over=name), times) for name, _ in rivals),
+            *(text_of(result.contender(name).median, milliseconds) for name, _ in titles),
+            *(text_of(result.speed("dsjit", over=name), times) for name, _ in rivals),
             f"{result.target:.1f}x",
         )
         for result in report.workloads
@@ -119,7 +106,7 @@ def _varied(report: Report) -> Sheet:
             rows.append(
                 (
                     _label(result),
-                    *(_text(result.contender(name).mean_varied, milliseconds) for name, _ in titles),
+                    *(text_of(result.contender(name).mean_varied, milliseconds) for name, _ in titles),
                     *(_warm_up(result.contender(name)) for name, _ in titles),
                     str(sum(len(calls.seconds) for calls in own.varied)),
                     str(sum(each.calls_compiled for each in counted)),
@@ -169,7 +156,7 @@ def _cold(report: Report) -> Sheet:
         (
             _label(result),
             *(seconds(result.contender(name)) for name, _ in titles),
-            _text(result.cold_fraction("dsjit", of="inductor"), lambda fraction: f"{fraction:.3f}"),
+            text_of(result.cold_fraction("dsjit", of="inductor"), lambda fraction: f"{fraction:.3f}"),
             *(start_up(result.contender(name)) for name, _ in titles),
         )
         for result in report.workloads
@@ -272,26 +259,10 @@ def _overheads(report: Report) -> Sheet:
     )
 
 
-def _text(value: float | None, spell: Callable[[float], str]) -> str:
-    return MISSING if value is None else spell(value)
-
-
-def milliseconds(seconds: float) -> str:
-    return f"{seconds * 1e3:.3f}" if seconds < 0.01 else f"{seconds * 1e3:.1f}"
-
-
-def microseconds(seconds: float) -> str:
-    return f"{seconds * 1e6:.1f}"
-
-
-def times(ratio: float) -> str:
-    return f"{ratio:.2f}x"
-
-
 def summary(result: WorkloadResult) -> str:
     """One line on a workload that was measured."""
     figures = [
-        f"{title} {_text(each.median, milliseconds)} ms"
+        f"{title} {text_of(each.median, milliseconds)} ms"
         + (f" (cold {each.cold.compile:.2f} s)" if each.cold and name != "eager" else "")
         for name, title in ((contender.name, contender.title) for contender in contenders.CONTENDERS)
         if (each := result.contender(name)).rounds
@@ -310,9 +281,10 @@ def broken_promises(report: Report) -> list[str]:
             (result.equal, "differs from eager"),
             (result.precise, "is further from float64 than eager"),
             (result.compiled, "ran calls eagerly"),
-            (speed is None or speed >= result.target, f"has {_text(speed, times)} of torch.compile's speed"),
-            (fraction is None or fraction <= COLD_FRACTION, f"takes {_text(fraction, str)} of its compile time"),
+            (speed is None or speed >= result.target, f"has {text_of(speed, times)} of torch.compile's speed"),
+            (fraction is None or fraction <= COLD_FRACTION, f"takes {text_of(fraction, str)} of its compile time"),
         )
         broken += [f"{result.name} {complaint}" for kept, complaint in verdicts if kept is False]
+    broken += training_report.broken_promises(report.training)
     slow = (each for each in report.overheads if each.measured > each.limit)
     return broken + [f"{each.name}: {microseconds(each.measured)} µs" for each in slow]

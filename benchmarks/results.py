@@ -13,6 +13,7 @@ from typing import Any
 
 from benchmarks.machine import Machine
 from benchmarks.overhead import Overhead
+from benchmarks.training.results import TrainingResult
 from benchmarks.worker import Cold, ShapeCheck, VariedCalls
 
 __all__ = ["ContenderResult", "Report", "WorkloadResult", "load", "save"]
@@ -105,6 +106,7 @@ class Report:
     workloads: list[WorkloadResult]
     overheads: list[Overhead] = dataclasses.field(default_factory=list)
     errors: list[str] = dataclasses.field(default_factory=list)
+    training: list[TrainingResult] = dataclasses.field(default_factory=list)
 
 
 def save(report: Report, path: Path) -> None:

@@ -31,7 +31,7 @@ from benchmarks.worker import (
 )
 from benchmarks.workloads.workload import Workload
 
-__all__ = ["Plan", "measure_overheads", "measure_workload"]
+__all__ = ["Display", "Plan", "measure_overheads", "measure_workload", "start_worker"]
 
 POLL_SECONDS = 0.2
 
@@ -61,9 +61,16 @@ class Plan:
         found = (each for each in self.reused.workloads if (each.name, each.dtype, each.shape) == wanted)
         return next((each.contender(contender.name).cold for each in found), None)
 
+    def earlier_training(self, workload: str, shape: str, contender: Contender) -> Cold | None:
+        """The same for the training workload of this name."""
+        if self.reused is None or not contender.keeps_files:
+            return None
+        found = (each for each in self.reused.training if (each.name, each.shape) == (workload, shape))
+        return next((each.contender(contender.name).cold for each in found), None)
+
 
 @dataclass(frozen=True, slots=True)
-class _Display:
+class Display:
     """A progress bar for the step that is under way, below the one that counts workloads."""
 
     progress: Progress
@@ -85,7 +92,7 @@ class _Display:
 
 def measure_workload(workload: Workload, plan: Plan, progress: Progress) -> WorkloadResult:
     """Cold compile of each contender in turn, warm calls of all in rounds, then dsjit's outputs at every shape."""
-    display = _Display(progress, progress.add_task(workload.title, total=None))
+    display = Display(progress, progress.add_task(workload.title, total=None))
     with ExitStack() as stack:
         workers: dict[str, Worker] = {}
         results: dict[str, ContenderResult] = {}
@@ -119,7 +126,7 @@ def measure_workload(workload: Workload, plan: Plan, progress: Progress) -> Work
 def _varied_rounds(
     workload: Workload,
     plan: Plan,
-    display: _Display,
+    display: Display,
     workers: dict[str, Worker],
     results: dict[str, ContenderResult],
 ) -> None:
@@ -145,14 +152,10 @@ def _varied_rounds(
 
 
 def _start(
-    workload: Workload, contender: Contender, plan: Plan, display: _Display, stack: ExitStack
+    workload: Workload, contender: Contender, plan: Plan, display: Display, stack: ExitStack
 ) -> tuple[ContenderResult, Worker | None]:
-    cache = plan.cache / workload.name / contender.name
     earlier = plan.earlier(workload, contender)
-    if earlier is None:
-        shutil.rmtree(cache, ignore_errors=True)
-    cache.mkdir(parents=True, exist_ok=True)
-    worker = stack.enter_context(Worker(workload.name, contender.name, str(cache), plan.threads))
+    worker = start_worker(workload.name, contender, plan, earlier is not None, stack)
     worker.begin(measure_cold, plan.dtype)
     try:
         cold: Cold = display.wait(worker, f"{workload.title}: {contender.title}, compiling", plan.budget)
@@ -161,7 +164,16 @@ def _start(
     return ContenderResult(contender.name, earlier or cold, reused=earlier is not None), worker
 
 
-def _check(workload: Workload, plan: Plan, display: _Display) -> tuple[list[ShapeCheck], str | None]:
+def start_worker(workload: str, contender: Contender, plan: Plan, keep_files: bool, stack: ExitStack) -> Worker:
+    """A process for one contender, which `stack` ends. keep_files: of an earlier run."""
+    cache = plan.cache / workload / contender.name
+    if not keep_files:
+        shutil.rmtree(cache, ignore_errors=True)
+    cache.mkdir(parents=True, exist_ok=True)
+    return stack.enter_context(Worker(workload, contender.name, str(cache), plan.threads))
+
+
+def _check(workload: Workload, plan: Plan, display: Display) -> tuple[list[ShapeCheck], str | None]:
     checks: list[ShapeCheck] = []
     for dtype in (each for each in plan.check_dtypes if each in workload.tolerances):
         with Worker(workload.name, DSJIT.name, str(plan.cache), plan.threads) as worker:
@@ -175,7 +187,7 @@ def _check(workload: Workload, plan: Plan, display: _Display) -> tuple[list[Shap
 
 def measure_overheads(plan: Plan, progress: Progress) -> list[Overhead]:
     """What dsjit adds to a warm call. Raises `WorkerError`."""
-    display = _Display(progress, progress.add_task("cost of a call", total=None))
+    display = Display(progress, progress.add_task("cost of a call", total=None))
     with Worker("overhead", DSJIT.name, str(plan.cache), plan.threads) as worker:
         worker.begin(call_overheads)
         overheads: list[Overhead] = display.wait(worker, "cost of a call", plan.budget)

@@ -23,10 +23,12 @@ import torch
 from benchmarks import contenders
 from benchmarks.contenders import DSJIT
 from benchmarks.precision import Comparison, compare, in_float64
+from benchmarks.training.workload import Trainee
 from benchmarks.workloads import catalog
 from benchmarks.workloads.workload import Case, Program
 
 __all__ = [
+    "WARM_CALLS",
     "Cold",
     "Counters",
     "Failure",
@@ -38,6 +40,8 @@ __all__ = [
     "check_shapes",
     "measure_cold",
     "measure_varied",
+    "read_counters",
+    "reset_counters",
 ]
 
 WARM_CALLS = 3
@@ -118,11 +122,13 @@ class Failure:
 
 @dataclass(slots=True)
 class State:
-    """What a worker keeps between requests."""
+    """What a worker keeps between requests. `at_rest`: bytes of live tensors before the trainee is compiled."""
 
     workload: str
     contender: str
     compiled: Case | None = None
+    trainee: Trainee | None = None
+    at_rest: int = 0
 
 
 class WorkerError(RuntimeError):
@@ -218,7 +224,7 @@ def measure_cold(state: State, dtype: torch.dtype) -> Cold:
     start = time.perf_counter()
     contender.start_up()
     start_up = time.perf_counter() - start
-    _reset_counters(state)
+    reset_counters(state)
     start = time.perf_counter()
     compiled = Case(contender.compile(case.program), case.arguments)
     compiled()
@@ -226,7 +232,7 @@ def measure_cold(state: State, dtype: torch.dtype) -> Cold:
     first_two_calls = time.perf_counter() - start
     state.compiled = compiled
     warm_call = min(_seconds(compiled) for _ in range(WARM_CALLS))
-    return Cold(start_up, first_two_calls, warm_call, _counters(state))
+    return Cold(start_up, first_two_calls, warm_call, read_counters(state))
 
 
 def _measure(state: State) -> list[float]:
@@ -248,12 +254,12 @@ def measure_varied(state: State, dtype: torch.dtype, draws: range) -> VariedCall
     program = workload.build(dtype).program
     inputs = [workload.arguments(dtype, 0, draw) for draw in draws]
     cases = [Case(state.compiled.program, arguments) for arguments in inputs]
-    _reset_counters(state)
+    reset_counters(state)
     gc.collect()
     gc.disable()
     timed = [_timed(case) for case in cases]
     gc.enable()
-    counters = _counters(state)
+    counters = read_counters(state)
     tolerance = workload.tolerances[dtype]
     unequal = 0
     for arguments, (_, result) in zip(inputs, timed, strict=True):
@@ -273,9 +279,9 @@ def check_shapes(state: State, dtype: torch.dtype) -> list[ShapeCheck]:
     tolerance = workload.tolerances[dtype]
     checks = []
     for shape, case, (eager, reference) in zip(workload.shapes, cases, expected, strict=True):
-        _reset_counters(state)
+        reset_counters(state)
         results = [compiled(*case.arguments) for _ in range(CHECKED_CALLS)]
-        counters = _counters(state)
+        counters = read_counters(state)
         comparisons = [compare(result, eager, reference, tolerance) for result in results]
         ranked = enumerate(comparisons)
         _, worst = max(ranked, key=lambda ranked: (not ranked[1].equal, ranked[0] > 0, ranked[1].error))
@@ -283,12 +289,14 @@ def check_shapes(state: State, dtype: torch.dtype) -> list[ShapeCheck]:
     return checks
 
 
-def _reset_counters(state: State) -> None:
+def reset_counters(state: State) -> None:
+    """Count anew, if this process's contender is dsjit."""
     if state.contender == DSJIT.name:
         importlib.import_module("dsjit").reset_stats()
 
 
-def _counters(state: State) -> Counters | None:
+def read_counters(state: State) -> Counters | None:
+    """Of the calls since `reset_counters`; None for other contenders."""
     if state.contender != DSJIT.name:
         return None
     stats = importlib.import_module("dsjit").stats()

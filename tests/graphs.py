@@ -90,7 +90,10 @@ class GraphRecorder:
         placed = {"device": "meta"} if is_factory(op) else {}
         returned = op(*[meta(a) for a in args], **{k: meta(a) for k, a in kwargs.items()} | placed)
         results = [returned] if isinstance(returned, torch.Tensor) else list(returned)
-        outputs = tuple(self.value(tensor_type(t.shape, t.dtype, t.stride())) for t in results)
+        undefined = TensorType((), torch.float32, (), torch.device("meta"))
+        outputs = tuple(
+            self.value(undefined if t is None else tensor_type(t.shape, t.dtype, t.stride())) for t in results
+        )
         arguments, keywords = _frozen(args), {k: _frozen(a) for k, a in kwargs.items()}
         random = torch.Tag.nondeterministic_seeded in getattr(op, "tags", ())
         self.nodes.append(Node(op, arguments, keywords, outputs, self.source, effect=random))

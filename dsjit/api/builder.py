@@ -29,6 +29,7 @@ from dsjit.dump import Dump, open_dump
 from dsjit.ir.graph import Graph
 from dsjit.ir.joint_graph import JointGraph
 from dsjit.ir.structure_graph import graph_structure
+from dsjit.passes.kept_layouts import keep_channels_last
 from dsjit.passes.partition import partition
 from dsjit.passes.pipeline import JOINT_PASSES, run_passes
 from dsjit.passes.reference import run_reference
@@ -85,7 +86,7 @@ class Builder:
             simplified = replace(joint, graph=simple)
             if budget is None:
                 with timer.stage("partition"):
-                    halves = partition(simplified)
+                    halves = keep_channels_last(partition(simplified))
                 training = make_training(simplified, halves, self._graph(halves.forward, timer), self._backward)
             else:
                 with timer.stage("memory_plan"):

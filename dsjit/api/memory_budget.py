@@ -12,6 +12,7 @@ from dsjit.errors import MemoryBudgetError
 from dsjit.ir.graph import Graph, Node, Source
 from dsjit.ir.joint_graph import JointGraph
 from dsjit.ir.print_graph import op_name
+from dsjit.passes.kept_layouts import keep_channels_last
 from dsjit.passes.partition import Partition, can_compute_again, partition
 from dsjit.passes.recompute_cost import recompute_seconds
 from dsjit.passes.segments import forward_nodes, segments
@@ -148,7 +149,7 @@ def _planned(
     compile: Callable[[Graph], Compilation],
 ) -> TrainingPlan:
     chosen = segments(joint.graph, nodes, count)[:recomputed]
-    halves = partition(joint, chosen)
+    halves = keep_channels_last(partition(joint, chosen))
     forward, backward = compile(halves.forward), compile(halves.backward)
     results = set(joint.graph.outputs[: joint.results])
     kept = sum(

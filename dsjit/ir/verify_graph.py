@@ -158,5 +158,6 @@ def _flatten(returned: Any) -> list[torch.Tensor]:
     if isinstance(returned, torch.Tensor):
         return [returned]
     if isinstance(returned, (tuple, list)):
-        return [tensor for item in returned for tensor in _flatten(item)]
+        undefined = torch.empty(0, device="meta")
+        return [tensor for item in returned for tensor in ([undefined] if item is None else _flatten(item))]
     return []

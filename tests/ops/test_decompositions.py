@@ -107,6 +107,10 @@ CASES = [
     Case("_native_batch_norm_legit_no_training.default",
          (IMAGE, CHANNELS, normal(6, seed=5), CHANNELS, VARIANCES, 0.1, 1e-5)),
     Case("_native_batch_norm_legit.no_stats", (IMAGE, CHANNELS, normal(6, seed=5), True, 0.1, 1e-5)),
+    *(Case("native_batch_norm_backward.default",
+           (normal(2, 6, 5, 4, seed=8), IMAGE, w, None, None, CHANNELS, VARIANCES, True, 1e-5, [True, True, True]),
+           {}, (torch.float32,))
+      for w in (None, normal(6, seed=5))),
     *(Case("mean.dim", (VOLUME, dim, keep)) for dim in ([0], [1, 2], None) for keep in (False, True)),
     Case("mean.default", (MATRIX,)),
     Case("mean.default", (normal(0),)),

@@ -124,6 +124,51 @@ def test_no_further_from_float64_than_convolutions_on_row_major_images(channels,
     assert (moved - exact).square().mean() <= (eager - exact).square().mean() * 1.05**2
 
 
+def two_gradients(channels, window, stride=1, groups=1, dilation=1, wanted=(True, True, True)):
+    """The backward of a convolution of 6 to 8 channels, and of the one in question before it, of `channels` to 6."""
+    r = GraphRecorder()
+    padding = [dilation * (size // 2) for size in window]
+    sizes = [(size - 1) // stride + 1 for size in (9, 7)]
+    tangent, image, weight = (
+        r.input((2, 6, *sizes)),
+        r.input((2, channels, 9, 7)),
+        r.input((6, channels // groups, *window)),
+    )
+    last, first = r.input((2, 8, *sizes)), r.input((8, 6, 1, 1))
+    op = aten.convolution_backward.default
+    before, *others = r.call(
+        op, last, tangent, first, [8], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, True, True]
+    )
+    geometry = ([stride] * 2, padding, [dilation] * 2, False, [0, 0], groups)
+    gradients = r.call(op, before, image, weight, [6], *geometry, list(wanted))
+    return r.graph(*others, *[value for value, ask in zip(gradients, wanted, strict=True) if ask])
+
+
+@pytest.mark.parametrize("wanted", [(True, True, True), (True, False, False), (False, True, True)])
+@pytest.mark.parametrize(
+    ("channels", "window", "options"),
+    [(8, WINDOW, {}), (64, WINDOW, {}), (40, (1, 3), {}), (64, WINDOW, {"stride": 2}), (64, WINDOW, {"groups": 2}),
+     (8, WINDOW, {"dilation": 2}), (288, PIXEL, {}), (288, PIXEL, {"stride": 2})],
+)  # fmt: skip
+def test_gradients_and_their_strides_stay(channels, window, options, wanted):
+    graph = two_gradients(channels, window, **options, wanted=wanted)
+    moved = channels_last(graph)
+    assert [value.type for value in moved.outputs] == [value.type for value in graph.outputs]
+    inputs = arguments(graph)
+    for actual, expected in zip(run_reference(moved, inputs), run_reference(graph, inputs), strict=True):
+        assert actual.stride() == expected.stride()
+        torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-3)
+
+
+@pytest.mark.parametrize(("channels", "window"), [(512, WINDOW), (64, WINDOW), (512, PIXEL)])
+def test_gradients_of_images_are_no_further_from_float64_than_on_row_major_images(channels, window):
+    graph = two_gradients(channels, window, wanted=(True, False, False))
+    inputs = arguments(graph)
+    *_, exact = run_reference(graph, [tensor.double() for tensor in inputs])
+    (*_, eager), (*_, moved) = run_reference(graph, inputs), run_reference(channels_last(graph), inputs)
+    assert (moved - exact).square().mean() <= (eager - exact).square().mean() * 1.05**2
+
+
 @pytest.mark.parametrize("convolutions", [0, 1])
 def test_with_fewer_than_two_convolutions_nothing_is_won(convolutions):
     weight = torch.zeros(3, 3, 3, 3)

@@ -287,6 +287,57 @@ def _batch_norm_training(
     return result, saved_mean, saved_rstd, updated(running_mean, mean), updated(running_var, unbiased)
 
 
+def native_batch_norm_backward(
+    b: GraphBuilder,
+    outputs: Outputs,
+    *,
+    grad_out: Value,
+    input: Value,
+    weight: Value | None,
+    running_mean: Value | None,
+    running_var: Value | None,
+    save_mean: Value | None,
+    save_invstd: Value | None,
+    train: bool,
+    eps: float,
+    output_mask: tuple[bool, bool, bool],
+) -> Rewritten:
+    """Of a batch norm in training. Sums are in float64, as ATen's are; all else is in float32."""
+    if not train or save_mean is None or save_invstd is None or input.type.numel == 0:
+        return None
+    operands = [value for value in (grad_out, input, weight, save_mean, save_invstd) if value is not None]
+    if any(value.type.dtype is not torch.float32 for value in operands):
+        return None
+    rank = len(input.type.shape)
+    channels = input.type.shape[1:2]
+    dims = (0, *range(2, rank))
+    size = count(input.type.shape, dims)
+    mean, rstd = _per_channel(b, save_mean, rank), _per_channel(b, save_invstd, rank)
+    wide = cast(b, grad_out, torch.float64)
+    centred = b.call(aten.sub.Tensor, cast(b, input, torch.float64), cast(b, mean, torch.float64))
+    total = b.call(aten.sum.dim_IntList, wide, dims, True)
+    product = b.call(aten.sum.dim_IntList, b.call(aten.mul.Tensor, wide, centred), dims, True)
+    wide_rstd = cast(b, rstd, torch.float64)
+
+    def parameter(value: Value) -> Value:
+        return cast(b, b.call(aten.view.default, value, channels), torch.float32)
+
+    of_input = of_weight = of_bias = None
+    if output_mask[0]:
+        slope = b.call(aten.mul.Tensor, b.call(aten.mul.Tensor, product, wide_rstd), wide_rstd)
+        slope = cast(b, b.call(aten.div.Tensor, slope, size), torch.float32)
+        level = cast(b, b.call(aten.div.Tensor, total, size), torch.float32)
+        scale = rstd if weight is None else b.call(aten.mul.Tensor, rstd, _per_channel(b, weight, rank))
+        along = b.call(aten.mul.Tensor, b.call(aten.sub.Tensor, input, mean), slope)
+        across = b.call(aten.sub.Tensor, b.call(aten.sub.Tensor, grad_out, level), along)
+        of_input = b.call(aten.mul.Tensor, across, scale)
+    if output_mask[1]:
+        of_weight = parameter(b.call(aten.mul.Tensor, product, wide_rstd))
+    if output_mask[2]:
+        of_bias = parameter(total)
+    return of_input, of_weight, of_bias
+
+
 _UPDATING: Final = OpRow("aten.native_batch_norm.default", Decomposition(native_batch_norm, updates=(3, 4)))
 
 ROWS: Final[Mapping[str, OpRow]] = {
@@ -298,6 +349,7 @@ ROWS: Final[Mapping[str, OpRow]] = {
             "_fused_rms_norm.default": fused_rms_norm,
             "rms_norm.default": fused_rms_norm,
             "native_group_norm.default": native_group_norm,
+            "native_batch_norm_backward.default": native_batch_norm_backward,
             "_native_batch_norm_legit.no_stats": native_batch_norm_no_stats,
             "_native_batch_norm_legit_no_training.default": native_batch_norm_no_training,
         }

@@ -1,0 +1,44 @@
+"""A table of a report, and how its numbers are spelled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+__all__ = ["MISSING", "Sheet", "mebibytes", "microseconds", "milliseconds", "percent", "text_of", "times"]
+
+MISSING = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Sheet:
+    """A table with its title and a paragraph on how to read it. Every row has a cell for each column."""
+
+    title: str
+    text: str
+    columns: tuple[str, ...]
+    rows: Sequence[tuple[str, ...]]
+
+
+def text_of(value: float | None, spell: Callable[[float], str]) -> str:
+    return MISSING if value is None else spell(value)
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{seconds * 1e3:.3f}" if seconds < 0.01 else f"{seconds * 1e3:.1f}"
+
+
+def microseconds(seconds: float) -> str:
+    return f"{seconds * 1e6:.1f}"
+
+
+def times(ratio: float) -> str:
+    return f"{ratio:.2f}x"
+
+
+def mebibytes(count: float) -> str:
+    return f"{count / 2**20:.1f}"
+
+
+def percent(share: float) -> str:
+    return f"{share * 100:.1f} %"
