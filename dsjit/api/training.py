@@ -12,16 +12,21 @@ import torch
 
 from dsjit.api.compile import Compilation
 from dsjit.api.memory_budget import TrainingMemory
+from dsjit.codegen.sized_program import KEPT_SHAPES, SizedProgram
 from dsjit.errors import DsjitWarning, GradientError
 from dsjit.ir.graph import Graph, TensorType
-from dsjit.ir.joint_graph import JointGraph
+from dsjit.ir.graph_template import GraphTemplate
+from dsjit.ir.joint_graph import JointGraph, JointTemplate
 from dsjit.passes.partition import Partition
 from dsjit.passes.reference import run_reference
 from dsjit.passes.undefined_gradients import without_gradients
 
-__all__ = ["Training", "make_training"]
+__all__ = ["OpenTraining", "Point", "Training", "make_training"]
 
-Runner: TypeAlias = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
+Point: TypeAlias = tuple[int, ...]
+"""The open sizes of a call."""
+
+Runner: TypeAlias = Callable[[Point, Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +34,24 @@ class _Backward:
     """run: from what is kept and the defined gradients of results to gradients. places: of each distinct gradient among
     those; None when it is undefined. compilation: None when the Graph runs op by op."""
 
-    graph: Graph
+    graph: Graph | GraphTemplate
     places: tuple[int | None, ...]
     run: Runner
     compilation: Compilation | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class OpenTraining:
+    """What a Training for many sizes has beside one for exact sizes. backward: of `Partition`.
+
+    layouts: by the sizes, the types of the gradients of results, and `JointGraph.shapes`.
+    """
+
+    joint: JointTemplate
+    backward: GraphTemplate
+    layouts: dict[Point, tuple[tuple[TensorType, ...], tuple[tuple[int, ...] | None, ...]]] = field(
+        default_factory=dict
+    )
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -44,12 +63,13 @@ class Training:
     undifferentiated: numbers of the results without gradients.
     backwards: by which gradients of results are defined, compiled when first wanted.
     memory: what was planned under a budget.
+    sizes: when sizes are open; `joint`, `partition` and `tangents` are then those of some sizes.
     """
 
     forward: Compilation
     joint: JointGraph
     partition: Partition
-    compile: Callable[[Graph], Compilation]
+    compile: Callable[[Graph | GraphTemplate], Compilation]
     kept_inputs: tuple[int, ...]
     kept_results: tuple[int, ...]
     order: tuple[int, ...]
@@ -57,6 +77,7 @@ class Training:
     undifferentiated: tuple[int, ...]
     backwards: dict[tuple[bool, ...], _Backward] = field(default_factory=dict)
     memory: TrainingMemory | None = None
+    sizes: OpenTraining | None = None
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The results, as autograd knows them. The traced code chose its own grad mode, whatever that of the call."""
@@ -70,49 +91,76 @@ class Training:
         """The forward, and the backwards that were wanted so far."""
         return (self.forward, *(each.compilation for each in self.backwards.values() if each.compilation is not None))
 
+    def point(self, inputs: Sequence[torch.Tensor]) -> Point:
+        """The open sizes of a call."""
+        if self.sizes is None:
+            return ()
+        return tuple([inputs[number].shape[dim] for number, dim in self.sizes.joint.sources])
+
     def backward(self, defined: tuple[bool, ...]) -> _Backward:
         """The backward for these gradients of results."""
         found = self.backwards.get(defined)
         if found is None:
-            graph = self.partition.backward
-            tangents = graph.inputs[len(self.partition.kept) :]
-            missing = [value for value, there in zip(tangents, defined, strict=True) if not there]
-            if missing:
-                graph, places = without_gradients(graph, tangents, missing)
+            _, places = self._narrowed(self.partition.backward, defined)
+            graph: Graph | GraphTemplate
+            if self.sizes is None:
+                graph, _ = self._narrowed(self.partition.backward, defined)
+            elif all(defined):
+                graph = self.sizes.backward
             else:
-                places = tuple(range(len(graph.outputs)))
+                typical = self.sizes.joint.typical
+                graph = self.sizes.backward.rewritten(typical, lambda each: self._narrowed(each, defined)[0])
             found = self.backwards[defined] = _Backward(graph, places, *self._compiled(graph))
         return found
 
-    def _compiled(self, graph: Graph) -> tuple[Runner, Compilation | None]:
+    def _narrowed(self, graph: Graph, defined: tuple[bool, ...]) -> tuple[Graph, tuple[int | None, ...]]:
+        """The backward `graph` for these gradients of results, and `places`."""
+        tangents = graph.inputs[len(self.partition.kept) :]
+        missing = [value for value, there in zip(tangents, defined, strict=True) if not there]
+        return without_gradients(graph, tangents, missing) if missing else (graph, tuple(range(len(graph.outputs))))
+
+    def _compiled(self, graph: Graph | GraphTemplate) -> tuple[Runner, Compilation | None]:
         try:
             compilation = self.compile(graph)
         except Exception as error:  # whatever a compiler may stumble over, op by op it runs
             self._warn(error)
-            return functools.partial(run_reference, graph), None
-        return compilation.program, compilation
+            return functools.partial(_run_reference, graph), None
+        program = compilation.program
+        if isinstance(program, SizedProgram):
+            return program.run_at, compilation
+        return lambda point, inputs: program(inputs), compilation
 
     def _warn(self, error: Exception) -> None:
         text = f"the backward of {self.joint.graph.name} runs op by op, without generated kernels: {error!r}"
         warnings.warn(text, DsjitWarning, stacklevel=2)
 
+    def _layout(self, point: Point) -> tuple[tuple[TensorType, ...], tuple[tuple[int, ...] | None, ...]]:
+        """The types of the gradients of results, and the shapes of those of inputs, for these sizes."""
+        if self.sizes is None:
+            return self.tangents, self.joint.shapes
+        layouts, joint = self.sizes.layouts, self.sizes.joint
+        if point not in layouts:
+            if len(layouts) >= KEPT_SHAPES:
+                layouts.clear()
+            layouts[point] = joint.tangents_at(point), joint.shapes_at(point)
+        return layouts[point]
+
     def run_backward(
-        self, kept: Sequence[torch.Tensor], tangents: Sequence[torch.Tensor | None]
+        self, point: Point, kept: Sequence[torch.Tensor], tangents: Sequence[torch.Tensor | None]
     ) -> list[torch.Tensor | None]:
         """The gradients of all inputs. tangents: of the differentiated results, in order."""
         defined = tuple([tangent is not None for tangent in tangents])
         backward = self.backward(defined)
+        types, shapes = self._layout(point)
         given = [
-            _laid_out(tangent, type_)
-            for tangent, type_ in zip(tangents, self.tangents, strict=True)
-            if tangent is not None
+            _laid_out(tangent, type_) for tangent, type_ in zip(tangents, types, strict=True) if tangent is not None
         ]
         taken = [*(kept[number] for number in self.order), *given]
         try:
-            found = backward.run(taken)
+            found = backward.run(point, taken)
         except Exception as error:  # nothing was written yet, and what eager raises the reference raises, too
-            reference = functools.partial(run_reference, backward.graph)
-            found = reference(taken)
+            reference = functools.partial(_run_reference, backward.graph)
+            found = reference(point, taken)
             if not isinstance(error, MemoryError):  # there may be more memory at the next call
                 self.backwards[defined] = replace(backward, run=reference, compilation=None)
             self._warn(error)
@@ -120,12 +168,22 @@ class Training:
         gradients = [None if number is None else distinct[number] for number in self.joint.gradients]
         return [
             tensor if tensor is None or shape is None or tensor.shape == shape else tensor.expand(shape)
-            for tensor, shape in zip(gradients, self.joint.shapes, strict=True)
+            for tensor, shape in zip(gradients, shapes, strict=True)
         ]
 
 
+def _run_reference(
+    graph: Graph | GraphTemplate, point: Point, inputs: Sequence[torch.Tensor]
+) -> Sequence[torch.Tensor]:
+    return run_reference(graph.at(point) if isinstance(graph, GraphTemplate) else graph, inputs)
+
+
 def make_training(
-    joint: JointGraph, partition: Partition, forward: Compilation, compile: Callable[[Graph], Compilation]
+    joint: JointGraph,
+    partition: Partition,
+    forward: Compilation,
+    compile: Callable[[Graph | GraphTemplate], Compilation],
+    sizes: OpenTraining | None = None,
 ) -> Training:
     """forward: compiled from `partition.forward`. compile: compiles a backward."""
     primals = {value: number for number, value in enumerate(partition.forward.inputs)}
@@ -145,6 +203,7 @@ def make_training(
         tuple([place[value] for value in partition.kept]),
         tuple([value.type for value in tangents]),
         tuple([number for number in range(joint.results) if number not in joint.differentiated]),
+        sizes=sizes,
     )
 
 
@@ -164,6 +223,7 @@ class Compiled(torch.autograd.Function):
         count = training.joint.results
         results = outputs[:count]
         ctx.training = training
+        ctx.point = training.point(inputs)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(
             *[inputs[number] for number in training.kept_inputs],
@@ -186,4 +246,4 @@ class Compiled(torch.autograd.Function):
         if all(tangent is None for tangent in wanted):
             # Of a later call that this one's results do not reach: what was saved may be freed already.
             return (None,) * (1 + len(training.joint.gradients))
-        return (None, *training.run_backward(ctx.saved_tensors, wanted))
+        return (None, *training.run_backward(ctx.point, ctx.saved_tensors, wanted))

@@ -280,7 +280,7 @@ def describe(
 @dataclass(frozen=True, slots=True)
 class Conclusion:
     """What a recorder saw. returned: how the result's tensors are obtained. written: inputs, by number, that the call
-    writes. recording: the run, uncut; None with gradients."""
+    writes. recording: the run, uncut."""
 
     segments: tuple[Segment, ...]
     returned: tuple[Returned, ...]
@@ -298,7 +298,7 @@ def conclude(
     """The end of a recording, whose result and effects hold `items`. needs: see `cut`. Raises CannotTrace."""
     if carries_gradients(recorder, items):
         joint, forward, ways, changed = record_joint(recorder, items, name)
-        return Conclusion((Segment(forward, None),), ways, changed, joint)
+        return Conclusion((Segment(forward, None),), ways, changed, joint, recorder.recording(name))
     roots = [recorder.locate(item) for item in items]
     inputs = recorder.memory.inputs
     value_of = {id(tensor): value for value, tensor in inputs}

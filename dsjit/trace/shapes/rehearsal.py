@@ -7,14 +7,16 @@ are the recordings. Whatever goes wrong in it concerns nobody: the call then sta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
 
 from dsjit.errors import CaptureError
+from dsjit.ir.graph_template import make_graph_template
+from dsjit.ir.joint_graph import JointGraph, JointTemplate
 from dsjit.ir.polynomial import Polynomial
 from dsjit.ir.probes import leg_points
 from dsjit.ir.structure_graph import graph_structure
@@ -33,8 +35,10 @@ from dsjit.trace.recording.recorder import Recorder
 from dsjit.trace.recording.source import SourceFinder
 from dsjit.trace.shapes.data_sizes import DataSizes
 from dsjit.trace.shapes.lockstep import Abandoned, Lockstep
-from dsjit.trace.shapes.open_segments import SegmentOpener
+from dsjit.trace.shapes.open_segments import SegmentOpener, rounds_open_sizes
+from dsjit.trace.shapes.open_shapes import OpenShapes
 from dsjit.trace.shapes.open_sizes import OpenSizes, resize
+from dsjit.trace.shapes.size_rules import ruled_part
 
 __all__ = ["Rehearsal", "rehearse"]
 
@@ -48,7 +52,7 @@ class Rehearsal:
 
     guard, inputs, places: as in `Capture`. segments: with their open sizes. description: of the result and the effects.
     returned: the template of how the tensors in it are obtained; `sizes` are its open sizes, in those of the last
-        segment.
+        segment. joint: forward and backward, where gradients are wanted.
     """
 
     guard: Guard
@@ -58,6 +62,7 @@ class Rehearsal:
     description: Description
     returned: Template
     sizes: tuple[Polynomial, ...]
+    joint: JointTemplate | None = None
 
 
 def rehearse(
@@ -90,7 +95,7 @@ def rehearse(
         state = generator_state()
         assert captured.observer is not None
         try:
-            with rewound(captured.observer.before):
+            with rewound(captured.observer.before), _unwritten(captured):
                 return _rehearse(function, args, kwargs, name, captured, sizes, data_sizes, points)
         except (Abandoned, Mismatch) as stop:
             if isinstance(stop, Abandoned) and stop.condition is not None:
@@ -102,6 +107,23 @@ def rehearse(
         finally:
             set_generator_state(state)
     raise Abandoned("Python asks too much about sizes")
+
+
+@contextmanager
+def _unwritten(captured: Capture) -> Iterator[None]:
+    """Afterwards, what the call writes of the caller's memory holds what it held before, and says so to autograd."""
+    given = dict(zip(captured.inputs, captured.given, strict=True))
+    tensors = [given[write.target.id].detach() for write in captured.segments[-1].graph.writes]
+    with torch.no_grad():
+        content = [tensor.clone() for tensor in tensors]
+    versions = [tensor._version for tensor in tensors]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, held in zip(tensors, content, strict=True):
+                tensor.copy_(held)
+        torch._C._autograd._unsafe_set_version_counter(tuple(tensors), tuple(versions))
 
 
 def _rehearse(
@@ -118,7 +140,9 @@ def _rehearse(
     sources = SourceFinder()
     try:
         resized = {
-            id(tensor): tuple([resize(tensor, sizes.inputs[path], point) for point in points[1:]])
+            id(tensor): tuple(
+                [resize(tensor, sizes.inputs[path], point).requires_grad_(tensor.requires_grad) for point in points[1:]]
+            )
             for path, tensor, _ in captured.tensors
             if path in sizes.inputs
         }
@@ -176,9 +200,10 @@ def _conclude(
     recorders = (lead, *run.legs)
     everything = [items, *[[every[number] for every in followers] for number in range(len(run.legs))]]
     ended = [conclude(each, mine, name) for each, mine in zip(recorders, everything, strict=True)]
-    if any(each.written for each in ended):
-        raise Abandoned("it writes to its inputs")
-    if not _is_as_captured(ended[0].segments, captured.segments):
+    joints = [each.joint for each in ended if each.joint is not None]
+    if any(each.memory.regions for each in recorders):
+        raise Abandoned("it writes to memory that its inputs share")
+    if not _is_as_captured(ended[0], captured) or len(joints) not in (0, len(ended)):
         raise Abandoned("with open sizes the program would be another one")
     paths = [observer.path_of(tensor) for _, tensor in lead.memory.inputs]
     positions = {path: number for number, path in enumerate(paths)}
@@ -188,7 +213,23 @@ def _conclude(
         raise Abandoned("a tensor of open size is no input") from None
     recordings = [each.recording for each in ended if each.recording is not None]
     if len(recordings) != len(ended):
-        raise Abandoned("gradients are wanted")
+        raise Abandoned("the recording is incomplete")
+    if joints:
+        template, shapes_of_all = _open_joint(joints, run, places)
+        maker = TemplateMaker(run.fit)
+        returned = maker.make([_returned(description, each, run, number) for number, each in enumerate(ended)])
+        return Rehearsal(
+            guard=observer.build_guard(
+                [path for path in paths if path is not None], ended[0].written, shapes=shapes_of_all
+            ),
+            inputs=tuple([value.id for value, _ in lead.memory.inputs]),
+            places=tuple(paths),
+            segments=(replace(ended[0].segments[0], sizes=shapes_of_all),),
+            description=description,
+            returned=returned,
+            sizes=tuple(maker.sizes),
+            joint=template,
+        )
     opener = SegmentOpener(run.points, run.fit, places, data_sizes, run.conditions, recordings[0])
     maker = TemplateMaker(run.fit)
     returned = maker.make([_returned(description, each, run, number) for number, each in enumerate(ended)])
@@ -201,7 +242,7 @@ def _conclude(
     segments = opener.segments(ended[0].segments)
     shapes = opener.shapes_of_inputs(recordings) if places else None
     return Rehearsal(
-        guard=observer.build_guard([path for path in paths if path is not None], frozenset(), shapes=shapes),
+        guard=observer.build_guard([path for path in paths if path is not None], ended[0].written, shapes=shapes),
         inputs=tuple([value.id for value, _ in lead.memory.inputs]),
         places=tuple(paths),
         segments=segments,
@@ -211,9 +252,37 @@ def _conclude(
     )
 
 
-def _is_as_captured(segments: Sequence[Segment], captured: Sequence[Segment]) -> bool:
+def _open_joint(
+    joints: Sequence[JointGraph], run: Lockstep, places: tuple[tuple[int, int], ...]
+) -> tuple[JointTemplate, OpenShapes]:
+    """What the JointGraphs of all runs have in common, and the shapes of the inputs for which that holds."""
+    graphs = [joint.graph for joint in joints]
+    if any(joint.structure != joints[0].structure for joint in joints):
+        raise Abandoned("other gradients are wanted for other sizes")
+    if any(rounds_open_sizes(graphs, node) for node in range(len(graphs[0].nodes))):
+        raise Abandoned("an op rounds sizes that are open")
+    template, ruled = (
+        make_graph_template(each, TemplateMaker(run.fit)) for each in (graphs, [ruled_part(graph) for graph in graphs])
+    )
+    lowest = [
+        f"s{number} >= {min(column)}"
+        for number, column in enumerate(zip(*run.points, strict=True))
+        if min(column) > SMALLEST
+    ]
+    inputs = replace(template, inputs=template.inputs[: joints[0].primals])
+    maker = TemplateMaker(run.fit)
+    shapes = maker.make([joint.shapes for joint in joints])
+    joint = JointTemplate(joints[0], template, shapes, tuple(maker.sizes), places)
+    return joint, OpenShapes(places, inputs, ruled, (*run.conditions, *lowest))
+
+
+def _is_as_captured(ended: Conclusion, capture: Capture) -> bool:
     """Whether the lead did and saw what the call did, which ran with integers in place of symbols."""
-    if len(segments) != len(captured):
+    if ended.joint is not None and capture.joint is not None:
+        structures = [(graph_structure(joint.graph), joint.key) for joint in (ended.joint, capture.joint)]
+        return structures[0] == structures[1]
+    segments, captured = ended.segments, capture.segments
+    if len(segments) != len(captured) or ended.joint is not capture.joint:
         return False
     for segment, other in zip(segments, captured, strict=True):
         looks = [
