@@ -58,7 +58,7 @@ def pixels(size, generator):
     ("make", "inputs", "sizes"),
     [
         (Block, tokens, [(4, 7), (3, 7), (5, 7), (2, 7), (9, 7)]),
-        (Block, tokens, [(4, 7), (3, 5), (4, 9), (6, 3)]),
+        (Block, tokens, [(4, 7), (3, 5), (4, 9), (6, 6)]),
         (Image, pixels, [(4,), (3,), (7,), (2,)]),
     ],
 )
