@@ -32,7 +32,7 @@ from dsjit.ir.joint_graph import JointGraph, JointTemplate
 from dsjit.ir.polynomial import PolynomialFit
 from dsjit.ir.probes import probe_points
 from dsjit.ir.structure_graph import graph_structure
-from dsjit.ir.template import Mismatch, TemplateMaker
+from dsjit.ir.template import TemplateMaker
 from dsjit.passes.partition import partition
 from dsjit.passes.pipeline import JOINT_PASSES, run_passes
 from dsjit.passes.reference import run_reference
@@ -113,10 +113,8 @@ class Builder:
                 joints = [joint.at(point) for point in points]
                 simplified = [replace(each, graph=run_passes(each.graph, passes=JOINT_PASSES)) for each in joints]
             with timer.stage("partition"):
-                halves = [partition(each) for each in simplified]
-                kept = [[value.id for value in each.kept] for each in halves]
-                if any(each != kept[0] for each in kept):
-                    raise Mismatch("other values are kept for the backward of other sizes")
+                first = partition(simplified[0])
+                halves = [first, *[partition(each, like=first) for each in simplified[1:]]]
                 forwards, backwards = (
                     make_graph_template([getattr(each, half) for each in halves], TemplateMaker(PolynomialFit(points)))
                     for half in ("forward", "backward")
