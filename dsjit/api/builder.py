@@ -96,7 +96,7 @@ class Builder:
                     plan = plan_training(simplified, budget, self._backward)
                 training = make_training(simplified, plan.partition, plan.forward, self._backward)
                 training.memory = plan.memory
-                training.backward((True,) * len(joint.differentiated))  # it is compiled already
+                training.compile_backwards()  # that is done already
             session.trainings[structure] = training
         return Step(Segment(training.partition.forward, None), training.forward, training)
 

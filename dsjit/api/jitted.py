@@ -339,7 +339,9 @@ class Jitted:
         def build(segment: Segment) -> Step:
             if open_joint is not None and segment.sizes is not None:
                 return self._builder.open_training(segment.sizes, open_joint, timer)
-            if captured.joint is not None:
+            if captured.joint is not None and segment.look is None:
+                if self._options.memory_budget is not None and len(captured.segments) > 1:
+                    raise CaptureError("memory_budget bounds no call in which Python looks at what tensors hold")
                 return self._builder.training(captured.joint, timer)
             step = self._builder.segment(segment, timer)
             return replace(step, run=_hidden_from_autograd(step.run, captured))

@@ -1,10 +1,14 @@
-"""A compiled function whose results carry gradients: two Programs behind one autograd node."""
+"""A compiled function whose results carry gradients: a forward and a backward Program.
+
+Autograd gets a node for each group of results that share what eager would keep for its backward. The forward is run
+before they are made, and is one for all of them; each has a backward of its own.
+"""
 
 from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
@@ -14,7 +18,7 @@ from dsjit.api.compile import Compilation
 from dsjit.api.memory_budget import TrainingMemory
 from dsjit.codegen.sized_program import KEPT_SHAPES, SizedProgram
 from dsjit.errors import DsjitWarning, GradientError
-from dsjit.ir.graph import Graph, TensorType
+from dsjit.ir.graph import Graph, TensorType, Value
 from dsjit.ir.graph_template import GraphTemplate
 from dsjit.ir.joint_graph import JointGraph, JointTemplate
 from dsjit.passes.partition import Partition
@@ -31,8 +35,8 @@ Runner: TypeAlias = Callable[[Point, Sequence[torch.Tensor]], Sequence[torch.Ten
 
 @dataclass(frozen=True, slots=True)
 class _Backward:
-    """run: from what is kept and the defined gradients of results to gradients. places: of each distinct gradient among
-    those; None when it is undefined. compilation: None when the Graph runs op by op."""
+    """run: from what is kept and the defined gradients of results to gradients. places: of each gradient among those;
+    None when it is undefined. compilation: None when the Graph runs op by op."""
 
     graph: Graph | GraphTemplate
     places: tuple[int | None, ...]
@@ -54,15 +58,32 @@ class OpenTraining:
     )
 
 
+@dataclass(slots=True, eq=False)
+class _Group:
+    """Results that one node of autograd's graph makes.
+
+    members: numbers of results. tangents: their places among the differentiated results. ends: numbers of the primals,
+    and behind them of the leaves, that gradients flow to. graph: from what is `kept` (numbers among what the partition
+    keeps) and the gradients of the members to gradients, of which each end has that of number `places`.
+    backwards: by which gradients of results are defined, compiled when first wanted.
+    """
+
+    members: tuple[int, ...]
+    tangents: tuple[int, ...]
+    ends: tuple[int, ...]
+    kept: tuple[int, ...]
+    graph: Graph | GraphTemplate
+    places: tuple[int, ...]
+    backwards: dict[tuple[bool, ...], _Backward] = field(default_factory=dict)
+
+
 @dataclass(slots=True, eq=False, weakref_slot=True)
 class Training:
     """forward: from the inputs to the results, and then to what is kept besides inputs and results.
 
-    compile: a backward Graph. kept_inputs, kept_results: numbers of what is kept, too. order: of the backward's inputs
-    among kept inputs, kept results, and the rest. tangents: types of the gradients of results.
-    undifferentiated: numbers of the results without gradients.
-    backwards: by which gradients of results are defined, compiled when first wanted.
-    memory: what was planned under a budget.
+    compile: a backward Graph. kept: of what is kept, where it is found: among the inputs, the results and what the
+    forward returns behind its results, in a row. tangents: types of the gradients of results.
+    groups: what autograd is told. memory: what was planned under a budget.
     sizes: when sizes are open; `joint`, `partition` and `tangents` are then those of some sizes.
     """
 
@@ -70,26 +91,46 @@ class Training:
     joint: JointGraph
     partition: Partition
     compile: Callable[[Graph | GraphTemplate], Compilation]
-    kept_inputs: tuple[int, ...]
-    kept_results: tuple[int, ...]
-    order: tuple[int, ...]
+    kept: tuple[int, ...]
     tangents: tuple[TensorType, ...]
-    undifferentiated: tuple[int, ...]
-    backwards: dict[tuple[bool, ...], _Backward] = field(default_factory=dict)
+    groups: tuple[_Group, ...]
     memory: TrainingMemory | None = None
     sizes: OpenTraining | None = None
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The results, as autograd knows them. The traced code chose its own grad mode, whatever that of the call."""
-        if torch.is_grad_enabled():
-            return list(Compiled.apply(self, *inputs))  # type: ignore[no-untyped-call]
-        with torch.enable_grad():
-            return list(Compiled.apply(self, *inputs))  # type: ignore[no-untyped-call]
+        enabled = torch.is_grad_enabled()
+        try:
+            torch._C._set_grad_enabled(False)
+            outputs = self.forward.program(inputs)
+            torch._C._set_grad_enabled(True)
+            return self._told(inputs, outputs)
+        finally:
+            torch._C._set_grad_enabled(enabled)
+
+    def _told(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Tell autograd of what the forward returned."""
+        joint = self.joint
+        count = joint.results
+        results = [*outputs[:count], *[inputs[number] for number in joint.passed]]
+        everything = [*inputs, *results, *outputs[count:]]
+        kept = [everything[number] for number in self.kept]
+        for number in joint.leaves:
+            results[number].requires_grad_()
+        ends = [*inputs, *[results[number] for number in joint.leaves]] if joint.leaves else inputs
+        point = self.point(inputs)
+        for group in self.groups:
+            run = _Run(self, group, point, [results[number] for number in group.members], kept)
+            made = Compiled.apply(run, *[ends[number] for number in group.ends])  # type: ignore[no-untyped-call]
+            for number, tensor in zip(group.members, made, strict=True):
+                results[number] = tensor
+        return results
 
     @property
     def compilations(self) -> tuple[Compilation, ...]:
         """The forward, and the backwards that were wanted so far."""
-        return (self.forward, *(each.compilation for each in self.backwards.values() if each.compilation is not None))
+        backwards = [each.compilation for group in self.groups for each in group.backwards.values()]
+        return (self.forward, *(each for each in backwards if each is not None))
 
     def point(self, inputs: Sequence[torch.Tensor]) -> Point:
         """The open sizes of a call."""
@@ -97,27 +138,34 @@ class Training:
             return ()
         return tuple([inputs[number].shape[dim] for number, dim in self.sizes.joint.sources])
 
-    def backward(self, defined: tuple[bool, ...]) -> _Backward:
-        """The backward for these gradients of results."""
-        found = self.backwards.get(defined)
+    def backward(self, group: _Group, defined: tuple[bool, ...]) -> _Backward:
+        """The backward for these gradients of the group's results."""
+        found = group.backwards.get(defined)
         if found is None:
-            _, places = self._narrowed(self.partition.backward, defined)
-            graph: Graph | GraphTemplate
-            if self.sizes is None:
-                graph, _ = self._narrowed(self.partition.backward, defined)
-            elif all(defined):
-                graph = self.sizes.backward
-            else:
-                typical = self.sizes.joint.typical
-                graph = self.sizes.backward.rewritten(typical, lambda each: self._narrowed(each, defined)[0])
-            found = self.backwards[defined] = _Backward(graph, places, *self._compiled(graph))
+            graph = group.graph
+            places: tuple[int | None, ...] = group.places
+            if not all(defined):
+                start = len(group.kept)
+
+                def narrowed(each: Graph) -> tuple[Graph, tuple[int | None, ...]]:
+                    tangents = each.inputs[start:]
+                    missing = [value for value, there in zip(tangents, defined, strict=True) if not there]
+                    return without_gradients(each, tangents, missing)
+
+                if isinstance(graph, GraphTemplate):
+                    assert self.sizes is not None
+                    _, left = narrowed(graph.example)
+                    graph = graph.rewritten(self.sizes.joint.typical, lambda each: narrowed(each)[0])
+                else:
+                    graph, left = narrowed(graph)
+                places = tuple([left[place] for place in group.places])
+            found = group.backwards[defined] = _Backward(graph, places, *self._compiled(graph))
         return found
 
-    def _narrowed(self, graph: Graph, defined: tuple[bool, ...]) -> tuple[Graph, tuple[int | None, ...]]:
-        """The backward `graph` for these gradients of results, and `places`."""
-        tangents = graph.inputs[len(self.partition.kept) :]
-        missing = [value for value, there in zip(tangents, defined, strict=True) if not there]
-        return without_gradients(graph, tangents, missing) if missing else (graph, tuple(range(len(graph.outputs))))
+    def compile_backwards(self) -> None:
+        """Compile what is wanted when all results are differentiated."""
+        for group in self.groups:
+            self.backward(group, (True,) * len(group.members))
 
     def _compiled(self, graph: Graph | GraphTemplate) -> tuple[Runner, Compilation | None]:
         try:
@@ -146,29 +194,31 @@ class Training:
         return layouts[point]
 
     def run_backward(
-        self, point: Point, kept: Sequence[torch.Tensor], tangents: Sequence[torch.Tensor | None]
+        self, group: _Group, point: Point, kept: Sequence[torch.Tensor], tangents: Sequence[torch.Tensor | None]
     ) -> list[torch.Tensor | None]:
-        """The gradients of all inputs. tangents: of the differentiated results, in order."""
+        """The gradients of the group's ends. tangents: of its results, in order."""
         defined = tuple([tangent is not None for tangent in tangents])
-        backward = self.backward(defined)
+        backward = self.backward(group, defined)
         types, shapes = self._layout(point)
         given = [
-            _laid_out(tangent, type_) for tangent, type_ in zip(tangents, types, strict=True) if tangent is not None
+            _laid_out(tangent, types[place])
+            for tangent, place in zip(tangents, group.tangents, strict=True)
+            if tangent is not None
         ]
-        taken = [*(kept[number] for number in self.order), *given]
+        taken = [*kept, *given]
         try:
             found = backward.run(point, taken)
         except Exception as error:  # nothing was written yet, and what eager raises the reference raises, too
             reference = functools.partial(_run_reference, backward.graph)
             found = reference(point, taken)
             if not isinstance(error, MemoryError):  # there may be more memory at the next call
-                self.backwards[defined] = replace(backward, run=reference, compilation=None)
+                group.backwards[defined] = replace(backward, run=reference, compilation=None)
             self._warn(error)
-        distinct = [None if place is None else found[place] for place in backward.places]
-        gradients = [None if number is None else distinct[number] for number in self.joint.gradients]
+        gradients = [None if place is None else found[place] for place in backward.places]
+        expected = [shapes[end] for end in group.ends]
         return [
             tensor if tensor is None or shape is None or tensor.shape == shape else tensor.expand(shape)
-            for tensor, shape in zip(gradients, shapes, strict=True)
+            for tensor, shape in zip(gradients, expected, strict=True)
         ]
 
 
@@ -185,26 +235,65 @@ def make_training(
     compile: Callable[[Graph | GraphTemplate], Compilation],
     sizes: OpenTraining | None = None,
 ) -> Training:
-    """forward: compiled from `partition.forward`. compile: compiles a backward."""
+    """forward: compiled from `partition.forward`. compile: compiles a backward. Raises Mismatch."""
     primals = {value: number for number, value in enumerate(partition.forward.inputs)}
     results = {value: number for number, value in enumerate(partition.forward.outputs[: joint.results])}
-    inputs = [value for value in partition.kept if value in primals and value in partition.shared]
-    outputs = [value for value in partition.kept if value in results and value in partition.shared]
-    rest = [value for value in partition.kept if value not in partition.shared]
-    place = {value: number for number, value in enumerate((*inputs, *outputs, *rest))}
+    place: dict[Value, int] = {}
+    behind = joint.primals + joint.results + len(joint.passed)
+    for value in partition.kept:
+        if value not in partition.shared:
+            place[value] = behind
+            behind += 1
+        else:
+            place[value] = primals[value] if value in primals else joint.primals + results[value]
     tangents = partition.backward.inputs[len(partition.kept) :]
     return Training(
         forward,
         joint,
         partition,
         compile,
-        tuple([primals[value] for value in inputs]),
-        tuple([results[value] for value in outputs]),
         tuple([place[value] for value in partition.kept]),
         tuple([value.type for value in tangents]),
-        tuple([number for number in range(joint.results) if number not in joint.differentiated]),
+        tuple(_groups(joint, partition, sizes)),
         sizes=sizes,
     )
+
+
+def _groups(joint: JointGraph, partition: Partition, sizes: OpenTraining | None) -> Iterator[_Group]:
+    graph = partition.backward
+    start = len(partition.kept)
+    ends = [(end, number) for end, number in enumerate(joint.gradients) if number is not None]
+    if len(joint.groups) <= 1:
+        yield _Group(
+            joint.differentiated, tuple(range(len(joint.differentiated))), tuple([end for end, _ in ends]),
+            tuple(range(start)), graph if sizes is None else sizes.backward, tuple([number for _, number in ends]),
+        )  # fmt: skip
+        return
+    for members in joint.groups:
+
+        def without_others(each: Graph, members: Sequence[int] = members) -> tuple[Graph, tuple[int | None, ...]]:
+            tangents = each.inputs[start:]
+            others = [value for number, value in enumerate(tangents) if number not in members]
+            return without_gradients(each, tangents, others)
+
+        mine, places = without_others(graph)
+        read = {*mine.outputs, *(value for node in mine.nodes for value in node.inputs())}
+        kept = tuple([number for number in range(start) if mine.inputs[number] in read])
+        chosen = (*kept, *range(start, start + len(members)))
+
+        def narrowed(each: Graph, chosen: Sequence[int] = chosen) -> Graph:
+            found, _ = without_others(each)
+            return replace(found, inputs=tuple([found.inputs[number] for number in chosen]))
+
+        reached = [(end, place) for end, number in ends if (place := places[number]) is not None]
+        yield _Group(
+            tuple([joint.differentiated[number] for number in members]),
+            members,
+            tuple([end for end, _ in reached]),
+            kept,
+            narrowed(graph) if sizes is None else sizes.backward.rewritten(sizes.joint.typical, narrowed),
+            tuple([place for _, place in reached]),
+        )
 
 
 def _laid_out(tangent: torch.Tensor, type_: TensorType) -> torch.Tensor:
@@ -214,25 +303,26 @@ def _laid_out(tangent: torch.Tensor, type_: TensorType) -> torch.Tensor:
     return torch.empty_strided(type_.shape, type_.strides, dtype=type_.dtype, device=type_.device).copy_(tangent)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Run:
+    """One call. results: of the group. kept: all that is kept."""
+
+    training: Training
+    group: _Group
+    point: Point
+    results: Sequence[torch.Tensor]
+    kept: Sequence[torch.Tensor]
+
+
 class Compiled(torch.autograd.Function):
-    """Between the inputs and the results of one call."""
+    """Between the ends of a group and its results."""
 
     @staticmethod
-    def forward(ctx: Any, training: Training, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        outputs = training.forward.program(inputs)
-        count = training.joint.results
-        results = outputs[:count]
-        ctx.training = training
-        ctx.point = training.point(inputs)
+    def forward(ctx: Any, run: _Run, *ends: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        ctx.training, ctx.group, ctx.point = run.training, run.group, run.point
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(
-            *[inputs[number] for number in training.kept_inputs],
-            *[results[number] for number in training.kept_results],
-            *outputs[count:],
-        )
-        if training.undifferentiated:
-            ctx.mark_non_differentiable(*[results[number] for number in training.undifferentiated])
-        return tuple(results)
+        ctx.save_for_backward(*[run.kept[number] for number in run.group.kept])
+        return tuple(run.results)
 
     @staticmethod
     def backward(ctx: Any, *tangents: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
@@ -242,8 +332,7 @@ class Compiled(torch.autograd.Function):
                 f"second derivatives (create_graph=True) are wanted through {training.joint.graph.name}, which dsjit "
                 "compiled with first derivatives only: run it eagerly, under dsjit.disable"
             )
-        wanted = [tangents[number] for number in training.joint.differentiated]
-        if all(tangent is None for tangent in wanted):
+        if all(tangent is None for tangent in tangents):
             # Of a later call that this one's results do not reach: what was saved may be freed already.
-            return (None,) * (1 + len(training.joint.gradients))
-        return (None, *training.run_backward(ctx.point, ctx.saved_tensors, wanted))
+            return (None,) * (1 + len(ctx.group.ends))
+        return (None, *training.run_backward(ctx.group, ctx.point, ctx.saved_tensors, tangents))

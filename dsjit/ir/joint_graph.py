@@ -22,6 +22,11 @@ class JointGraph:
     shapes: and the shape to which it is expanded.
     keepable: numbers of the primals, and of the results, that eager keeps for its backward. Only these may be kept
         here, too: the caller may write to the others before the backward runs.
+    passed: numbers of primals that are results as well; as such they have the numbers behind `results`.
+    leaves: numbers of results that require a gradient and come of nothing (they are made, say); what flows into them is
+        in `gradients` behind that of the primals.
+    groups: of `differentiated`, by place; those of different groups share nothing that eager keeps for the backward.
+        Without any, all are one.
     """
 
     graph: Graph
@@ -32,6 +37,9 @@ class JointGraph:
     shapes: tuple[tuple[int, ...] | None, ...]
     keepable_primals: frozenset[int]
     keepable_results: frozenset[int]
+    passed: tuple[int, ...] = ()
+    leaves: tuple[int, ...] = ()
+    groups: tuple[tuple[int, ...], ...] = ()
 
     @property
     def key(self) -> Hashable:
@@ -43,7 +51,7 @@ class JointGraph:
         """All but the Graph and what depends on sizes."""
         return (
             self.primals, self.results, self.differentiated, self.gradients,
-            self.keepable_primals, self.keepable_results,
+            self.keepable_primals, self.keepable_results, self.passed, self.leaves, self.groups,
         )  # fmt: skip
 
 

@@ -297,8 +297,10 @@ def conclude(
 ) -> Conclusion:
     """The end of a recording, whose result and effects hold `items`. needs: see `cut`. Raises CannotTrace."""
     if carries_gradients(recorder, items):
-        joint, forward, ways, changed = record_joint(recorder, items, name)
-        return Conclusion((Segment(forward, None),), ways, changed, joint, recorder.recording(name))
+        recorded = record_joint(recorder, items, name)
+        return Conclusion(
+            recorded.segments, recorded.returned, recorded.written, recorded.joint, recorder.recording(name)
+        )
     roots = [recorder.locate(item) for item in items]
     inputs = recorder.memory.inputs
     value_of = {id(tensor): value for value, tensor in inputs}

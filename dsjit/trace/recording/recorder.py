@@ -208,6 +208,10 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         passed = self.numbers.among(arguments)
         if self.problems or not passed:
             return call()
+        if torch.is_grad_enabled() and _require_gradients(arguments):
+            for number in passed:  # autograd keeps them as they are
+                self.numbers.pin(number)
+            return call()
         return call_with_numbers(self, self.numbers, passed, function, call)
 
     def alive(self) -> tuple[Value, ...]:
@@ -473,6 +477,15 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             looks=tuple([replace(look, position=look.position + before) for look in self.looks]),
             constants=dict(self.constants),
         )
+
+
+def _require_gradients(arguments: Any) -> bool:
+    """Whether there are tensors among (nested) arguments that require gradients."""
+    if isinstance(arguments, torch.Tensor):
+        return arguments.requires_grad
+    if isinstance(arguments, dict):
+        arguments = tuple(arguments.values())
+    return isinstance(arguments, tuple | list) and any(map(_require_gradients, arguments))
 
 
 def _untraceable(error: Exception, source: Source) -> Untraceable:

@@ -13,7 +13,7 @@ import heapq
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch.autograd.function import BackwardCFunction
@@ -24,6 +24,9 @@ from dsjit.trace.recording.memory import CannotTrace
 from dsjit.trace.recording.recorder import Recorder
 
 __all__ = ["walk_backward"]
+
+NOBODY: Final = -1
+"""In place of an input's number."""
 
 
 def walk_backward(
@@ -75,10 +78,19 @@ class _Walk:
             for following, number in node.next_functions:
                 if following is None or (following, number) in self.ends:
                     continue
+                if hasattr(following, "variable"):
+                    self._end_at(following, number)
+                    continue
                 self.dependencies[following] = self.dependencies.get(following, 0) + 1
                 if following not in seen:
                     seen.add(following)
                     stack.append(following)
+
+    def _end_at(self, leaf: Any, number: int) -> None:
+        """The walk comes to a tensor that was made in the call, and that nobody has any more: the gradient is lost."""
+        if self.recorder.memory.lookup(leaf.variable) is None:
+            raise CannotTrace("gradients flow to a tensor of unknown origin")
+        self.ends[leaf, number] = NOBODY
 
     def receive(self, node: Any, number: int, gradient: torch.Tensor) -> None:
         buffer = self.buffers.get(node)
@@ -124,8 +136,6 @@ class _Walk:
 def _require_known(node: Any) -> None:
     if isinstance(node, BackwardCFunction):
         raise CannotTrace(f"gradients flow through a custom autograd.Function ({type(node).__name__})")
-    if hasattr(node, "variable"):
-        raise CannotTrace("a tensor that requires a gradient is made in the call, or is of unknown origin")
 
 
 def _conform(gradient: torch.Tensor, metadata: Any) -> torch.Tensor:
