@@ -121,7 +121,9 @@ class Training:
         point = self.point(inputs)
         for group in self.groups:
             run = _Run(self, group, point, [results[number] for number in group.members], kept)
-            made = Compiled.apply(run, *[ends[number] for number in group.ends])  # type: ignore[no-untyped-call]
+            # What comes of nobody's tensors alone (of noise that the call made) requires a gradient, too.
+            mine = [ends[number] for number in group.ends] or [torch.empty(0, requires_grad=True)]
+            made = Compiled.apply(run, *mine)  # type: ignore[no-untyped-call]
             for number, tensor in zip(group.members, made, strict=True):
                 results[number] = tensor
         return results
@@ -334,5 +336,6 @@ class Compiled(torch.autograd.Function):
             )
         if all(tangent is None for tangent in tangents):
             # Of a later call that this one's results do not reach: what was saved may be freed already.
-            return (None,) * (1 + len(ctx.group.ends))
-        return (None, *training.run_backward(ctx.group, ctx.point, ctx.saved_tensors, tangents))
+            return (None,) * (1 + max(len(ctx.group.ends), 1))
+        gradients = training.run_backward(ctx.group, ctx.point, ctx.saved_tensors, tangents)
+        return (None, *(gradients or [None]))

@@ -161,6 +161,10 @@ class Memory:
         record = self.tensors.get(id(tensor))
         return _at_home(record) if record is not None and record.reference() is tensor else None
 
+    def is_made(self, tensor: torch.Tensor) -> bool:
+        """Whether the run made the tensor (its memory may be older)."""
+        return self.lookup(tensor) is not None and not any(tensor is other for _, other in self.inputs)
+
     def _refresh(self, record: TracedTensor, tensor: torch.Tensor | None) -> Value:
         storage = _at_home(record).storage
         if record.version != storage.version:

@@ -104,6 +104,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             functools.partial(take_item, self),
             functools.partial(take_converted, self),
         )
+        self.escapes.is_made = self.memory.is_made
         self.generator = GeneratorWatch(self._listener(self._on_generator))
         self.state_at: StateAtLook = lambda kind, looked, tensors: None
         self.generators = DrawnGenerators(self.memory, state_of)

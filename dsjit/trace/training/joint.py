@@ -25,11 +25,10 @@ __all__ = ["RecordedJoint", "carries_gradients", "record_joint"]
 
 
 def carries_gradients(recorder: Recorder, items: Iterable[torch.Tensor | float]) -> bool:
-    """Whether gradients may flow to what the call read, from a result or from what is left in an input."""
+    """Whether gradients may flow to what the call read, or to what it made, from a result or from what is left in an
+    input."""
     memory = recorder.memory
-    if not memory.wants_gradients:
-        return False
-    if memory.writes_with_history:
+    if memory.wants_gradients and memory.writes_with_history:
         return True
     tensors = [item for item in items if isinstance(item, torch.Tensor) and item.requires_grad]
     roots = [recorder.locate(tensor) for tensor in tensors if not is_spent(tensor, recorder.freed)]
