@@ -36,6 +36,7 @@ from dsjit.ir.template import TemplateMaker
 from dsjit.passes.partition import partition
 from dsjit.passes.pipeline import JOINT_PASSES, run_passes
 from dsjit.passes.reference import run_reference
+from dsjit.passes.segments import checkpointed_nodes
 from dsjit.trace.looks.segments import Segment
 from dsjit.trace.shapes.open_shapes import OpenShapes
 
@@ -81,7 +82,7 @@ class Builder:
         options = self.options
         budget = None if options.memory_budget is None else parse_bytes(options.memory_budget)
         key = (options.numerics, options.backend == "triton", budget)
-        structure = (*key, graph_structure(joint.graph), joint.key)
+        structure = (*key, graph_structure(joint.graph), joint.key, joint.regions)
         training = session.trainings.get(structure)
         if training is None:
             with timer.stage("passes"):
@@ -89,7 +90,7 @@ class Builder:
             simplified = replace(joint, graph=simple)
             if budget is None:
                 with timer.stage("partition"):
-                    halves = partition(simplified)
+                    halves = partition(simplified, checkpointed_nodes(simplified))
                 training = make_training(simplified, halves, self._graph(halves.forward, timer), self._backward)
             else:
                 with timer.stage("memory_plan"):
@@ -103,7 +104,7 @@ class Builder:
     def open_training(self, sizes: OpenShapes, joint: JointTemplate, timer: StageTimer) -> Step:
         """The same for many sizes. sizes: of the segment. Raises Mismatch when no program serves them all."""
         session = self.session
-        key = (self.options.numerics, joint.example.structure, joint.sources)
+        key = (self.options.numerics, joint.example.structure, joint.example.regions, joint.sources)
         structure = (*key, *map(graph_structure, joint.template.canonical()))
         training = session.trainings.get(structure)
         if training is None:
@@ -113,8 +114,10 @@ class Builder:
                 joints = [joint.at(point) for point in points]
                 simplified = [replace(each, graph=run_passes(each.graph, passes=JOINT_PASSES)) for each in joints]
             with timer.stage("partition"):
-                first = partition(simplified[0])
-                halves = [first, *[partition(each, like=first) for each in simplified[1:]]]
+                regions = [checkpointed_nodes(each) for each in simplified]
+                first = partition(simplified[0], regions[0])
+                rest = zip(simplified[1:], regions[1:], strict=True)
+                halves = [first, *[partition(each, chosen, like=first) for each, chosen in rest]]
                 forwards, backwards = (
                     make_graph_template([getattr(each, half) for each in halves], TemplateMaker(PolynomialFit(points)))
                     for half in ("forward", "backward")

@@ -47,6 +47,12 @@ class JointGraph:
         return self.structure, self.shapes
 
     @property
+    def regions(self) -> tuple[int, ...]:
+        """Under which checkpoints the nodes were recorded, in order; empty without any."""
+        found = tuple([node.source.region for node in self.graph.nodes])
+        return found if any(found) else ()
+
+    @property
     def structure(self) -> Hashable:
         """All but the Graph and what depends on sizes."""
         return (

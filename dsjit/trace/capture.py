@@ -32,6 +32,7 @@ from dsjit.trace.reads.paths import ABSENT, Path
 from dsjit.trace.recording.memory import CannotTrace, RootView
 from dsjit.trace.recording.recorder import Recorder, Untraceable
 from dsjit.trace.recording.source import SourceFinder
+from dsjit.trace.training.checkpoints import CheckpointWatch
 from dsjit.trace.training.gradients import is_spent
 from dsjit.trace.training.joint import carries_gradients, record_joint
 from dsjit.trace.training.optimizers import OptimizerWatch
@@ -94,16 +95,20 @@ def capture(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping
         observer.listen_to_numbers(recorder.numbers)
         observer.listen_to_modules(recorder.numbers.math.show, recorder.numbers.math.withdraw)
         journal = Journal(observer, recorder.numbers.value, recorder.numbers.pin_all, _capture.__code__)
+        checkpoints = CheckpointWatch(
+            (recorder,), lambda: (len(journal.events), recorder.memory.input_versions(), observer.before.changes())
+        )
         states = StateWatch(observer, recorder.memory, recorder.numbers, lambda: _told(journal, recorder))
         recorder.state_at = states.at_look
     except Exception as error:
         return _without_trace(function, args, kwargs, error)
     found = None
     try:
-        found = _capture(function, args, kwargs, name, observer, recorder, journal)
+        found = _capture(function, args, kwargs, name, observer, recorder, journal, checkpoints)
         return found
     finally:
         recorder.numbers.math.withdraw()
+        checkpoints.forget()
         # They refer to each other and to all that was met, whose life must not depend on the next collection.
         for part in (recorder.memory, recorder.numbers, recorder.generators, recorder, journal, states):
             vars(part).clear()
@@ -119,9 +124,19 @@ def _capture(
     observer: Observer,
     recorder: Recorder,
     journal: Journal,
+    checkpoints: CheckpointWatch,
 ) -> Capture:
     updates = OptimizerWatch(recorder, observer)
-    contexts = (observer, recorder.generator, journal, updates, recorder.escapes, recorder, recorder.numbers)
+    contexts = (
+        observer,
+        recorder.generator,
+        journal,
+        updates,
+        checkpoints,
+        recorder.escapes,
+        recorder,
+        recorder.numbers,
+    )
     watches = _Watches(contexts)
     try:
         watches.enter()

@@ -30,6 +30,7 @@ from dsjit.trace.guards.guard import Guard
 from dsjit.trace.looks.outcome import SMALLEST
 from dsjit.trace.looks.segments import Segment
 from dsjit.trace.observe import Observer
+from dsjit.trace.recording.generator import GeneratorWatch
 from dsjit.trace.recording.memory import CannotTrace
 from dsjit.trace.recording.recorder import Recorder
 from dsjit.trace.recording.source import SourceFinder
@@ -39,6 +40,7 @@ from dsjit.trace.shapes.open_segments import SegmentOpener, rounds_open_sizes
 from dsjit.trace.shapes.open_shapes import OpenShapes
 from dsjit.trace.shapes.open_sizes import OpenSizes, resize
 from dsjit.trace.shapes.size_rules import ruled_part
+from dsjit.trace.training.checkpoints import CheckpointWatch
 
 __all__ = ["Rehearsal", "rehearse"]
 
@@ -156,11 +158,18 @@ def _rehearse(
         )
         for _ in points[1:]
     ]
+    recorders = (lead, *legs)
+
+    def on_generator(what: str, value: Any) -> None:
+        for recorder in recorders:
+            recorder.on_generator(what, value)
+
+    checkpoints = CheckpointWatch(recorders, lambda: None)  # the captured call has been told
     run = Lockstep(points, lead, legs, resized, data_sizes, len(sizes.typical))
     try:
         with ExitStack() as watches:
             watch: Any
-            for watch in (observer, lead.generator, lead.escapes, lead, run):
+            for watch in (observer, GeneratorWatch(on_generator), checkpoints, lead.escapes, lead, run):
                 watches.enter_context(watch)
             result = function(*args, **kwargs)
         if run.failed is not None:
@@ -180,6 +189,7 @@ def _rehearse(
             raise run.failed from None
         raise
     finally:
+        checkpoints.forget()
         undo(observer.before)
 
 

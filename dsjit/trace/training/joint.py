@@ -78,7 +78,7 @@ def record_joint(recorder: Recorder, items: Sequence[torch.Tensor | float], name
         tangent_values = tuple([memory.read(tangent) for tangent in tangents])
         recorder.pause = recorder.resume = _nothing  # the user's code is not running, and nobody watches it
         try:
-            with recorder:
+            with recorder, recorder.recalling():
                 found = walk_backward(recorder, targets, tangents, ends)
         except RuntimeError as error:
             raise CannotTrace(f"the backward raises {error}") from error
@@ -113,6 +113,8 @@ def record_joint(recorder: Recorder, items: Sequence[torch.Tensor | float], name
     numbers = {value: number for number, value in enumerate(primals)}
     ends_of = [*(numbers.get(value) for value in taken), *range(len(primals), len(ends))]
     kept = _kept(memory.nodes, backward)
+    with recorder.recalling():
+        groups = _groups(targets, ends)
     graph = replace(last, outputs=(*made, *distinct), name=name)
     joint = JointGraph(
         graph,
@@ -125,7 +127,7 @@ def record_joint(recorder: Recorder, items: Sequence[torch.Tensor | float], name
         frozenset([number for number, value in enumerate(made) if value in kept]),
         tuple([taken.index(value) for value in passed]),
         tuple([order.index(leaf.value) for leaf in leaves]),
-        _groups(targets, ends),
+        groups,
     )
     after = set(backward)
     nodes = tuple([node for node in last.nodes if node not in after])
