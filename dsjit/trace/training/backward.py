@@ -22,6 +22,7 @@ from torch.autograd.graph import get_gradient_edge
 from dsjit.ir.graph import UNKNOWN_SOURCE
 from dsjit.trace.recording.memory import CannotTrace
 from dsjit.trace.recording.recorder import Recorder
+from dsjit.trace.training.functions import run_function_backward
 
 __all__ = ["walk_backward"]
 
@@ -39,7 +40,7 @@ def walk_backward(
 
     To be called while `recorder` is active. Raises CannotTrace.
     """
-    walk = _Walk(recorder)
+    walk = _Walk(recorder, len(results) == 1)
     for number, tensor in enumerate(inputs):
         if tensor.requires_grad:
             edge = get_gradient_edge(tensor)
@@ -56,9 +57,11 @@ def walk_backward(
 
 @dataclass(slots=True)
 class _Walk:
-    """ends: the edges where the walk stops, with the number of the input. buffers: what flowed into a node."""
+    """alone: whether one result is differentiated. ends: the edges where the walk stops, with the number of the input.
+    buffers: what flowed into a node."""
 
     recorder: Recorder
+    alone: bool
     ends: dict[tuple[Any, int], int] = field(default_factory=dict)
     gradients: dict[int, torch.Tensor] = field(default_factory=dict)
     dependencies: dict[Any, int] = field(default_factory=dict)
@@ -74,7 +77,6 @@ class _Walk:
             self.dependencies.setdefault(root, 0)
         while stack:
             node = stack.pop()
-            _require_known(node)
             for following, number in node.next_functions:
                 if following is None or (following, number) in self.ends:
                     continue
@@ -110,8 +112,11 @@ class _Walk:
             buffer = self.buffers.pop(node, None)
             flowing: Sequence[torch.Tensor | None] = ()
             if buffer is not None:
-                made = node(*buffer)
-                flowing = made if isinstance(made, tuple) else (made,)
+                if isinstance(node, BackwardCFunction):
+                    flowing = run_function_backward(node, buffer, self.alone)
+                else:
+                    made = node(*buffer)
+                    flowing = made if isinstance(made, tuple) else (made,)
             self._hand_on(node, flowing)
 
     def _hand_on(self, node: Any, flowing: Sequence[torch.Tensor | None]) -> None:
@@ -131,11 +136,6 @@ class _Walk:
             if end is None:
                 self.dependencies[following] -= 1
                 self.enqueue_if_ready(following)
-
-
-def _require_known(node: Any) -> None:
-    if isinstance(node, BackwardCFunction):
-        raise CannotTrace(f"gradients flow through a custom autograd.Function ({type(node).__name__})")
 
 
 def _conform(gradient: torch.Tensor, metadata: Any) -> torch.Tensor:

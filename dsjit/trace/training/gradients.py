@@ -68,8 +68,9 @@ def keeps_tensors(node: Any) -> bool:
 @functools.cache
 def _saved_names(kind: type) -> tuple[str, ...]:
     """The attributes of a node of autograd's graph that are tensors which it keeps."""
-    raw = [name.removeprefix("_raw") for name in dir(kind) if name.startswith("_raw_saved_")]
-    return (*raw, *(["saved_tensors"] if hasattr(kind, "saved_tensors") else []))
+    if hasattr(kind, "saved_tensors"):  # of a function of the user's
+        return ("saved_tensors",)
+    return tuple([name.removeprefix("_raw") for name in dir(kind) if name.startswith("_raw_saved_")])
 
 
 class GradientWatch:
