@@ -113,6 +113,11 @@ class Before:
         ]
         return *held, *[(key, copy.identities()) for key, copy in self.copies.items() if not copy.same()]
 
+    def gradients(self) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        """The tensors whose `.grad` was met, and what it was."""
+        found = [(obj, held) for (_, step), (obj, held) in self._first.items() if step == Slot("grad")]
+        return [(obj, held) for obj, held in found if isinstance(obj, torch.Tensor)]
+
     def content(self, container: Any) -> dict[Any, Any] | list[Any]:
         """What a container held when it was met (which is now, unless it was copied before)."""
         self.take_container(container)

@@ -7,6 +7,7 @@ are the recordings. Whatever goes wrong in it concerns nobody: the call then sta
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -41,6 +42,7 @@ from dsjit.trace.shapes.open_shapes import OpenShapes
 from dsjit.trace.shapes.open_sizes import OpenSizes, resize
 from dsjit.trace.shapes.size_rules import ruled_part
 from dsjit.trace.training.checkpoints import CheckpointWatch
+from dsjit.trace.training.optimizers import OptimizerWatch
 
 __all__ = ["Rehearsal", "rehearse"]
 
@@ -150,6 +152,8 @@ def _rehearse(
         }
     except RuntimeError as error:
         raise Abandoned(f"an input cannot have other sizes ({error})") from None
+    if captured.observer is not None and captured.observer.before.gradients():
+        resized |= _aliases(captured, resized, len(points) - 1)
     copies = {id(copy) for every in resized.values() for copy in every}
     lead = Recorder(lambda tensor: observer.path_of(tensor) is not None, sources, observer.pauses())
     legs = [
@@ -166,10 +170,15 @@ def _rehearse(
 
     checkpoints = CheckpointWatch(recorders, lambda: None)  # the captured call has been told
     run = Lockstep(points, lead, legs, resized, data_sizes, len(sizes.typical))
+    followers = [(leg, functools.partial(run.in_run, number=number)) for number, leg in enumerate(legs, start=1)]
+    updates = OptimizerWatch(lead, observer, followers)
+    lead.escapes.on_grad = observer.on_grad
+    for recorder in recorders:
+        recorder.freed = observer.freed
     try:
         with ExitStack() as watches:
             watch: Any
-            for watch in (observer, GeneratorWatch(on_generator), checkpoints, lead.escapes, lead, run):
+            for watch in (observer, GeneratorWatch(on_generator), updates, checkpoints, lead.escapes, lead, run):
                 watches.enter_context(watch)
             result = function(*args, **kwargs)
         if run.failed is not None:
@@ -193,6 +202,28 @@ def _rehearse(
         undo(observer.before)
 
 
+def _aliases(
+    captured: Capture, resized: Mapping[int, tuple[torch.Tensor, ...]], count: int
+) -> dict[int, tuple[torch.Tensor, ...]]:
+    """For each other input of the call, `count` tensors on its memory, each with a history, a `.grad` and a count of
+    writes of its own: a backward in the call adds to one `.grad` for each run."""
+    found = {
+        id(tensor): tuple([tensor.data.requires_grad_(tensor.requires_grad) for _ in range(count)])
+        for _, tensor, _ in captured.tensors
+        if id(tensor) not in resized
+    }
+    everything = {**resized, **found}
+    assert captured.observer is not None
+    for tensor, gradient in captured.observer.before.gradients():
+        if gradient is None or id(tensor) not in everything:
+            continue
+        if id(gradient) not in everything:
+            found[id(gradient)] = everything[id(gradient)] = tuple([gradient.data for _ in range(count)])
+        for copy, its in zip(everything[id(tensor)], everything[id(gradient)], strict=True):
+            copy.grad = its
+    return found
+
+
 def _conclude(
     result: Any,
     observer: Observer,
@@ -203,6 +234,13 @@ def _conclude(
     data_sizes: DataSizes,
 ) -> Rehearsal:
     lead = run.lead
+    if captured.observer is not None:
+        observer.asks_for_gradients |= captured.observer.asks_for_gradients
+    for tensor, _ in observer.before.gradients():
+        copies = run.resized.get(id(tensor), ())
+        gradients = [copy.grad for copy in copies if copy.grad is not None]
+        if tensor.grad is not None and gradients and len(gradients) == len(copies):
+            run.follow(tensor.grad, tuple(gradients))
     description = describe(result, observer, lead, (), keeps_sizes=True)
     items = [item for item in description.maker.tensors if isinstance(item, torch.Tensor)]
     followers = [run.followers(tensor) for tensor in items]

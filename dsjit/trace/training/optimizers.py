@@ -18,7 +18,7 @@ import threading
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, TypeAlias
 
 import torch
@@ -67,11 +67,20 @@ _READERS: Final = frozenset(
 
 
 class OptimizerWatch:
-    """While entered, what optimizers do on this thread is told to `recorder`. Whatever they raise is raised."""
+    """While entered, what optimizers do on this thread is told to `recorder`. Whatever they raise is raised.
 
-    def __init__(self, recorder: Recorder, reader: GroupReader) -> None:
+    followers: recorders of runs in lockstep, each with what tells the arguments of a call there.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        reader: GroupReader,
+        followers: Sequence[tuple[Recorder, Callable[[Any], Any]]] = (),
+    ) -> None:
         self._recorder = recorder
         self._reader = reader
+        self._followers = tuple(followers)
 
     def __enter__(self) -> OptimizerWatch:
         self._before = _REGISTER.enter(self)
@@ -90,6 +99,8 @@ class OptimizerWatch:
                 return None
             bound = {**dict(zip(names, args, strict=True)), **kwargs}
             buffers = list(bound.get("momentum_buffer_list") or ())
+            if self._followers and any(each is None for each in buffers):
+                return None  # they would get what the update makes
             call = _Call(bound, caller, bound.get("lr"), buffers)
             return call if call.is_known() else None
         except Exception as error:
@@ -110,19 +121,27 @@ class OptimizerWatch:
         """The update has run: `write` it down."""
         try:
             with self._reader.undisturbed(), torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
-                self._open_rate(call)
-                write(_Writer(self._recorder), call)
+                rate = self._open_rate(call)
+                for recorder, translate in ((self._recorder, _as_it_is), *self._followers):
+                    told = replace(call, bound=translate(call.bound), buffers=translate(call.buffers))
+                    if rate is not None:
+                        told.rate = recorder.memory.read(rate)
+                    write(_Writer(recorder), told)
         except CannotTrace as error:
             self._recorder.give_up(error.reason)
         except Exception as error:
             self._recorder.give_up(f"an update cannot be recorded ({type(error).__name__}: {error})")
 
-    def _open_rate(self, call: _Call) -> None:
+    def _open_rate(self, call: _Call) -> torch.Tensor | None:
+        """The learning rate as a tensor, when it is an input."""
         group = call.caller.f_locals.get("group") if reads_only_updates(call.caller.f_code) else None
         if type(group) is dict and group.get("lr") is call.rate:
-            tensor = self._reader.number_in(group, "lr")
-            if tensor is not None:
-                call.rate = self._recorder.memory.read(tensor)
+            return self._reader.number_in(group, "lr")
+        return None
+
+
+def _as_it_is(argument: Any) -> Any:
+    return argument
 
 
 @dataclass(slots=True)
