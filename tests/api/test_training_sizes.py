@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import dsjit
+from tests.api.training import adamw, assert_same, assert_same_result, batch, pair, plain
 
 
 class Block(nn.Module):
@@ -149,3 +150,69 @@ def test_without_gradients_calls_that_write_are_open_too():
         torch.testing.assert_close(jitted(x), x - expected)
         torch.testing.assert_close(cache, expected)
     assert jitted.counters.traces == 2
+
+
+def accumulating(model, optimizer, x, y):
+    loss = F.cross_entropy(model(x), y)
+    loss.backward()
+    return loss.detach()
+
+
+def zeroing_in_place(model, optimizer, x, y):
+    optimizer.zero_grad(set_to_none=False)
+    loss = F.cross_entropy(model(x), y)
+    loss.backward()
+    optimizer.step()
+    return loss
+
+
+def clipping(model, optimizer, x, y):
+    optimizer.zero_grad()
+    F.cross_entropy(model(x), y).backward()
+    norm = nn.utils.clip_grad_norm_(model.parameters(), 0.1)
+    optimizer.step()
+    return norm
+
+
+def momentum(parameters):
+    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True)
+
+
+@pytest.mark.parametrize(
+    ("step", "make"),
+    [(plain, adamw), (plain, momentum), (accumulating, adamw), (zeroing_in_place, adamw), (clipping, momentum)],
+)
+def test_a_whole_step_is_traced_for_one_other_size_and_no_more(step, make):
+    mine, eager = pair(make), pair(make)
+    trained, expected = mine[0], eager[0]
+    jitted = dsjit.jit(step)
+    for number, rows in enumerate((5, 5, 5, 3, 4, 5, 6, 2)):
+        results = [each(*state, *batch(number, rows)) for each, state in ((jitted, trained), (step, expected))]
+        assert_same_result(*results)
+        assert_same(trained, expected)
+    assert jitted.counters.traces == 3
+    assert jitted.counters.calls_compiled == 5
+
+
+def test_the_rehearsal_of_a_step_leaves_gradients_and_counts_of_writes_as_they_were():
+    (model, optimizer), _ = pair(adamw)
+    jitted = dsjit.jit(plain)
+    versions = []
+    for number, rows in enumerate((5, 5, 5, 3, 4)):
+        before = [parameter._version for parameter in model.parameters()]
+        jitted(model, optimizer, *batch(number, rows))
+        gradients = [parameter.grad for parameter in model.parameters()]
+        assert all(now is then for now, then in zip((p.grad for p in model.parameters()), gradients, strict=True))
+        versions.append([p._version - then for p, then in zip(model.parameters(), before, strict=True)])
+    assert versions[3] == versions[1]
+
+
+def test_an_open_call_asks_whether_gradients_are_wanted():
+    jitted = dsjit.jit(lambda x, w: (x * w).exp())
+    w = torch.randn(3, requires_grad=True)
+    for rows in (2, 3, 4):
+        assert jitted(torch.ones(rows, 3), w).requires_grad
+    assert not jitted(torch.ones(5, 3), w.detach()).requires_grad
+    x = torch.ones(4, 3, requires_grad=True)
+    jitted(x, w).sum().backward()
+    assert x.grad is not None
