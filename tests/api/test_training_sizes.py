@@ -178,10 +178,17 @@ def momentum(parameters):
     return torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True)
 
 
+def returning_a_number(model, optimizer, x, y):
+    return plain(model, optimizer, x, y).item()
+
+
 @pytest.mark.parametrize(
     ("step", "make"),
-    [(plain, adamw), (plain, momentum), (accumulating, adamw), (zeroing_in_place, adamw), (clipping, momentum)],
-)
+    [
+        (plain, adamw), (plain, momentum), (accumulating, adamw), (zeroing_in_place, adamw), (clipping, momentum),
+        (returning_a_number, adamw),
+    ],
+)  # fmt: skip
 def test_a_whole_step_is_traced_for_one_other_size_and_no_more(step, make):
     mine, eager = pair(make), pair(make)
     trained, expected = mine[0], eager[0]

@@ -274,7 +274,10 @@ class Lockstep(TorchFunctionMode):
         if self.failed is not None or function in _UNSIZED:
             return result
         if function in _SEEING:
-            self._read_in_legs(args[0])
+            if self.lead.numbers.is_traced(result):
+                self._take_in_legs(args[0], result)
+            else:
+                self._read_in_legs(args[0])
             return result
         results = [result]
         for number, recorder in enumerate(self.legs, start=1):
@@ -295,6 +298,18 @@ class Lockstep(TorchFunctionMode):
                     recorder.memory.read(self._follower(tensor, number))
             except CannotTrace as stop:
                 raise self.abandon(stop.reason) from None
+
+    def _take_in_legs(self, tensor: torch.Tensor, number: float) -> None:
+        """The lead took a traced `number` out of `tensor`, and so do the legs; to Python it is the lead's."""
+        for run, recorder in enumerate(self.legs, start=1):
+            try:
+                with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
+                    value = recorder.numbers.value_to_hand_out(self._follower(tensor, run))
+            except CannotTrace as stop:
+                raise self.abandon(stop.reason) from None
+            if value is None:
+                raise self.abandon("a number is taken out of a tensor for some sizes only")
+            recorder.numbers.adopt(number, value)
 
     def in_run(self, arg: Any, number: int) -> Any:
         """The argument as run number `number` has it."""

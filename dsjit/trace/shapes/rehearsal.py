@@ -28,7 +28,7 @@ from dsjit.trace.effects.outputs import TemplateError
 from dsjit.trace.effects.replay import Returned, ReturnedSize
 from dsjit.trace.effects.rewind import rewound, undo
 from dsjit.trace.guards.guard import Guard
-from dsjit.trace.looks.outcome import SMALLEST
+from dsjit.trace.looks.outcome import SMALLEST, OutcomeKind
 from dsjit.trace.looks.segments import Segment
 from dsjit.trace.observe import Observer
 from dsjit.trace.recording.generator import GeneratorWatch
@@ -155,10 +155,16 @@ def _rehearse(
     if captured.observer is not None and captured.observer.before.gradients():
         resized |= _aliases(captured, resized, len(points) - 1)
     copies = {id(copy) for every in resized.values() for copy in every}
-    lead = Recorder(lambda tensor: observer.path_of(tensor) is not None, sources, observer.pauses())
+    seen = () if captured.recording is None else captured.recording.looks
+    # What the call did with numbers from tensors, whoever saw them, is known: it is recorded alike, or not at all.
+    hands_out = all(look.kind is not OutcomeKind.NUMBER for look in seen).__bool__
+    lead = Recorder(lambda tensor: observer.path_of(tensor) is not None, sources, observer.pauses(), hands_out)
     legs = [
         Recorder(
-            lambda tensor: id(tensor) in copies or observer.path_of(tensor) is not None, sources, observer.pauses()
+            lambda tensor: id(tensor) in copies or observer.path_of(tensor) is not None,
+            sources,
+            observer.pauses(),
+            hands_out,
         )
         for _ in points[1:]
     ]
@@ -178,7 +184,16 @@ def _rehearse(
     try:
         with ExitStack() as watches:
             watch: Any
-            for watch in (observer, GeneratorWatch(on_generator), updates, checkpoints, lead.escapes, lead, run):
+            for watch in (
+                observer,
+                GeneratorWatch(on_generator),
+                updates,
+                checkpoints,
+                lead.escapes,
+                lead,
+                lead.numbers,
+                run,
+            ):
                 watches.enter_context(watch)
             result = function(*args, **kwargs)
         if run.failed is not None:
@@ -242,8 +257,8 @@ def _conclude(
         if tensor.grad is not None and gradients and len(gradients) == len(copies):
             run.follow(tensor.grad, tuple(gradients))
     description = describe(result, observer, lead, (), keeps_sizes=True)
-    items = [item for item in description.maker.tensors if isinstance(item, torch.Tensor)]
-    followers = [run.followers(tensor) for tensor in items]
+    items = [item for item in description.maker.tensors if not isinstance(item, torch.SymInt)]
+    followers = [run.followers(item) if isinstance(item, torch.Tensor) else (item,) * len(run.legs) for item in items]
 
     recorders = (lead, *run.legs)
     everything = [items, *[[every[number] for every in followers] for number in range(len(run.legs))]]
