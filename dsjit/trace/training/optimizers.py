@@ -61,7 +61,14 @@ def reads_only_updates(code: types.CodeType) -> bool:
 _READERS: Final = frozenset(
     map(
         _code_of,
-        (torch.optim.Adam.step, torch.optim.SGD.step, torch.optim.Optimizer.zero_grad, GradScaler._unscale_grads_),
+        (
+            torch.optim.Adam.step,
+            torch.optim.SGD.step,
+            torch.optim.Adagrad.step,
+            torch.optim.Adamax.step,
+            torch.optim.Optimizer.zero_grad,
+            GradScaler._unscale_grads_,
+        ),
     )
 )
 
@@ -166,7 +173,9 @@ class _Call:
             return False
         if self.value("foreach") and self.value("nesterov"):
             return False  # it writes to the gradients
-        numbers = ("lr", "beta1", "beta2", "weight_decay", "eps", "momentum", "dampening")
+        if (self.value("foreach") or self.value("fused")) and not _WRITTEN_AS_IN_EACH.isdisjoint(self.bound):
+            return False
+        numbers = ("lr", "beta1", "beta2", "weight_decay", "eps", "momentum", "dampening", "lr_decay")
         if not all(type(self.value(name)) in (float, int) for name in numbers if name in self.bound):
             return False
         tensors = [each for name in _LISTS for each in self.value(name) or () if each is not None]
@@ -175,8 +184,11 @@ class _Call:
 
 _LISTS: Final = (
     *("params", "grads", "d_p_list", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "state_steps"),
-    "momentum_buffer_list",
+    *("momentum_buffer_list", "state_sums", "exp_infs"),
 )
+
+_WRITTEN_AS_IN_EACH: Final = frozenset({"state_sums", "exp_infs"})
+"""Arguments of functions of which only the implementation that goes through the parameters is written down."""
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
@@ -262,10 +274,7 @@ def _write_adam(writer: _Writer, call: _Call) -> None:
     shrink = writer.one_minus(writer.times(call.rate, decay))
     lists = zip(*(call.value(name) for name in _ADAM_LISTS), strict=True)
     for number, (param, grad, average, square, step) in enumerate(lists):
-        count = writer.call(aten.add.Tensor, tensor_type(step), writer.read(step), 1)
-        writer.write(step, count)
-        if step.dtype is not torch.float64:
-            count = writer.call(aten._to_copy.default, SCALAR, count, dtype=torch.float64)
+        count = _count(writer, step)
         size = writer.over(call.rate, _correction(writer, beta1, count))
         root = writer.call(aten.sqrt.default, SCALAR, _correction(writer, beta2, count))
         value = writer.read(param)
@@ -287,10 +296,63 @@ def _write_adam(writer: _Writer, call: _Call) -> None:
         deviation = writer.call(aten.sqrt.default, variance.type, variance)
         scaled = writer.call(aten.div.Tensor, variance.type, deviation, writer.operand(root, param.dtype))
         divisor = writer.call(aten.add.Tensor, variance.type, scaled, call.value("eps"))
-        length = writer.operand(writer.negative(size), param.dtype)
-        product = writer.call(aten.mul.Tensor, mean.type, mean, length)
-        change = writer.call(aten.div.Tensor, value.type, product, divisor)
-        writer.write(param, writer.call(aten.add.Tensor, value.type, value, change))
+        writer.write(param, _with_quotient(writer, value, mean, divisor, writer.negative(size)))
+
+
+def _write_adagrad(writer: _Writer, call: _Call) -> None:
+    """torch.optim.adagrad._single_tensor_adagrad."""
+    rate, slowing = call.rate, call.value("lr_decay")
+    for param, grad, total, step in zip(*(call.value(name) for name in _ADAGRAD_LISTS), strict=True):
+        count = _count(writer, step)
+        if slowing != 0:
+            before = writer.times(writer.call(aten.sub.Tensor, SCALAR, count, 1.0), slowing)
+            rate = writer.over(call.rate, writer.call(aten.add.Tensor, SCALAR, before, 1.0))
+        value = writer.read(param)
+        descent = _descent(writer, call, grad, value, call.value("weight_decay"))
+        squares = writer.call(aten.addcmul.default, tensor_type(total), writer.read(total), descent, descent, value=1)
+        writer.write(total, squares)
+        deviation = writer.call(aten.sqrt.default, squares.type, squares)
+        divisor = writer.call(aten.add.Tensor, squares.type, deviation, call.value("eps"))
+        writer.write(param, _with_quotient(writer, value, descent, divisor, writer.negative(rate)))
+
+
+_ADAGRAD_LISTS: Final = ("params", "grads", "state_sums", "state_steps")
+
+
+def _write_adamax(writer: _Writer, call: _Call) -> None:
+    """torch.optim.adamax._single_tensor_adamax."""
+    beta1, beta2 = call.value("beta1"), call.value("beta2")
+    for param, grad, average, norm, step in zip(*(call.value(name) for name in _ADAMAX_LISTS), strict=True):
+        size = writer.over(call.rate, _correction(writer, beta1, _count(writer, step)))
+        value = writer.read(param)
+        descent = _descent(writer, call, grad, value, call.value("weight_decay"))
+        mean = writer.call(aten.lerp.Scalar, tensor_type(average), writer.read(average), descent, 1 - beta1)
+        writer.write(average, mean)
+        kept = writer.call(aten.mul.Tensor, tensor_type(norm), writer.read(norm), beta2)
+        length = writer.call(aten.abs.default, descent.type, descent)
+        length = writer.call(aten.add.Tensor, length.type, length, call.value("eps"))
+        largest = writer.call(aten.maximum.default, kept.type, kept, length)
+        writer.write(norm, largest)
+        writer.write(param, _with_quotient(writer, value, mean, largest, writer.negative(size)))
+
+
+_ADAMAX_LISTS: Final = ("params", "grads", "exp_avgs", "exp_infs", "state_steps")
+
+
+def _count(writer: _Writer, step: torch.Tensor) -> Value:
+    """A step count, one higher, as float64."""
+    count = writer.call(aten.add.Tensor, tensor_type(step), writer.read(step), 1)
+    writer.write(step, count)
+    if step.dtype is torch.float64:
+        return count
+    return writer.call(aten._to_copy.default, SCALAR, count, dtype=torch.float64)
+
+
+def _with_quotient(writer: _Writer, value: Value, dividend: Value, divisor: Value, factor: Number) -> Value:
+    """As `addcdiv` has it: value + factor * dividend / divisor"""
+    product = writer.call(aten.mul.Tensor, dividend.type, dividend, writer.operand(factor, value.type.dtype))
+    change = writer.call(aten.div.Tensor, value.type, product, divisor)
+    return writer.call(aten.add.Tensor, value.type, value, change)
 
 
 _ADAM_LISTS: Final = ("params", "grads", "exp_avgs", "exp_avg_sqs", "state_steps")
@@ -313,6 +375,8 @@ def _correction(writer: _Writer, beta: float, count: Value) -> Value:
 
 _WATCHED: Final = (
     (importlib.import_module("torch.optim.adam"), "adam", _ADAM_ARGUMENTS, _write_adam),
+    (importlib.import_module("torch.optim.adagrad"), "adagrad", _ADAGRAD_LISTS, _write_adagrad),
+    (importlib.import_module("torch.optim.adamax"), "adamax", _ADAMAX_LISTS, _write_adamax),
     (importlib.import_module("torch.optim.sgd"), "sgd", ("params", "d_p_list", "momentum_buffer_list"), _write_sgd),
 )
 """Modules, functions in them, and what their first arguments are called."""
