@@ -19,7 +19,7 @@ from dsjit.api.memory_budget import plan_training
 from dsjit.api.session import Session
 from dsjit.api.stats import Counters
 from dsjit.api.trace_nodes import Runner, Step
-from dsjit.api.training import make_training
+from dsjit.api.training import OpenTraining, make_training
 from dsjit.codegen.interpret import InterpretedProgram, KernelRunner
 from dsjit.codegen.interpreter import run_kernel
 from dsjit.codegen.sized_program import SizeSource
@@ -27,12 +27,17 @@ from dsjit.codegen.triton.load import triton_interpreter
 from dsjit.config import Options, parse_bytes
 from dsjit.dump import Dump, open_dump
 from dsjit.ir.graph import Graph
-from dsjit.ir.joint_graph import JointGraph
+from dsjit.ir.graph_template import GraphTemplate, integers_in, make_graph_template
+from dsjit.ir.joint_graph import JointGraph, JointTemplate
+from dsjit.ir.polynomial import PolynomialFit
+from dsjit.ir.probes import probe_points
 from dsjit.ir.structure_graph import graph_structure
+from dsjit.ir.template import TemplateMaker
 from dsjit.passes.kept_layouts import keep_channels_last
 from dsjit.passes.partition import partition
 from dsjit.passes.pipeline import JOINT_PASSES, run_passes
 from dsjit.passes.reference import run_reference
+from dsjit.passes.segments import checkpointed_nodes
 from dsjit.trace.looks.segments import Segment
 from dsjit.trace.shapes.open_shapes import OpenShapes
 
@@ -78,7 +83,7 @@ class Builder:
         options = self.options
         budget = None if options.memory_budget is None else parse_bytes(options.memory_budget)
         key = (options.numerics, options.backend == "triton" and options.autotune, budget)
-        structure = (*key, graph_structure(joint.graph), joint.key)
+        structure = (*key, graph_structure(joint.graph), joint.key, joint.regions)
         training = session.trainings.get(structure)
         if training is None:
             with timer.stage("passes"):
@@ -86,29 +91,68 @@ class Builder:
             simplified = replace(joint, graph=simple)
             if budget is None:
                 with timer.stage("partition"):
-                    halves = keep_channels_last(partition(simplified))
+                    halves = keep_channels_last(partition(simplified, checkpointed_nodes(simplified)))
                 training = make_training(simplified, halves, self._graph(halves.forward, timer), self._backward)
             else:
                 with timer.stage("memory_plan"):
                     plan = plan_training(simplified, budget, self._backward)
                 training = make_training(simplified, plan.partition, plan.forward, self._backward)
                 training.memory = plan.memory
-                training.backward((True,) * len(joint.differentiated))  # it is compiled already
+                training.compile_backwards()  # that is done already
             session.trainings[structure] = training
         return Step(Segment(training.partition.forward, None), training.forward, training)
 
+    def open_training(self, sizes: OpenShapes, joint: JointTemplate, timer: StageTimer) -> Step:
+        """The same for many sizes. sizes: of the segment. Raises Mismatch when no program serves them all."""
+        session = self.session
+        key = (self.options.numerics, joint.example.structure, joint.example.regions, joint.sources)
+        structure = (*key, *map(graph_structure, joint.template.canonical()))
+        training = session.trainings.get(structure)
+        if training is None:
+            typical = joint.typical
+            points = probe_points(typical, integers_in(joint.template.example))
+            with timer.stage("passes"):
+                joints = [joint.at(point) for point in points]
+                simplified = [replace(each, graph=run_passes(each.graph, passes=JOINT_PASSES)) for each in joints]
+            with timer.stage("partition"):
+                regions = [checkpointed_nodes(each) for each in simplified]
+                first = partition(simplified[0], regions[0])
+                rest = zip(simplified[1:], regions[1:], strict=True)
+                halves = [first, *[partition(each, chosen, like=first) for each, chosen in rest]]
+                forwards, backwards = (
+                    make_graph_template([getattr(each, half) for each in halves], TemplateMaker(PolynomialFit(points)))
+                    for half in ("forward", "backward")
+                )
+            forward = self._template(forwards, joint.sources, typical, timer)
+
+            def compile(graph: Graph | GraphTemplate) -> Compilation:
+                assert isinstance(graph, GraphTemplate)
+                with self.lock, no_collection():
+                    return self._template(graph, (), typical, StageTimer())
+
+            training = make_training(simplified[0], halves[0], forward, compile, OpenTraining(joint, backwards))
+            session.trainings[structure] = training
+        return Step(Segment(training.partition.forward, None, sizes=sizes), training.forward, training)
+
     def _open_sizes(self, sizes: OpenShapes, timer: StageTimer) -> Compilation:
-        session, template = self.session, sizes.template
-        sources = tuple([SizeSource(*source) for source in sizes.sources])
+        return self._template(sizes.template, sizes.sources, sizes.typical, timer)
+
+    def _template(
+        self, template: GraphTemplate, places: tuple[tuple[int, int], ...], typical: tuple[int, ...], timer: StageTimer
+    ) -> Compilation:
+        """places: where the sizes are read. Raises Mismatch."""
+        session = self.session
+        sources = tuple([SizeSource(*place) for place in places])
         return self._found_or_made(
-            (sizes.sources, *map(graph_structure, template.canonical())),
+            (places, *map(graph_structure, template.canonical())),
             lambda dump: compile_template(
-                template, sources, sizes.typical, self.options.numerics, session.environment, session.kernels, timer,
+                template, sources, typical, self.options.numerics, session.environment, session.kernels, timer,
                 dump, session.fuel,
             ),
         )  # fmt: skip
 
-    def _backward(self, graph: Graph) -> Compilation:
+    def _backward(self, graph: Graph | GraphTemplate) -> Compilation:
+        assert isinstance(graph, Graph)
         with self.lock, no_collection():
             return self._graph(graph, StageTimer())
 

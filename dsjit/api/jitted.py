@@ -26,6 +26,7 @@ from dsjit.api.trace_tree import Miss, TraceTree, TreeFull
 from dsjit.config import Options
 from dsjit.errors import BackendError, CaptureError, DsjitWarning, MemoryBudgetError, RecompileError, VerificationError
 from dsjit.ir.graph import UNKNOWN_SOURCE, Source
+from dsjit.ir.joint_graph import JointTemplate
 from dsjit.ir.template import Mismatch, fill
 from dsjit.trace.capture import Capture, capture
 from dsjit.trace.effects.replay import Returned, ReturnedSize
@@ -327,17 +328,30 @@ class Jitted:
     def _compile(self, captured: Capture, timer: StageTimer, missed: tuple[TraceTree, Miss] | None) -> None:
         self._plant(_trace_of(captured), captured, timer, missed)
 
-    def _build(self, captured: Capture, timer: StageTimer) -> Callable[[Segment], Step]:
+    def _build(
+        self, captured: Capture, timer: StageTimer, open_joint: JointTemplate | None = None
+    ) -> Callable[[Segment], Step]:
         def build(segment: Segment) -> Step:
-            if captured.joint is not None:
+            if open_joint is not None and segment.sizes is not None:
+                return self._builder.open_training(segment.sizes, open_joint, timer)
+            if captured.joint is not None and segment.look is None:
+                if self._options.memory_budget is not None and len(captured.segments) > 1:
+                    raise CaptureError("memory_budget bounds no call in which Python looks at what tensors hold")
                 return self._builder.training(captured.joint, timer)
             step = self._builder.segment(segment, timer)
             return replace(step, run=_hidden_from_autograd(step.run, captured))
 
         return build
 
-    def _plant(self, trace: Trace, captured: Capture, timer: StageTimer, missed: tuple[TraceTree, Miss] | None) -> None:
-        build = self._build(captured, timer)
+    def _plant(
+        self,
+        trace: Trace,
+        captured: Capture,
+        timer: StageTimer,
+        missed: tuple[TraceTree, Miss] | None,
+        open_joint: JointTemplate | None = None,
+    ) -> None:
+        build = self._build(captured, timer, open_joint)
         if missed is not None:
             tree, miss = missed
             if tree.grow(miss, trace, build):
@@ -356,7 +370,7 @@ class Jitted:
         kwargs: dict[str, Any],
     ) -> bool:
         """Compile the call for many sizes, if it is one."""
-        if self._options.backend != "llvm" or captured.joint is not None:
+        if self._options.backend != "llvm" or (captured.joint is not None and self._options.memory_budget is not None):
             return False
         with timer.stage("rehearsal"), self._session.tracing():
             found = self._open_calls.open(captured, self._target, args, kwargs, self._name)
@@ -365,7 +379,7 @@ class Jitted:
         inputs = tuple(zip(found.inputs, found.places, strict=True))
         trace = Trace(found.guard, inputs, found.segments, _open_finisher(found), captured.effects)
         try:
-            self._plant(trace, captured, timer, missed)
+            self._plant(trace, captured, timer, missed, found.joint)
         except Mismatch as stop:
             self._open_calls.reasons.append(str(stop))
             return False

@@ -80,7 +80,7 @@ class OpenCalls:
         observer, recording = captured.observer, captured.recording
         if recipe is None or observer is None or recording is None or self.dynamic is False:
             return None
-        if recipe.events or captured.segments[-1].graph.writes:
+        if recipe.events or (captured.joint is not None and len(captured.segments) > 1):
             return None
         draws = any(isinstance(write, SetGenerator) for write, _, _ in recipe.writes)
         if draws or not can_rewind(observer.effects, observer.before):
@@ -98,7 +98,9 @@ class OpenCalls:
                     break
             if found is not None:
                 break
-        single = captured.segments[0].graph if len(captured.segments) == 1 else None
+        joint = captured.joint
+        graph = captured.segments[0].graph if joint is None else joint.graph
+        single = graph if len(captured.segments) == 1 else None
         self._seen = [_Seen(met, single), *self._seen[: CALLS_REMEMBERED - 1]]
         return found
 
@@ -126,7 +128,8 @@ class OpenCalls:
         if len(found.segments) > 1 or shapes is None or before is None or sizes.before is None:
             return found
         served = shapes.broken_condition(sizes.before) is None
-        if served and graph_structure(shapes.template.at(sizes.before)) != graph_structure(before):
+        template = shapes.template if found.joint is None else found.joint.template
+        if served and graph_structure(template.at(sizes.before)) != graph_structure(before):
             self.reasons.append(f"for the sizes {sizes.before} the program would be another one")
             return None
         return found

@@ -22,7 +22,7 @@ from dsjit.ir.kernel import Kernel, SizeParam
 from dsjit.ir.polynomial import Polynomial, PolynomialFit
 from dsjit.ir.template import Fixed, Made, Mismatch, Template, TemplateMaker, compile_filling, fill
 
-__all__ = ["KernelForSizes", "SizedProgram", "SizeSource", "kernels_for_sizes", "make_sized_program"]
+__all__ = ["KEPT_SHAPES", "KernelForSizes", "SizedProgram", "SizeSource", "kernels_for_sizes", "make_sized_program"]
 
 KEPT_SHAPES: Final = 512
 """Shapes whose Programs are kept: as many as there may be numbers of rows that data select."""
@@ -97,7 +97,10 @@ class SizedProgram:
     on_program: Callable[[Program], None] | None = None
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        point = tuple([inputs[source.number].shape[source.dim] for source in self.sources])
+        return self.run_at(tuple([inputs[source.number].shape[source.dim] for source in self.sources]), inputs)
+
+    def run_at(self, point: tuple[int, ...], inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The same, when the open sizes are known: inputs need not tell them."""
         program = self.programs.get(point)
         if program is None:
             self._make_room()

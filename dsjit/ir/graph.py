@@ -32,12 +32,14 @@ class Source:
 
     scope: the path of the module whose forward was running, when one was (`encoder.layer.3.attention`). It is for
         profiles, and does not tell lines apart: equal layers are one program.
+    region: the number of the `torch.utils.checkpoint` that the line ran under; 0 without one.
     """
 
     file: str
     line: int
     function: str
     scope: str = field(default="", compare=False)
+    region: int = field(default=0, compare=False)
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"

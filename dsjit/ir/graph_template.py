@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from dsjit.ir.graph import Arg, Graph, Node, TensorType, Value, Write, map_values
-from dsjit.ir.polynomial import Polynomial
+from dsjit.ir.polynomial import Polynomial, PolynomialFit
+from dsjit.ir.probes import probe_points
 from dsjit.ir.template import Template, TemplateMaker, fill
 
 __all__ = ["GraphTemplate", "integers_in", "make_graph_template"]
@@ -32,6 +33,12 @@ class GraphTemplate:
         """The Graph for these sizes."""
         numbers = [polynomial.at(point) for polynomial in self.sizes]
         return _build(self.example, fill(self.structure, numbers))
+
+    def rewritten(self, typical: Sequence[int], rewrite: Callable[[Graph], Graph]) -> GraphTemplate:
+        """The template of what `rewrite` makes of the Graphs, which has to do the same for all sizes. typical: sizes to
+        expect. Raises Mismatch."""
+        points = probe_points(typical, integers_in(self.example))
+        return make_graph_template([rewrite(self.at(point)) for point in points], TemplateMaker(PolynomialFit(points)))
 
     @property
     def variables(self) -> frozenset[int]:

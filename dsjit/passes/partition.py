@@ -72,10 +72,13 @@ class Partition:
     shared: frozenset[Value]
 
 
-def partition(joint: JointGraph, recomputed: Sequence[Collection[Node]] = ()) -> Partition:
+def partition(
+    joint: JointGraph, recomputed: Sequence[Collection[Node]] = (), like: Partition | None = None
+) -> Partition:
     """The two Graphs; `joint.graph` should have been simplified before.
 
     recomputed: parts of the forward that are computed again from what enters them, at whatever cost.
+    like: keeps what this one keeps, which is of a Graph of the same ops, for other sizes.
     """
     graph = joint.graph
     primals, tangents = graph.inputs[: joint.primals], graph.inputs[joint.primals :]
@@ -86,10 +89,15 @@ def partition(joint: JointGraph, recomputed: Sequence[Collection[Node]] = ()) ->
         needed = _before(graph, needed, recomputed)
     shared = {primals[number] for number in joint.keepable_primals} - {write.target for write in graph.writes}
     shared |= {results[number] for number in joint.keepable_results}
-    kept = _Cut(graph, shared).minimum(needed)
+    if like is None:
+        kept = _Cut(graph, shared).minimum(needed)
+    else:
+        ids = {value.id for value in like.kept}
+        every = (*graph.inputs, *(value for node in graph.nodes for value in node.outputs))
+        kept = {value for value in every if value.id in ids}
     order = {value: number for number, value in enumerate(graph.inputs)}
     order |= {value: len(order) + number for number, node in enumerate(graph.nodes) for value in node.outputs}
-    ordered = tuple(sorted(kept, key=lambda value: order[value]))
+    ordered = tuple(sorted(kept, key=lambda value: (order[value], value.id)))
     early = [node for node in graph.nodes if late.isdisjoint(node.outputs)]
     rest = [value for value in ordered if value not in shared]
     copies = _copies(graph, [value for value in rest if value in primals or value in results])

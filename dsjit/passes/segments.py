@@ -15,7 +15,7 @@ from dsjit.ir.joint_graph import JointGraph
 from dsjit.ops.properties import shares_memory
 from dsjit.passes.rewrite import inputs_of
 
-__all__ = ["forward_nodes", "segments"]
+__all__ = ["checkpointed_nodes", "forward_nodes", "segments"]
 
 
 def forward_nodes(joint: JointGraph) -> list[Node]:
@@ -28,6 +28,15 @@ def forward_nodes(joint: JointGraph) -> list[Node]:
         else:
             late.update(node.outputs)
     return found
+
+
+def checkpointed_nodes(joint: JointGraph) -> list[list[Node]]:
+    """The nodes of the forward that the user wants to be computed again (`torch.utils.checkpoint`), by checkpoint."""
+    found: dict[int, list[Node]] = {}
+    for node in forward_nodes(joint):
+        if node.source.region:
+            found.setdefault(node.source.region, []).append(node)
+    return list(found.values())
 
 
 def segments(graph: Graph, nodes: Sequence[Node], count: int) -> list[Sequence[Node]]:

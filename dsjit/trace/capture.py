@@ -32,6 +32,7 @@ from dsjit.trace.reads.paths import ABSENT, Path
 from dsjit.trace.recording.memory import CannotTrace, RootView
 from dsjit.trace.recording.recorder import Recorder, Untraceable
 from dsjit.trace.recording.source import SourceFinder
+from dsjit.trace.training.checkpoints import CheckpointWatch
 from dsjit.trace.training.gradients import is_spent
 from dsjit.trace.training.joint import carries_gradients, record_joint
 from dsjit.trace.training.optimizers import OptimizerWatch
@@ -94,6 +95,9 @@ def capture(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping
         observer.listen_to_numbers(recorder.numbers)
         observer.listen_to_modules(recorder.numbers.math.show, recorder.numbers.math.withdraw)
         journal = Journal(observer, recorder.numbers.value, recorder.numbers.pin_all, _capture.__code__)
+        checkpoints = CheckpointWatch(
+            (recorder,), lambda: (len(journal.events), recorder.memory.input_versions(), observer.before.changes())
+        )
         states = StateWatch(
             observer, recorder.memory, recorder.numbers, lambda: _told(journal, recorder), _capture.__code__
         )
@@ -102,10 +106,18 @@ def capture(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping
         return _without_trace(function, args, kwargs, error)
     found = None
     try:
-        found = _capture(function, args, kwargs, name, observer, recorder, journal, states)
+        watches: tuple[AbstractContextManager[Any], ...] = (
+            checkpoints,
+            recorder.escapes,
+            recorder,
+            recorder.numbers,
+            states,
+        )
+        found = _capture(function, args, kwargs, name, observer, recorder, journal, watches)
         return found
     finally:
         recorder.numbers.math.withdraw()
+        checkpoints.forget()
         # They refer to each other and to all that was met, whose life must not depend on the next collection.
         for part in (recorder.memory, recorder.numbers, recorder.generators, recorder, journal, states):
             vars(part).clear()
@@ -121,10 +133,10 @@ def _capture(
     observer: Observer,
     recorder: Recorder,
     journal: Journal,
-    states: StateWatch,
+    others: Sequence[AbstractContextManager[Any]],
 ) -> Capture:
     updates = OptimizerWatch(recorder, observer)
-    contexts = (observer, recorder.generator, journal, updates, recorder.escapes, recorder, recorder.numbers, states)
+    contexts = (observer, recorder.generator, journal, updates, *others)
     watches = _Watches(contexts)
     try:
         watches.enter()
@@ -283,7 +295,7 @@ def describe(
 @dataclass(frozen=True, slots=True)
 class Conclusion:
     """What a recorder saw. returned: how the result's tensors are obtained. written: inputs, by number, that the call
-    writes. recording: the run, uncut; None with gradients."""
+    writes. recording: the run, uncut."""
 
     segments: tuple[Segment, ...]
     returned: tuple[Returned, ...]
@@ -300,8 +312,10 @@ def conclude(
 ) -> Conclusion:
     """The end of a recording, whose result and effects hold `items`. needs: see `cut`. Raises CannotTrace."""
     if carries_gradients(recorder, items):
-        joint, forward, ways, changed = record_joint(recorder, items, name)
-        return Conclusion((Segment(forward, None),), ways, changed, joint)
+        recorded = record_joint(recorder, items, name)
+        return Conclusion(
+            recorded.segments, recorded.returned, recorded.written, recorded.joint, recorder.recording(name)
+        )
     roots = [recorder.locate(item) for item in items]
     inputs = recorder.memory.inputs
     value_of = {id(tensor): value for value, tensor in inputs}

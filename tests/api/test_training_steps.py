@@ -91,10 +91,13 @@ OPTIMIZERS = {
     "adamw fused": lambda p: torch.optim.AdamW(p, lr=0.01, fused=True),
     "sgd fused": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, fused=True),
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.5),
+    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
+    "adagrad slowing": lambda p: torch.optim.Adagrad(p, lr=0.01, lr_decay=0.1, weight_decay=0.1, maximize=True),
+    "adamax": lambda p: torch.optim.Adamax(p, lr=0.01, weight_decay=0.1),
 }
 
 STEPS_AS_NUMBERS = {
-    "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
+    "adagrad foreach": lambda p: torch.optim.Adagrad(p, lr=0.01, foreach=True),
     "nadam": lambda p: torch.optim.NAdam(p, lr=0.01),
 }
 """Optimizers whose Python computes with the step count."""
@@ -133,7 +136,7 @@ def test_each_kind_of_step_is_eagers(step):
     assert jitted.counters.calls_compiled >= 3
 
 
-@pytest.mark.parametrize("name", ["momentum", "adamw"])
+@pytest.mark.parametrize("name", ["momentum", "adamw", "adagrad", "adamax"])
 def test_schedules_of_the_learning_rate_need_no_new_trace(name):
     eager, mine = pair(OPTIMIZERS[name])
     schedules = [torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, 1, 8) for _, optimizer in (eager, mine)]

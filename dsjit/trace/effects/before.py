@@ -9,6 +9,7 @@ from __future__ import annotations
 import operator
 import types
 from collections import OrderedDict, deque
+from collections.abc import Hashable
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -46,6 +47,12 @@ class Copy:
             )
         now = list(own_iter(live))
         return len(now) == len(content) and all(map(operator.is_, now, content))
+
+    def identities(self) -> tuple[tuple[int, ...], ...]:
+        """Which objects `live` holds now."""
+        live = self.live
+        values = list(dict.values(live)) if isinstance(live, dict) else []
+        return tuple(map(id, own_iter(live))), tuple(map(id, values))
 
 
 def own_iter(container: Any) -> Any:
@@ -94,6 +101,22 @@ class Before:
         slots = {name: Slot(name).get(obj) for name in slot_names(type(obj))}
         if slots:
             self.slots[id(obj)] = slots
+
+    def changes(self) -> Hashable:
+        """What is now otherwise than it was: equal at two moments when nothing was changed between them."""
+        held = [
+            (name, id(obj), id(Slot(name).get(obj)))
+            for key, values in self.slots.items()
+            for obj in (self.instances[key][0],)
+            for name, value in values.items()
+            if Slot(name).get(obj) is not value
+        ]
+        return *held, *[(key, copy.identities()) for key, copy in self.copies.items() if not copy.same()]
+
+    def gradients(self) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
+        """The tensors whose `.grad` was met, and what it was."""
+        found = [(obj, held) for (_, step), (obj, held) in self._first.items() if step == Slot("grad")]
+        return [(obj, held) for obj, held in found if isinstance(obj, torch.Tensor)]
 
     def content(self, container: Any) -> dict[Any, Any] | list[Any]:
         """What a container held when it was met (which is now, unless it was copied before)."""

@@ -47,7 +47,9 @@ class Returned:
     def fetch(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> torch.Tensor:
         tensor = (inputs if self.from_input else outputs)[self.number]
         if self.view is not None:
-            tensor = strided_view(tensor, *self.view)
+            # The traced code chose its own grad mode, whatever that of the call.
+            with torch.set_grad_enabled(tensor.requires_grad and not self.detached):
+                tensor = strided_view(tensor, *self.view)
         if self.spent:
             with torch.enable_grad():
                 spent: torch.Tensor = torch._C._functions.DelayedError(_SPENT, 1)(tensor.detach().requires_grad_())

@@ -22,6 +22,8 @@ _COPIED: Final = frozenset({"attribute", "item", "contents"})
 def can_rewind(effects: Iterable[Effect], before: Before) -> bool:
     """Whether everything that the call changed can be put back."""
     for effect in effects:
+        if effect.kind == "attribute" and effect.name == "grad" and isinstance(effect.owner, torch.Tensor):
+            continue
         if effect.kind not in _COPIED or effect.write is None or isinstance(effect.owner, torch.Tensor):
             return False
         if id(effect.owner) not in before.copies and id(effect.owner) not in before.instances:
@@ -31,7 +33,8 @@ def can_rewind(effects: Iterable[Effect], before: Before) -> bool:
 
 @contextmanager
 def rewound(before: Before) -> Iterator[None]:
-    """Inside, everything that `before` has copies of is as it was then; afterwards it is as it is now."""
+    """Inside, everything that `before` has copies of is as it was then, and so is each `.grad` that was met; afterwards
+    it is as it is now."""
     now: list[tuple[Any, Any]] = []
     for copy in before.copies.values():
         if not copy.same():
@@ -42,10 +45,13 @@ def rewound(before: Before) -> Iterator[None]:
     for key, values in before.slots.items():
         obj = before.instances[key][0]
         slots.append((obj, {name: _slot(obj, name) for name in values}))
+    gradients = [(tensor, tensor.grad) for tensor, _ in before.gradients()]
     undo(before)
     try:
         yield
     finally:
+        for tensor, gradient in gradients:
+            tensor.grad = gradient
         for live, content in now:
             _put(live, content)
         for obj, held in slots:
@@ -53,12 +59,15 @@ def rewound(before: Before) -> Iterator[None]:
 
 
 def undo(before: Before) -> None:
-    """Everything that `before` has copies of becomes what it was then."""
+    """Everything that `before` has copies of becomes what it was then, and each `.grad` that was met."""
     for copy in before.copies.values():
         if not copy.same():
             _put(copy.live, copy.content)
     for key, values in before.slots.items():
         _put_slots(before.instances[key][0], values)
+    for tensor, gradient in before.gradients():
+        if tensor.grad is not gradient:
+            tensor.grad = gradient
 
 
 def _items(entries: dict[Any, Any]) -> Iterator[tuple[Any, Any]]:

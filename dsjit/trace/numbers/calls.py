@@ -311,14 +311,21 @@ class NodeRecorder(Protocol):
 
 
 def call_with_numbers(
-    recorder: NodeRecorder, numbers: Numbers, passed: list[float], function: Any, call: Callable[[], Any]
+    recorder: NodeRecorder,
+    numbers: Numbers,
+    passed: list[float],
+    function: Any,
+    arguments: tuple[Any, ...],
+    call: Callable[[], Any],
 ) -> Any:
     """The result of `call`, a call of `function` with the numbers `passed` among its arguments.
 
-    The nodes that it records take the number's Value; where that is not known to be right, the numbers are pinned.
+    The nodes that it records take the number's Value; where that is not known to be right, the numbers are pinned, and
+    where autograd keeps them for a backward.
     """
     number, makes_constants = passed[0], _makes_constants(function)
     unknown = len(passed) > 1 or not (makes_constants or _keeps_numbers(function))
+    unknown = unknown or (torch.is_grad_enabled() and _require_gradients(arguments))
     if unknown or (_depends_on_nan(function) and number != number):
         for each in passed:
             numbers.pin(each)
@@ -352,6 +359,15 @@ def call_with_numbers(
     looks.insert(look_count, Look(start, OutcomeKind.NUMBER, (value,), number_outcome(number), alive, source))
     numbers.mark_pinned(number)
     return result
+
+
+def _require_gradients(arguments: Any) -> bool:
+    """Whether there are tensors among (nested) arguments that require gradients."""
+    if isinstance(arguments, torch.Tensor):
+        return arguments.requires_grad
+    if isinstance(arguments, dict):
+        arguments = tuple(arguments.values())
+    return isinstance(arguments, tuple | list) and any(map(_require_gradients, arguments))
 
 
 def _check_limit(memory: Memory, start: int, value: Value, limit: float, source: Source) -> Value:

@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Final
 
 import torch
@@ -32,14 +32,7 @@ from dsjit.ops.python_numbers import compute, is_int64
 from dsjit.trace.looks.outcome import OutcomeKind
 from dsjit.trace.numbers.conversion import Conversions
 from dsjit.trace.numbers.math import MathCalls
-from dsjit.trace.numbers.object import (
-    CALLED,
-    become,
-    become_plain,
-    can_become_plain,
-    number_class,
-    revealed_class,
-)
+from dsjit.trace.numbers.object import CALLED, become, become_plain, can_become_plain, number_class, revealed_class
 from dsjit.trace.numbers.tables import (
     BINARY,
     BOUNDS,
@@ -102,9 +95,7 @@ class Numbers:
     def __enter__(self) -> Numbers:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.math.withdraw()
         self.conversions.stop()
         for entry in self._entries.values():
@@ -151,6 +142,10 @@ class Numbers:
         number = self._classes[kind](real)
         self._entries[id(number)] = _Entry(number, value, WHOLE_BOUND if kind is int else bound)
         return number
+
+    def adopt(self, number: float, value: Value) -> None:
+        """Another trace in lockstep with this one handed out `number`, which has this Value here."""
+        self._entries[id(number)] = _Entry(number, value, math.inf)
 
     def of_constant(self, number: float) -> float:
         """A number of Python's as a traced one: for other rounds of a loop it is another."""

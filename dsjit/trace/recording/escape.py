@@ -68,6 +68,7 @@ class EscapeWatch(TorchFunctionMode):
         `float(tensor)`, with the type.
     on_gradient_read: called before Python reads whether a tensor requires a gradient.
     on_grad: called with a tensor before Python reads or writes its `.grad`.
+    is_made: whether a tensor was made in the call.
     on_call: when set, called with any other function, its arguments, and the call itself, in place of that.
     """
 
@@ -87,6 +88,7 @@ class EscapeWatch(TorchFunctionMode):
         self.looking = False
         self.on_gradient_read: Callable[[], None] = lambda: None
         self.on_grad: Callable[[torch.Tensor], None] = lambda tensor: None
+        self.is_made: Callable[[torch.Tensor], bool] = lambda tensor: False
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -95,6 +97,8 @@ class EscapeWatch(TorchFunctionMode):
         if function in _REQUIRE and len(args) == 2 and args[0].requires_grad is args[1]:
             reason = None  # it is as it was
             self.on_gradient_read()
+        elif function in _REQUIRE and self.is_made(args[0]):
+            reason = None  # nobody else has it
         if reason is not None:
             self.on_escape(reason)
             return function(*args, **(kwargs or {}))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,11 +71,13 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     pauses: to be called before and after the recorder's own work, for those who watch the user's code.
     at: the line to which ops belong, when it is not the running one. forward_sources: lines of autograd's nodes, by
         their numbers. freed: those of autograd's nodes that a backward in the run has freed.
-    hooked: what autograd keeps goes through hooks (`saved_tensors_hooks`).
+    hooked: what autograd keeps goes through hooks (`saved_tensors_hooks`), but for those whose function that packs
+        `is_harmless_hook`. recalling: to be entered when what is kept is wanted. region: see `Source`.
     state_at: tells Python's state at a look (see `trace.looks.python_state`). state_of: those of the caller's
         generators.
     call: when set, runs an op, which is told as a Node without outputs.
-    escapes, generator: to be active around it; they notice content that leaves, and uses of the generator's state.
+    escapes, generator: to be active around it; they notice content that leaves, and uses of the generator's state,
+        which `on_generator` is told.
     """
 
     def __init__(
@@ -96,6 +99,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.at: Source | None = None
         self.forward_sources: dict[int, Source] = {}
         self.hooked = False
+        self.is_harmless_hook: Callable[[Any], bool] = lambda pack: False
+        self.recalling: Callable[[], AbstractContextManager[None]] = nullcontext
+        self.region = 0
         self.freed: Set[Any] = frozenset()
         self.numbers = Numbers(self, may_hand_out)
         self.escapes = EscapeWatch(
@@ -104,7 +110,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             functools.partial(take_item, self),
             functools.partial(take_converted, self),
         )
-        self.generator = GeneratorWatch(self._listener(self._on_generator))
+        self.escapes.is_made = self.memory.is_made
+        self.on_generator = self._listener(self._on_generator)
+        self.generator = GeneratorWatch(self.on_generator)
         self.state_at: StateAtLook = lambda kind, looked, tensors: ()
         self.generators = DrawnGenerators(self.memory, state_of)
         self.call: Callable[[Node, tuple[Any, ...], dict[str, Any]], Any] | None = None
@@ -133,9 +141,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.pause()
         try:
             source = self.at or self.sources.of_op(2)
+            if self.region:
+                source = replace(source, region=self.region)
             if torch.is_grad_enabled():
                 self.forward_sources.setdefault(_sequence_number() - 1, source)
-                self.hooked = self.hooked or _saved_tensor_hooks(True) is not None
+                hooks = _saved_tensor_hooks(True)
+                self.hooked = self.hooked or (hooks is not None and not self.is_harmless_hook(hooks[0]))
             elif (node := torch._C._current_autograd_node()) is not None:
                 source = self.forward_sources.get(node._sequence_nr(), source)
             return self._run(func, args, kwargs, source, facts.foreign)
@@ -208,7 +219,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         passed = self.numbers.among(arguments)
         if self.problems or not passed:
             return call()
-        return call_with_numbers(self, self.numbers, passed, function, call)
+        return call_with_numbers(self, self.numbers, passed, function, arguments, call)
 
     def alive(self) -> tuple[Value, ...]:
         """What Python can still reach: the content of tensors, and numbers."""

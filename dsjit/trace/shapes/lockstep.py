@@ -269,16 +269,19 @@ class Lockstep(TorchFunctionMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        lead_args, lead_kwargs = self._for_run(args, 0), self._for_run(kwargs, 0)
+        lead_args, lead_kwargs = self.in_run(args, 0), self.in_run(kwargs, 0)
         result = function(*lead_args, **lead_kwargs)
         if self.failed is not None or function in _UNSIZED:
             return result
         if function in _SEEING:
-            self._read_in_legs(args[0])
+            if self.lead.numbers.is_traced(result):
+                self._take_in_legs(args[0], result)
+            else:
+                self._read_in_legs(args[0])
             return result
         results = [result]
         for number, recorder in enumerate(self.legs, start=1):
-            leg_args, leg_kwargs = self._for_run(args, number), self._for_run(kwargs, number)
+            leg_args, leg_kwargs = self.in_run(args, number), self.in_run(kwargs, number)
             try:
                 with _pop_mode_temporarily(), torch._C.DisableTorchFunction(), recorder:
                     results.append(function(*leg_args, **leg_kwargs))
@@ -296,7 +299,19 @@ class Lockstep(TorchFunctionMode):
             except CannotTrace as stop:
                 raise self.abandon(stop.reason) from None
 
-    def _for_run(self, arg: Any, number: int) -> Any:
+    def _take_in_legs(self, tensor: torch.Tensor, number: float) -> None:
+        """The lead took a traced `number` out of `tensor`, and so do the legs; to Python it is the lead's."""
+        for run, recorder in enumerate(self.legs, start=1):
+            try:
+                with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
+                    value = recorder.numbers.value_to_hand_out(self.follower(tensor, run))
+            except CannotTrace as stop:
+                raise self.abandon(stop.reason) from None
+            if value is None:
+                raise self.abandon("a number is taken out of a tensor for some sizes only")
+            recorder.numbers.adopt(number, value)
+
+    def in_run(self, arg: Any, number: int) -> Any:
         """The argument as run number `number` has it."""
         if isinstance(arg, torch.Tensor):
             return arg if number == 0 else self.follower(arg, number)
@@ -304,11 +319,11 @@ class Lockstep(TorchFunctionMode):
             return arg.node.values[number]
         kind = type(arg)
         if kind is slice:
-            return slice(*[self._for_run(part, number) for part in (arg.start, arg.stop, arg.step)])
+            return slice(*[self.in_run(part, number) for part in (arg.start, arg.stop, arg.step)])
         if kind is torch.Size or kind is tuple or kind is list:
-            return kind([self._for_run(item, number) for item in arg])
+            return kind([self.in_run(item, number) for item in arg])
         if kind is dict:
-            return {key: self._for_run(item, number) for key, item in arg.items()}
+            return {key: self.in_run(item, number) for key, item in arg.items()}
         return arg
 
     def follower(self, tensor: torch.Tensor, number: int) -> torch.Tensor:
@@ -326,7 +341,7 @@ class Lockstep(TorchFunctionMode):
             if not all(isinstance(other, torch.Tensor) for other in results):
                 raise self.abandon("a call returns a tensor for some sizes only")
             if any(other is not lead for other in results[1:]):
-                self._follow(lead, tuple(results[1:]))
+                self.follow(lead, tuple(results[1:]))
             return lead
         if isinstance(lead, tuple | list):
             if any(type(other) is not type(lead) or len(other) != len(lead) for other in results):
@@ -351,7 +366,8 @@ class Lockstep(TorchFunctionMode):
         text = str(polynomial)
         return SizeNode(self, values, f"({text})" if " " in text else text)
 
-    def _follow(self, lead: torch.Tensor, followers: tuple[torch.Tensor, ...]) -> None:
+    def follow(self, lead: torch.Tensor, followers: tuple[torch.Tensor, ...]) -> None:
+        """In place of `lead`, the legs take these from now on."""
         key = id(lead)
         followers_of = self._followers
 

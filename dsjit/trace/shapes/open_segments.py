@@ -22,7 +22,7 @@ from dsjit.trace.shapes.open_shapes import OpenShapes
 from dsjit.trace.shapes.open_sizes import dense_strides
 from dsjit.trace.shapes.size_rules import rounds_sizes, ruled_part
 
-__all__ = ["SegmentOpener"]
+__all__ = ["SegmentOpener", "rounds_open_sizes"]
 
 _NAME = re.compile(r"\bs(\d+)\b")
 
@@ -90,7 +90,7 @@ class SegmentOpener:
         graphs = [segments[number].graph for segments in runs]
         if number in self._looks:
             graphs = [_without_sizes(graph, self._looks[number]) for graph in graphs]
-        if any(_rounds_open_sizes(graphs, node) for node in range(len(graphs[0].nodes))):
+        if any(rounds_open_sizes(graphs, node) for node in range(len(graphs[0].nodes))):
             raise Abandoned("an op rounds sizes that are open")
         template, ruled = self._template(graphs), self._template([ruled_part(graph) for graph in graphs])
         variables = template.variables | ruled.variables
@@ -219,7 +219,8 @@ def _without_sizes(graph: Graph, results: Sequence[DynamicResult]) -> Graph:
     return replace(graph, nodes=(*nodes, replace(last, outputs=outputs)), outputs=returned)
 
 
-def _rounds_open_sizes(graphs: Sequence[Graph], number: int) -> bool:
+def rounds_open_sizes(graphs: Sequence[Graph], number: int) -> bool:
+    """Whether node number `number` rounds sizes (behind batch and channels) that differ between `graphs`."""
     if not rounds_sizes(graphs[0].nodes[number]):
         return False
     shapes = [[value.type.shape[2:] for value in graph.nodes[number].outputs] for graph in graphs]

@@ -8,14 +8,16 @@ are the recordings. Whatever goes wrong in it concerns nobody: the call then sta
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
 
 from dsjit.errors import CaptureError
+from dsjit.ir.graph_template import make_graph_template
+from dsjit.ir.joint_graph import JointGraph, JointTemplate
 from dsjit.ir.polynomial import Polynomial
 from dsjit.ir.probes import leg_points
 from dsjit.ir.structure_graph import graph_structure
@@ -26,17 +28,22 @@ from dsjit.trace.effects.outputs import TemplateError
 from dsjit.trace.effects.replay import Returned, ReturnedSize
 from dsjit.trace.effects.rewind import rewound, undo
 from dsjit.trace.guards.guard import Guard
-from dsjit.trace.looks.outcome import SMALLEST
+from dsjit.trace.looks.outcome import SMALLEST, OutcomeKind
 from dsjit.trace.looks.python_state import Leg, StateWatch
 from dsjit.trace.looks.segments import Segment
 from dsjit.trace.observe import Observer
+from dsjit.trace.recording.generator import GeneratorWatch
 from dsjit.trace.recording.memory import CannotTrace
 from dsjit.trace.recording.recorder import Recorder
 from dsjit.trace.recording.source import SourceFinder
 from dsjit.trace.shapes.data_sizes import DataSizes
 from dsjit.trace.shapes.lockstep import Abandoned, Lockstep
-from dsjit.trace.shapes.open_segments import SegmentOpener
+from dsjit.trace.shapes.open_segments import SegmentOpener, rounds_open_sizes
+from dsjit.trace.shapes.open_shapes import OpenShapes
 from dsjit.trace.shapes.open_sizes import OpenSizes, resize
+from dsjit.trace.shapes.size_rules import ruled_part
+from dsjit.trace.training.checkpoints import CheckpointWatch
+from dsjit.trace.training.optimizers import OptimizerWatch
 
 __all__ = ["Rehearsal", "rehearse"]
 
@@ -50,7 +57,7 @@ class Rehearsal:
 
     guard, inputs, places: as in `Capture`. segments: with their open sizes. description: of the result and the effects.
     returned: the template of how the tensors in it are obtained; `sizes` are its open sizes, in those of the last
-        segment.
+        segment. joint: forward and backward, where gradients are wanted.
     """
 
     guard: Guard
@@ -60,6 +67,7 @@ class Rehearsal:
     description: Description
     returned: Template
     sizes: tuple[Polynomial, ...]
+    joint: JointTemplate | None = None
 
 
 def rehearse(
@@ -92,7 +100,7 @@ def rehearse(
         state = generator_state()
         assert captured.observer is not None
         try:
-            with rewound(captured.observer.before):
+            with rewound(captured.observer.before), _unwritten(captured):
                 return _rehearse(function, args, kwargs, name, captured, sizes, data_sizes, points)
         except (Abandoned, Mismatch) as stop:
             if isinstance(stop, Abandoned) and stop.condition is not None:
@@ -104,6 +112,23 @@ def rehearse(
         finally:
             set_generator_state(state)
     raise Abandoned("Python asks too much about sizes")
+
+
+@contextmanager
+def _unwritten(captured: Capture) -> Iterator[None]:
+    """Afterwards, what the call writes of the caller's memory holds what it held before, and says so to autograd."""
+    given = dict(zip(captured.inputs, captured.given, strict=True))
+    tensors = [given[write.target.id].detach() for write in captured.segments[-1].graph.writes]
+    with torch.no_grad():
+        content = [tensor.clone() for tensor in tensors]
+    versions = [tensor._version for tensor in tensors]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, held in zip(tensors, content, strict=True):
+                tensor.copy_(held)
+        torch._C._autograd._unsafe_set_version_counter(tuple(tensors), tuple(versions))
 
 
 def _rehearse(
@@ -120,28 +145,60 @@ def _rehearse(
     sources = SourceFinder()
     try:
         resized = {
-            id(tensor): tuple([resize(tensor, sizes.inputs[path], point) for point in points[1:]])
+            id(tensor): tuple(
+                [resize(tensor, sizes.inputs[path], point).requires_grad_(tensor.requires_grad) for point in points[1:]]
+            )
             for path, tensor, _ in captured.tensors
             if path in sizes.inputs
         }
     except RuntimeError as error:
         raise Abandoned(f"an input cannot have other sizes ({error})") from None
+    if captured.observer is not None and captured.observer.before.gradients():
+        resized |= _aliases(captured, resized, len(points) - 1)
     copies = {id(copy) for every in resized.values() for copy in every}
-    lead = Recorder(lambda tensor: observer.path_of(tensor) is not None, sources, observer.pauses())
+    seen = () if captured.recording is None else captured.recording.looks
+    # What the call did with numbers from tensors, whoever saw them, is known: it is recorded alike, or not at all.
+    hands_out = all(look.kind is not OutcomeKind.NUMBER for look in seen).__bool__
+    lead = Recorder(lambda tensor: observer.path_of(tensor) is not None, sources, observer.pauses(), hands_out)
     legs = [
         Recorder(
-            lambda tensor: id(tensor) in copies or observer.path_of(tensor) is not None, sources, observer.pauses()
+            lambda tensor: id(tensor) in copies or observer.path_of(tensor) is not None,
+            sources,
+            observer.pauses(),
+            hands_out,
         )
         for _ in points[1:]
     ]
+    recorders = (lead, *legs)
+
+    def on_generator(what: str, value: Any) -> None:
+        for recorder in recorders:
+            recorder.on_generator(what, value)
+
+    checkpoints = CheckpointWatch(recorders, lambda: None)  # the captured call has been told
     run = Lockstep(points, lead, legs, resized, data_sizes, len(sizes.typical))
+    followers = [(leg, functools.partial(run.in_run, number=number)) for number, leg in enumerate(legs, start=1)]
+    updates = OptimizerWatch(lead, observer, followers)
     others = [Leg(leg.memory, functools.partial(run.follower, number=number)) for number, leg in enumerate(legs, 1)]
     states = StateWatch(observer, lead.memory, lead.numbers, lambda: lead.generators.drawn, _rehearse.__code__, others)
     lead.state_at = states.at_look
+    lead.escapes.on_grad = observer.on_grad
+    for recorder in recorders:
+        recorder.freed = observer.freed
     try:
         with ExitStack() as watches:
             watch: Any
-            for watch in (observer, lead.generator, lead.escapes, lead, run, states):
+            for watch in (
+                observer,
+                GeneratorWatch(on_generator),
+                updates,
+                checkpoints,
+                lead.escapes,
+                lead,
+                lead.numbers,
+                run,
+                states,
+            ):
                 watches.enter_context(watch)
             result = function(*args, **kwargs)
         if run.failed is not None:
@@ -161,7 +218,30 @@ def _rehearse(
             raise run.failed from None
         raise
     finally:
+        checkpoints.forget()
         undo(observer.before)
+
+
+def _aliases(
+    captured: Capture, resized: Mapping[int, tuple[torch.Tensor, ...]], count: int
+) -> dict[int, tuple[torch.Tensor, ...]]:
+    """For each other input of the call, `count` tensors on its memory, each with a history, a `.grad` and a count of
+    writes of its own: a backward in the call adds to one `.grad` for each run."""
+    found = {
+        id(tensor): tuple([tensor.data.requires_grad_(tensor.requires_grad) for _ in range(count)])
+        for _, tensor, _ in captured.tensors
+        if id(tensor) not in resized
+    }
+    everything = {**resized, **found}
+    assert captured.observer is not None
+    for tensor, gradient in captured.observer.before.gradients():
+        if gradient is None or id(tensor) not in everything:
+            continue
+        if id(gradient) not in everything:
+            found[id(gradient)] = everything[id(gradient)] = tuple([gradient.data for _ in range(count)])
+        for copy, its in zip(everything[id(tensor)], everything[id(gradient)], strict=True):
+            copy.grad = its
+    return found
 
 
 def _conclude(
@@ -174,16 +254,24 @@ def _conclude(
     data_sizes: DataSizes,
 ) -> Rehearsal:
     lead = run.lead
+    if captured.observer is not None:
+        observer.asks_for_gradients |= captured.observer.asks_for_gradients
+    for tensor, _ in observer.before.gradients():
+        copies = run.resized.get(id(tensor), ())
+        gradients = [copy.grad for copy in copies if copy.grad is not None]
+        if tensor.grad is not None and gradients and len(gradients) == len(copies):
+            run.follow(tensor.grad, tuple(gradients))
     description = describe(result, observer, lead, (), keeps_sizes=True)
-    items = [item for item in description.maker.tensors if isinstance(item, torch.Tensor)]
-    followers = [run.followers(tensor) for tensor in items]
+    items = [item for item in description.maker.tensors if not isinstance(item, torch.SymInt)]
+    followers = [run.followers(item) if isinstance(item, torch.Tensor) else (item,) * len(run.legs) for item in items]
 
     recorders = (lead, *run.legs)
     everything = [items, *[[every[number] for every in followers] for number in range(len(run.legs))]]
     ended = [conclude(each, mine, name) for each, mine in zip(recorders, everything, strict=True)]
-    if any(each.written for each in ended):
-        raise Abandoned("it writes to its inputs")
-    if not _is_as_captured(ended[0].segments, captured.segments):
+    joints = [each.joint for each in ended if each.joint is not None]
+    if any(each.memory.regions for each in recorders):
+        raise Abandoned("it writes to memory that its inputs share")
+    if not _is_as_captured(ended[0], captured) or len(joints) not in (0, len(ended)):
         raise Abandoned("with open sizes the program would be another one")
     paths = [observer.path_of(tensor) for _, tensor in lead.memory.inputs]
     positions = {path: number for number, path in enumerate(paths)}
@@ -193,7 +281,23 @@ def _conclude(
         raise Abandoned("a tensor of open size is no input") from None
     recordings = [each.recording for each in ended if each.recording is not None]
     if len(recordings) != len(ended):
-        raise Abandoned("gradients are wanted")
+        raise Abandoned("the recording is incomplete")
+    if joints:
+        template, shapes_of_all = _open_joint(joints, run, places)
+        maker = TemplateMaker(run.fit)
+        returned = maker.make([_returned(description, each, run, number) for number, each in enumerate(ended)])
+        return Rehearsal(
+            guard=observer.build_guard(
+                [path for path in paths if path is not None], ended[0].written, shapes=shapes_of_all
+            ),
+            inputs=tuple([value.id for value, _ in lead.memory.inputs]),
+            places=tuple(paths),
+            segments=(replace(ended[0].segments[0], sizes=shapes_of_all),),
+            description=description,
+            returned=returned,
+            sizes=tuple(maker.sizes),
+            joint=template,
+        )
     opener = SegmentOpener(run.points, run.fit, places, data_sizes, run.conditions, recordings[0])
     maker = TemplateMaker(run.fit)
     returned = maker.make([_returned(description, each, run, number) for number, each in enumerate(ended)])
@@ -206,7 +310,7 @@ def _conclude(
     segments = opener.segments(ended[0].segments)
     shapes = opener.shapes_of_inputs(recordings) if places else None
     return Rehearsal(
-        guard=observer.build_guard([path for path in paths if path is not None], frozenset(), shapes=shapes),
+        guard=observer.build_guard([path for path in paths if path is not None], ended[0].written, shapes=shapes),
         inputs=tuple([value.id for value, _ in lead.memory.inputs]),
         places=tuple(paths),
         segments=segments,
@@ -216,9 +320,37 @@ def _conclude(
     )
 
 
-def _is_as_captured(segments: Sequence[Segment], captured: Sequence[Segment]) -> bool:
+def _open_joint(
+    joints: Sequence[JointGraph], run: Lockstep, places: tuple[tuple[int, int], ...]
+) -> tuple[JointTemplate, OpenShapes]:
+    """What the JointGraphs of all runs have in common, and the shapes of the inputs for which that holds."""
+    graphs = [joint.graph for joint in joints]
+    if any(joint.structure != joints[0].structure for joint in joints):
+        raise Abandoned("other gradients are wanted for other sizes")
+    if any(rounds_open_sizes(graphs, node) for node in range(len(graphs[0].nodes))):
+        raise Abandoned("an op rounds sizes that are open")
+    template, ruled = (
+        make_graph_template(each, TemplateMaker(run.fit)) for each in (graphs, [ruled_part(graph) for graph in graphs])
+    )
+    lowest = [
+        f"s{number} >= {min(column)}"
+        for number, column in enumerate(zip(*run.points, strict=True))
+        if min(column) > SMALLEST
+    ]
+    inputs = replace(template, inputs=template.inputs[: joints[0].primals])
+    maker = TemplateMaker(run.fit)
+    shapes = maker.make([joint.shapes for joint in joints])
+    joint = JointTemplate(joints[0], template, shapes, tuple(maker.sizes), places)
+    return joint, OpenShapes(places, inputs, ruled, (*run.conditions, *lowest))
+
+
+def _is_as_captured(ended: Conclusion, capture: Capture) -> bool:
     """Whether the lead did and saw what the call did, which ran with integers in place of symbols."""
-    if len(segments) != len(captured):
+    if ended.joint is not None and capture.joint is not None:
+        structures = [(graph_structure(joint.graph), joint.key) for joint in (ended.joint, capture.joint)]
+        return structures[0] == structures[1]
+    segments, captured = ended.segments, capture.segments
+    if len(segments) != len(captured) or ended.joint is not capture.joint:
         return False
     for segment, other in zip(segments, captured, strict=True):
         looks = [

@@ -13,7 +13,7 @@ import heapq
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch.autograd.function import BackwardCFunction
@@ -22,8 +22,12 @@ from torch.autograd.graph import get_gradient_edge
 from dsjit.ir.graph import UNKNOWN_SOURCE
 from dsjit.trace.recording.memory import CannotTrace
 from dsjit.trace.recording.recorder import Recorder
+from dsjit.trace.training.functions import run_function_backward
 
 __all__ = ["walk_backward"]
+
+NOBODY: Final = -1
+"""In place of an input's number."""
 
 
 def walk_backward(
@@ -36,7 +40,7 @@ def walk_backward(
 
     To be called while `recorder` is active. Raises CannotTrace.
     """
-    walk = _Walk(recorder)
+    walk = _Walk(recorder, len(results) == 1)
     for number, tensor in enumerate(inputs):
         if tensor.requires_grad:
             edge = get_gradient_edge(tensor)
@@ -53,9 +57,11 @@ def walk_backward(
 
 @dataclass(slots=True)
 class _Walk:
-    """ends: the edges where the walk stops, with the number of the input. buffers: what flowed into a node."""
+    """alone: whether one result is differentiated. ends: the edges where the walk stops, with the number of the input.
+    buffers: what flowed into a node."""
 
     recorder: Recorder
+    alone: bool
     ends: dict[tuple[Any, int], int] = field(default_factory=dict)
     gradients: dict[int, torch.Tensor] = field(default_factory=dict)
     dependencies: dict[Any, int] = field(default_factory=dict)
@@ -71,14 +77,22 @@ class _Walk:
             self.dependencies.setdefault(root, 0)
         while stack:
             node = stack.pop()
-            _require_known(node)
             for following, number in node.next_functions:
                 if following is None or (following, number) in self.ends:
+                    continue
+                if hasattr(following, "variable"):
+                    self._end_at(following, number)
                     continue
                 self.dependencies[following] = self.dependencies.get(following, 0) + 1
                 if following not in seen:
                     seen.add(following)
                     stack.append(following)
+
+    def _end_at(self, leaf: Any, number: int) -> None:
+        """The walk comes to a tensor that was made in the call, and that nobody has any more: the gradient is lost."""
+        if self.recorder.memory.lookup(leaf.variable) is None:
+            raise CannotTrace("gradients flow to a tensor of unknown origin")
+        self.ends[leaf, number] = NOBODY
 
     def receive(self, node: Any, number: int, gradient: torch.Tensor) -> None:
         buffer = self.buffers.get(node)
@@ -98,8 +112,11 @@ class _Walk:
             buffer = self.buffers.pop(node, None)
             flowing: Sequence[torch.Tensor | None] = ()
             if buffer is not None:
-                made = node(*buffer)
-                flowing = made if isinstance(made, tuple) else (made,)
+                if isinstance(node, BackwardCFunction):
+                    flowing = run_function_backward(node, buffer, self.alone)
+                else:
+                    made = node(*buffer)
+                    flowing = made if isinstance(made, tuple) else (made,)
             self._hand_on(node, flowing)
 
     def _hand_on(self, node: Any, flowing: Sequence[torch.Tensor | None]) -> None:
@@ -119,13 +136,6 @@ class _Walk:
             if end is None:
                 self.dependencies[following] -= 1
                 self.enqueue_if_ready(following)
-
-
-def _require_known(node: Any) -> None:
-    if isinstance(node, BackwardCFunction):
-        raise CannotTrace(f"gradients flow through a custom autograd.Function ({type(node).__name__})")
-    if hasattr(node, "variable"):
-        raise CannotTrace("a tensor that requires a gradient is made in the call, or is of unknown origin")
 
 
 def _conform(gradient: torch.Tensor, metadata: Any) -> torch.Tensor:

@@ -18,7 +18,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from dsjit.trace.reads.notes import Notes
 from dsjit.trace.reads.paths import Slot
 
-__all__ = ["GRAD", "GradientWatch", "graph_of", "is_spent", "runs_backward"]
+__all__ = ["GRAD", "GradientWatch", "graph_of", "is_spent", "keeps_tensors", "runs_backward"]
 
 GRAD: Final = Slot("grad")
 
@@ -35,12 +35,13 @@ _BACKWARD_CODE: Final = torch.autograd.backward.__code__
 _GRAD_CODE: Final = torch.autograd.grad.__code__
 
 
-def graph_of(roots: Iterable[Any]) -> dict[Any, None]:
-    """The nodes of autograd's graph that the nodes `roots` lead to, these included."""
+def graph_of(roots: Iterable[Any], stops: Set[Any] = frozenset()) -> dict[Any, None]:
+    """The nodes of autograd's graph that the nodes `roots` lead to, these included; but not those behind `stops`."""
     stack = [root for root in dict.fromkeys(roots) if root is not None]
     seen = dict.fromkeys(stack)
     while stack:
-        for following, _ in stack.pop().next_functions:
+        node = stack.pop()
+        for following, _ in () if node in stops else node.next_functions:
             if following is not None and following not in seen:
                 seen[following] = None
                 stack.append(following)
@@ -52,11 +53,24 @@ def is_spent(tensor: torch.Tensor, freed: Set[Any]) -> bool:
     return bool(freed) and tensor.grad_fn is not None and not freed.isdisjoint(graph_of([tensor.grad_fn]))
 
 
+def keeps_tensors(node: Any) -> bool:
+    """Whether a node of autograd's graph keeps tensors, so that it can run only once unless the graph is retained."""
+    for name in _saved_names(node.__class__):
+        try:
+            kept = getattr(node, name)
+        except RuntimeError:  # written to since, or freed
+            return True
+        if isinstance(kept, torch.Tensor) or (isinstance(kept, tuple) and kept):
+            return True
+    return False
+
+
 @functools.cache
 def _saved_names(kind: type) -> tuple[str, ...]:
     """The attributes of a node of autograd's graph that are tensors which it keeps."""
-    raw = [name.removeprefix("_raw") for name in dir(kind) if name.startswith("_raw_saved_")]
-    return (*raw, *(["saved_tensors"] if hasattr(kind, "saved_tensors") else []))
+    if hasattr(kind, "saved_tensors"):  # of a function of the user's
+        return ("saved_tensors",)
+    return tuple([name.removeprefix("_raw") for name in dir(kind) if name.startswith("_raw_saved_")])
 
 
 class GradientWatch:

@@ -18,7 +18,7 @@ import threading
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, TypeAlias
 
 import torch
@@ -61,17 +61,33 @@ def reads_only_updates(code: types.CodeType) -> bool:
 _READERS: Final = frozenset(
     map(
         _code_of,
-        (torch.optim.Adam.step, torch.optim.SGD.step, torch.optim.Optimizer.zero_grad, GradScaler._unscale_grads_),
+        (
+            torch.optim.Adam.step,
+            torch.optim.SGD.step,
+            torch.optim.Adagrad.step,
+            torch.optim.Adamax.step,
+            torch.optim.Optimizer.zero_grad,
+            GradScaler._unscale_grads_,
+        ),
     )
 )
 
 
 class OptimizerWatch:
-    """While entered, what optimizers do on this thread is told to `recorder`. Whatever they raise is raised."""
+    """While entered, what optimizers do on this thread is told to `recorder`. Whatever they raise is raised.
 
-    def __init__(self, recorder: Recorder, reader: GroupReader) -> None:
+    followers: recorders of runs in lockstep, each with what tells the arguments of a call there.
+    """
+
+    def __init__(
+        self,
+        recorder: Recorder,
+        reader: GroupReader,
+        followers: Sequence[tuple[Recorder, Callable[[Any], Any]]] = (),
+    ) -> None:
         self._recorder = recorder
         self._reader = reader
+        self._followers = tuple(followers)
 
     def __enter__(self) -> OptimizerWatch:
         self._before = _REGISTER.enter(self)
@@ -90,6 +106,8 @@ class OptimizerWatch:
                 return None
             bound = {**dict(zip(names, args, strict=True)), **kwargs}
             buffers = list(bound.get("momentum_buffer_list") or ())
+            if self._followers and any(each is None for each in buffers):
+                return None  # they would get what the update makes
             call = _Call(bound, caller, bound.get("lr"), buffers)
             return call if call.is_known() else None
         except Exception as error:
@@ -110,19 +128,27 @@ class OptimizerWatch:
         """The update has run: `write` it down."""
         try:
             with self._reader.undisturbed(), torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
-                self._open_rate(call)
-                write(_Writer(self._recorder), call)
+                rate = self._open_rate(call)
+                for recorder, translate in ((self._recorder, _as_it_is), *self._followers):
+                    told = replace(call, bound=translate(call.bound), buffers=translate(call.buffers))
+                    if rate is not None:
+                        told.rate = recorder.memory.read(rate)
+                    write(_Writer(recorder), told)
         except CannotTrace as error:
             self._recorder.give_up(error.reason)
         except Exception as error:
             self._recorder.give_up(f"an update cannot be recorded ({type(error).__name__}: {error})")
 
-    def _open_rate(self, call: _Call) -> None:
+    def _open_rate(self, call: _Call) -> torch.Tensor | None:
+        """The learning rate as a tensor, when it is an input."""
         group = call.caller.f_locals.get("group") if reads_only_updates(call.caller.f_code) else None
         if type(group) is dict and group.get("lr") is call.rate:
-            tensor = self._reader.number_in(group, "lr")
-            if tensor is not None:
-                call.rate = self._recorder.memory.read(tensor)
+            return self._reader.number_in(group, "lr")
+        return None
+
+
+def _as_it_is(argument: Any) -> Any:
+    return argument
 
 
 @dataclass(slots=True)
@@ -147,7 +173,9 @@ class _Call:
             return False
         if self.value("foreach") and self.value("nesterov"):
             return False  # it writes to the gradients
-        numbers = ("lr", "beta1", "beta2", "weight_decay", "eps", "momentum", "dampening")
+        if (self.value("foreach") or self.value("fused")) and not _WRITTEN_AS_IN_EACH.isdisjoint(self.bound):
+            return False
+        numbers = ("lr", "beta1", "beta2", "weight_decay", "eps", "momentum", "dampening", "lr_decay")
         if not all(type(self.value(name)) in (float, int) for name in numbers if name in self.bound):
             return False
         tensors = [each for name in _LISTS for each in self.value(name) or () if each is not None]
@@ -156,8 +184,11 @@ class _Call:
 
 _LISTS: Final = (
     *("params", "grads", "d_p_list", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "state_steps"),
-    "momentum_buffer_list",
+    *("momentum_buffer_list", "state_sums", "exp_infs"),
 )
+
+_WRITTEN_AS_IN_EACH: Final = frozenset({"state_sums", "exp_infs"})
+"""Arguments of functions of which only the implementation that goes through the parameters is written down."""
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
@@ -243,10 +274,7 @@ def _write_adam(writer: _Writer, call: _Call) -> None:
     shrink = writer.one_minus(writer.times(call.rate, decay))
     lists = zip(*(call.value(name) for name in _ADAM_LISTS), strict=True)
     for number, (param, grad, average, square, step) in enumerate(lists):
-        count = writer.call(aten.add.Tensor, tensor_type(step), writer.read(step), 1)
-        writer.write(step, count)
-        if step.dtype is not torch.float64:
-            count = writer.call(aten._to_copy.default, SCALAR, count, dtype=torch.float64)
+        count = _count(writer, step)
         size = writer.over(call.rate, _correction(writer, beta1, count))
         root = writer.call(aten.sqrt.default, SCALAR, _correction(writer, beta2, count))
         value = writer.read(param)
@@ -268,10 +296,63 @@ def _write_adam(writer: _Writer, call: _Call) -> None:
         deviation = writer.call(aten.sqrt.default, variance.type, variance)
         scaled = writer.call(aten.div.Tensor, variance.type, deviation, writer.operand(root, param.dtype))
         divisor = writer.call(aten.add.Tensor, variance.type, scaled, call.value("eps"))
-        length = writer.operand(writer.negative(size), param.dtype)
-        product = writer.call(aten.mul.Tensor, mean.type, mean, length)
-        change = writer.call(aten.div.Tensor, value.type, product, divisor)
-        writer.write(param, writer.call(aten.add.Tensor, value.type, value, change))
+        writer.write(param, _with_quotient(writer, value, mean, divisor, writer.negative(size)))
+
+
+def _write_adagrad(writer: _Writer, call: _Call) -> None:
+    """torch.optim.adagrad._single_tensor_adagrad."""
+    rate, slowing = call.rate, call.value("lr_decay")
+    for param, grad, total, step in zip(*(call.value(name) for name in _ADAGRAD_LISTS), strict=True):
+        count = _count(writer, step)
+        if slowing != 0:
+            before = writer.times(writer.call(aten.sub.Tensor, SCALAR, count, 1.0), slowing)
+            rate = writer.over(call.rate, writer.call(aten.add.Tensor, SCALAR, before, 1.0))
+        value = writer.read(param)
+        descent = _descent(writer, call, grad, value, call.value("weight_decay"))
+        squares = writer.call(aten.addcmul.default, tensor_type(total), writer.read(total), descent, descent, value=1)
+        writer.write(total, squares)
+        deviation = writer.call(aten.sqrt.default, squares.type, squares)
+        divisor = writer.call(aten.add.Tensor, squares.type, deviation, call.value("eps"))
+        writer.write(param, _with_quotient(writer, value, descent, divisor, writer.negative(rate)))
+
+
+_ADAGRAD_LISTS: Final = ("params", "grads", "state_sums", "state_steps")
+
+
+def _write_adamax(writer: _Writer, call: _Call) -> None:
+    """torch.optim.adamax._single_tensor_adamax."""
+    beta1, beta2 = call.value("beta1"), call.value("beta2")
+    for param, grad, average, norm, step in zip(*(call.value(name) for name in _ADAMAX_LISTS), strict=True):
+        size = writer.over(call.rate, _correction(writer, beta1, _count(writer, step)))
+        value = writer.read(param)
+        descent = _descent(writer, call, grad, value, call.value("weight_decay"))
+        mean = writer.call(aten.lerp.Scalar, tensor_type(average), writer.read(average), descent, 1 - beta1)
+        writer.write(average, mean)
+        kept = writer.call(aten.mul.Tensor, tensor_type(norm), writer.read(norm), beta2)
+        length = writer.call(aten.abs.default, descent.type, descent)
+        length = writer.call(aten.add.Tensor, length.type, length, call.value("eps"))
+        largest = writer.call(aten.maximum.default, kept.type, kept, length)
+        writer.write(norm, largest)
+        writer.write(param, _with_quotient(writer, value, mean, largest, writer.negative(size)))
+
+
+_ADAMAX_LISTS: Final = ("params", "grads", "exp_avgs", "exp_infs", "state_steps")
+
+
+def _count(writer: _Writer, step: torch.Tensor) -> Value:
+    """A step count, one higher, as float64."""
+    count = writer.call(aten.add.Tensor, tensor_type(step), writer.read(step), 1)
+    writer.write(step, count)
+    if step.dtype is torch.float64:
+        return count
+    return writer.call(aten._to_copy.default, SCALAR, count, dtype=torch.float64)
+
+
+def _with_quotient(writer: _Writer, value: Value, dividend: Value, divisor: Value, factor: Number) -> Value:
+    """As `addcdiv` has it: value + factor * dividend / divisor"""
+    product = writer.call(aten.mul.Tensor, dividend.type, dividend, writer.operand(factor, value.type.dtype))
+    change = writer.call(aten.div.Tensor, value.type, product, divisor)
+    return writer.call(aten.add.Tensor, value.type, value, change)
 
 
 _ADAM_LISTS: Final = ("params", "grads", "exp_avgs", "exp_avg_sqs", "state_steps")
@@ -294,6 +375,8 @@ def _correction(writer: _Writer, beta: float, count: Value) -> Value:
 
 _WATCHED: Final = (
     (importlib.import_module("torch.optim.adam"), "adam", _ADAM_ARGUMENTS, _write_adam),
+    (importlib.import_module("torch.optim.adagrad"), "adagrad", _ADAGRAD_LISTS, _write_adagrad),
+    (importlib.import_module("torch.optim.adamax"), "adamax", _ADAMAX_LISTS, _write_adamax),
     (importlib.import_module("torch.optim.sgd"), "sgd", ("params", "d_p_list", "momentum_buffer_list"), _write_sgd),
 )
 """Modules, functions in them, and what their first arguments are called."""
