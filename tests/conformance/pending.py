@@ -13,14 +13,11 @@ __all__ = ["PENDING"]
 PENDING: Final[frozenset[str]] = frozenset(
     {
         "changed_modules.batch_norm_with_a_cumulative_average",
-        "effects.a_counter_decides_what_is_computed",
         "effects.a_function_with_a_cache_is_called",
-        "effects.a_tensor_itself_is_printed",
         "effects.dictionaries_sets_and_deques_are_updated",
         "effects.effects_stand_between_mutations",
         "effects.text_is_printed_in_order_with_real_values",
         "effects.text_is_printed_into_a_buffer_of_the_program",
-        "effects.the_class_counts_its_instances",
         "floating_point.conjugates",
         "lost_effects.containers_of_nested_classes",
         "mutation.a_tensor_is_given_other_data",

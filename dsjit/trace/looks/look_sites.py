@@ -24,7 +24,7 @@ from typing import Any, Final
 from dsjit.trace.looks.outcome import OutcomeKind
 from dsjit.trace.reads.paths import ABSENT, instance_dict, static_lookup
 
-__all__ = ["CallSite", "LookSite", "call_site", "is_conversion", "look_site", "running_offset"]
+__all__ = ["CallSite", "LookSite", "call_site", "is_conversion", "look_site", "running_offset", "stack_heights"]
 
 _ENDS: Final = frozenset(
     {"JUMP_FORWARD", "JUMP_BACKWARD", "JUMP_BACKWARD_NO_INTERRUPT", "RETURN_VALUE", "RETURN_CONST", "RERAISE",
@@ -120,6 +120,12 @@ def call_site(frame: types.FrameType) -> CallSite | None:
     while offset >= 0 and offset not in sites.offsets:
         offset -= 2  # it may point into the instruction's cache
     return sites.calls.get(offset)
+
+
+def stack_heights(code: types.CodeType) -> dict[int, int]:
+    """How high the stack is before each instruction of `code`, by offset; handlers of exceptions are left out."""
+    body = list(dis.get_instructions(code))
+    return {offset: height.before for offset, height in _heights(body, []).items()}
 
 
 def is_conversion(frame: types.FrameType, kind: type) -> bool:

@@ -355,7 +355,8 @@ def call_with_numbers(
         within = _check_limit(memory, start, value, limit, source)
         looks.insert(look_count, Look(start + 2, OutcomeKind.TRUTH, (within,), True, alive, source))
         return result
-    looks.insert(look_count, Look(start, OutcomeKind.NUMBER, (value,), number_outcome(number), alive, source))
+    if not numbers.settle(number):
+        looks.insert(look_count, Look(start, OutcomeKind.NUMBER, (value,), number_outcome(number), alive, source))
     numbers.mark_pinned(number)
     return result
 

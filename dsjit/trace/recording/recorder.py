@@ -206,8 +206,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _on_call(self, function: Any, arguments: tuple[Any, ...], call: Callable[[], Any]) -> Any:
         """A torch function is called with traced numbers among its arguments, or with other arguments."""
         passed = self.numbers.among(arguments)
-        if self.problems or not passed:
+        if not passed:
             return call()
+        if self.problems:
+            with self.numbers.as_plain(passed):
+                return call()
         return call_with_numbers(self, self.numbers, passed, function, call)
 
     def alive(self) -> tuple[Value, ...]:
@@ -461,6 +464,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self.memory.locate(item)
         value = self.numbers.value(item)
         assert value is not None
+        if any(value is given for given, _ in self.memory.inputs):  # a number of the caller's
+            value = self.emit(aten.clone.default, (value,), {}, value.type)
         return RootView(value, None, None)
 
     def recording(self, name: str) -> Recording:
