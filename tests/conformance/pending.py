@@ -22,7 +22,6 @@ PENDING: Final[frozenset[str]] = frozenset(
         "lost_effects.containers_of_nested_classes",
         "mutation.a_tensor_is_given_other_data",
         "mutation.running_statistics_are_updated",
-        "practice.calls_are_counted_by_name",
         "shapes.a_size_is_used_as_a_number",
         "shapes.views_are_made_of_changing_sizes",
         "stale_values.counter_that_selects",

@@ -24,6 +24,7 @@ import torch
 import torch.overrides
 
 from dsjit.trace.effects.stand_in import StandIn
+from dsjit.trace.looks.frame_stack import can_reach_stacks, stack_entry
 from dsjit.trace.looks.look_sites import running_offset, stack_heights
 from dsjit.trace.reads.code_key import CodeKey
 from dsjit.trace.reads.library import is_own_file
@@ -77,7 +78,17 @@ def goes_to_be_told(method: str, is_telling: Callable[[Any], bool]) -> bool:
         return False
     variables = dict(frame.f_locals)
     frame.f_locals.clear()  # the frame itself would keep what they hold alive
-    return _Follower(is_telling).follow(_Scope(frame.f_code, frame.f_globals, variables), at, 0)
+    height = (view.after.get(view.instructions[at].offset) or 1) - 1
+    below = [None if _is_string(frame, number) else False for number in range(height)]
+    return _Follower(is_telling).follow(_Scope(frame.f_code, frame.f_globals, variables), at, 0, below)
+
+
+def _is_string(frame: types.FrameType, height: int) -> bool:
+    """Whether a string lies at this height of the stack of `frame`, which runs."""
+    try:
+        return can_reach_stacks() and type(stack_entry(frame, height)) is str
+    except ValueError:  # nothing lies there, as before a call of what is no method
+        return False
 
 
 def _is_result(frame: types.FrameType, view: _View, at: int, method: str) -> bool:
@@ -126,20 +137,6 @@ class _View:
         self.heights = stack_heights(code)
         self.after = {one.offset: self.heights.get(then.offset) for one, then in itertools.pairwise(every)}
 
-    def constants_below(self, at: int, height: int) -> _Stack:
-        """The stack up to this height when instruction number `at` runs, as far as it was filled on a straight way."""
-        stack: _Stack = [False] * height
-        for each in reversed(self.instructions[:at]):
-            below = self.heights.get(each.offset)
-            if each.opcode in _JUMPS or below is None:
-                break
-            if below < height:
-                height = below
-                stack[below] = None if each.opname == "LOAD_CONST" and type(each.argval) is str else False
-            if each.is_jump_target:
-                break
-        return stack
-
     def callee(self, at: int, height: int) -> int | None:
         """The number of the instruction that begins to load what the call at instruction number `at` calls, where the
         stack below is so high; None when the way from there is not straight."""
@@ -166,13 +163,14 @@ class _Follower:
         self._is_telling = is_telling
         self._followed: set[tuple[int, str]] = set()
 
-    def follow(self, scope: _Scope, at: int, depth: int) -> bool:
-        """Whether what instruction number `at` leaves on the stack is only told. depth: of calls."""
+    def follow(self, scope: _Scope, at: int, depth: int, below: _Stack | None = None) -> bool:
+        """Whether what instruction number `at` leaves on the stack is only told. depth: of calls. below: the stack
+        under it, as far as it is known."""
         view = _view(CodeKey(scope.code))
         height = view.after.get(view.instructions[at].offset)
         if height is None:
             return False
-        stack = [*view.constants_below(at, height - 1), True]
+        stack: _Stack = [*(below or [False] * (height - 1)), True]
         keywords = 0
         for position in range(at + 1, len(view.instructions)):
             each = view.instructions[position]
@@ -183,16 +181,17 @@ class _Follower:
                 continue
             if each.opname == "CALL":
                 count = each.arg or 0
-                given, below = stack[len(stack) - count :], stack[: len(stack) - count - 2]
-                if any(stack[len(below) : len(below) + 2]):
+                given, under = stack[len(stack) - count :], stack[: len(stack) - count - 2]
+                if any(stack[len(under) : len(under) + 2]):
                     return False
                 if any(given):
-                    start = view.callee(position, len(below))
+                    start = view.callee(position, len(under))
                     callee = ABSENT if start is None else _loaded(scope, view.instructions[start:position])
                     places = [place for place, holds_text in enumerate(given) if holds_text]
                     if not all(self._is_taken(callee, place, count - keywords, depth) for place in places):
                         return False
-                stack, keywords = [*below, False], 0
+                makes_string = _makes_string(scope, view, position, len(under))
+                stack, keywords = [*under, None if makes_string else False], 0
             elif not _step(each, stack):
                 if each.opname == "STORE_FAST" and stack[-1]:
                     return not any(stack[:-1]) and self._variable(scope, str(each.argval), depth)
@@ -211,7 +210,7 @@ class _Follower:
             return False
         found = [(at, each) for at, each in enumerate(_view(CodeKey(scope.code)).instructions) if each.argval == name]
         for at, each in found:
-            if each.opname in _VARIABLES and not self.follow(scope, at, depth):
+            if each.opname in _VARIABLES and not _asks_truth(scope, at) and not self.follow(scope, at, depth):
                 return False
             if each.opname not in (*_VARIABLES, "STORE_FAST") and each.opcode in dis.haslocal:
                 return False
@@ -228,6 +227,21 @@ class _Follower:
             inner = _Scope(code, callee.__globals__, None)
             return self._variable(inner, code.co_varnames[position], depth + 1)
         return callee is not ABSENT and (self._is_telling(callee) or _is_of_logging(callee))
+
+
+def _makes_string(scope: _Scope, view: _View, at: int, height: int) -> bool:
+    """Whether the call at instruction number `at`, over a stack of this height, is `str(...)` or `repr(...)`."""
+    start = view.callee(at, height)
+    loads = [] if start is None else [each for each in view.instructions[start:at] if each.opname != "PUSH_NULL"]
+    named = bool(loads) and loads[0].opname == "LOAD_GLOBAL" and loads[0].argval in ("str", "repr")
+    return named and loads[0].argval not in scope.names and view.instructions[at].arg == 1
+
+
+def _asks_truth(scope: _Scope, at: int) -> bool:
+    """Whether instruction number `at` loads what is only asked whether it is empty: the text of a number never is."""
+    instructions = _view(CodeKey(scope.code)).instructions
+    following = instructions[at + 1].opname if at + 1 < len(instructions) else ""
+    return following.startswith("POP_JUMP") and following.endswith(("IF_TRUE", "IF_FALSE"))
 
 
 def _step(each: dis.Instruction, stack: _Stack) -> bool:
