@@ -160,8 +160,10 @@ class TemplateMaker:
             return Again(self.labels[id(obj)])
         if self.existed(obj):
             return Existing(self.find(obj))
-        label = self.labels[id(obj)] = len(self.labels)
         self.kept.append(obj)
+        if isinstance(obj, tuple) and all(type(item) in IMMUTABLE and self.is_traced(item) is None for item in obj):
+            return Fixed(obj)
+        label = self.labels[id(obj)] = len(self.labels)
         return self._born(obj, label)
 
     def _hole(self, obj: torch.Tensor | float | torch.SymInt) -> int:
@@ -173,8 +175,6 @@ class TemplateMaker:
     def _born(self, obj: Any, label: int) -> Template:
         cls = type(obj)
         if isinstance(obj, tuple):
-            if all(type(item) in IMMUTABLE and self.is_traced(item) is None for item in obj):
-                return Fixed(obj)
             return Born(label, cls, items=tuple(self.make(item) for item in obj))
         pairs: tuple[tuple[Template, Template], ...] = ()
         items: tuple[Template, ...] = ()

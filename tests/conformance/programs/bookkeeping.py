@@ -390,3 +390,17 @@ def a_sampler_takes_its_settings_as_arguments(play: Play) -> None:
     f = play.jit(sample)
     for temperature, penalty in ((1.0, 1.0), (0.5, 2.0), (2.0, 4.0), (0.25, 0.5)):
         play(f, whole(5, start=-2), temperature, penalty)
+
+
+@program()
+def a_tuple_of_constants_is_returned_twice(play: Play) -> None:
+    def f(x: torch.Tensor) -> dict[str, Any]:
+        sizes = (1, 2)
+        print("first")
+        logging.getLogger("conformance.bookkeeping").warning("second")
+        logging.getLogger("conformance.bookkeeping").warning("third")
+        return {"x": x + 1, "a": sizes, "b": sizes, "nested": [sizes, ()]}
+
+    jitted = play.jit(f)
+    for _ in range(3):
+        play(jitted, whole(2))
