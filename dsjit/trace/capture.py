@@ -109,7 +109,7 @@ def capture(
         journal = Journal(
             observer, recorder.numbers.value, recorder.numbers.pin_all, _capture.__code__, recorder.numbers.marks
         )
-        recorder.numbers.is_told = functools.partial(_is_told, observer)
+        recorder.numbers.is_told = functools.partial(_is_told, observer, recorder)
         states = StateWatch(observer, recorder.memory, recorder.numbers, lambda: _told(journal, recorder))
         recorder.state_at = states.at_look
     except Exception as error:
@@ -145,9 +145,12 @@ def _capture(
         return _without_trace(function, args, kwargs, error)
     places = observer.open_places
     try:
-        with observer.undisturbed():
-            places.open(recorder.numbers)
-            args, kwargs = places.arguments(args, kwargs)
+        try:
+            with observer.undisturbed():
+                places.open(recorder.numbers)
+                args, kwargs = places.arguments(args, kwargs)
+        except Exception as error:
+            recorder.note_failure(error)
         result = function(*args, **kwargs)
         del args, kwargs  # they may hold traced numbers
         observer.leaks.close()
@@ -218,9 +221,13 @@ def _told(journal: Journal, recorder: Recorder) -> Hashable:
     return len(journal.events), recorder.generators.drawn
 
 
-def _is_told(observer: Observer, method: str) -> bool:
+def _is_told(observer: Observer, recorder: Recorder, method: str) -> bool:
     with observer.undisturbed():
-        return goes_to_be_told(method, tells)
+        try:
+            return goes_to_be_told(method, tells)
+        except Exception as error:
+            recorder.note_failure(error)
+            return False
 
 
 def _describe_failure(error: Exception) -> str:
