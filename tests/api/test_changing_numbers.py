@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -211,3 +213,33 @@ def test_what_is_returned_and_stored_is_the_number_of_the_call() -> None:
             assert jitted(X, n)[1:] == (n, n + 1, {"n": n})
             assert owner.last == n
     assert counters_of(jitted).traces == 2
+
+
+def test_other_threads_never_find_a_traced_number() -> None:
+    owner = SimpleNamespace(n=1 << 40)
+    entered, left = threading.Event(), threading.Event()
+    found: list[str] = []
+
+    def look() -> None:
+        entered.wait(10)
+        found.append(json.dumps(owner.n))
+        left.set()
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        y = x * owner.n
+        entered.set()
+        left.wait(10)
+        return y
+
+    jitted = dsjit.jit(f)
+    left.set()
+    with torch.no_grad():
+        jitted(X)
+        owner.n += 1
+        entered.clear()
+        left.clear()
+        thread = threading.Thread(target=look)
+        thread.start()
+        assert torch.equal(jitted(X), X * owner.n)
+        thread.join()
+    assert found == [str((1 << 40) + 1)]

@@ -9,6 +9,7 @@ place is closed again: the fact is what it was.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -112,6 +113,8 @@ class OpenPlaces:
         if kind not in _DTYPES or not OpenNumber(kind).matches(original) or step.get(node.obj) is not original:
             return
         write = self._write(node, step)
+        if node.slot not in (ARGS_SLOT, KWARGS_SLOT) and threading.active_count() > 1:
+            return  # another thread may look there meanwhile
         if write is None or self._is_added_to(key):
             return
         if not self.numbers.may_trace(kind is int):
