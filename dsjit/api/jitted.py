@@ -14,6 +14,7 @@ import torch
 from torch._C._dynamo.eval_frame import get_eval_frame_callback, set_eval_frame
 
 from dsjit.api.builder import Builder, no_collection
+from dsjit.api.changing_numbers import ChangingNumbers
 from dsjit.api.compile import Compilation, StageTimer
 from dsjit.api.open_calls import OpenCalls
 from dsjit.api.parts import outermost_callables
@@ -32,8 +33,8 @@ from dsjit.trace.capture import Capture, capture
 from dsjit.trace.effects.replay import Returned, ReturnedSize
 from dsjit.trace.guards.guard import Guard
 from dsjit.trace.looks.segments import Segment
-from dsjit.trace.recording.recorder import Untraceable
 from dsjit.trace.recording.source import SourceFinder
+from dsjit.trace.recording.untraceable import Untraceable
 from dsjit.trace.shapes.rehearsal import Rehearsal
 
 __all__ = ["EagerVerdict", "Jitted"]
@@ -75,6 +76,7 @@ class Jitted:
         self._retries = 0
         self._parts: list[torch.nn.Module] = []
         self._open_calls = OpenCalls(options.dynamic, session.marks)
+        self._changing_numbers = ChangingNumbers()
         self.counters: Counters = session.registry.register(name)
         self._builder = Builder(options, session, name, self.counters)
 
@@ -245,14 +247,19 @@ class Jitted:
         timer = StageTimer()
         cause = find_cause(self._trees, missed, args, kwargs)  # before the call changes what it was made with
         self.counters.traces += 1
+        open_paths = self._changing_numbers.open_paths(self._trees, missed, cause, args, kwargs)
         if cause is not None:
             self.counters.recompiles += 1
             self.counters.recompile_causes[str(cause)] += 1
             self._recompiles = (*self._recompiles, cause)
         with timer.stage("trace"), self._session.tracing():
-            captured = capture(self._target, args, kwargs, self._name)
+            captured = capture(self._target, args, kwargs, self._name, open_paths)
+        self._changing_numbers.learn(captured)
         if not captured.segments:
-            self._note_problems(captured)
+            if captured.opened:
+                self._note_reason(captured)  # without open numbers, the next such call may well be captured
+            else:
+                self._note_problems(captured)
             return captured.result
         self.counters.calls_traced += 1
         try:
@@ -304,9 +311,12 @@ class Jitted:
             part._compiled_call_impl = None
         self._parts = []
 
-    def _note_problems(self, captured: Capture) -> None:
+    def _note_reason(self, captured: Capture) -> None:
         self.counters.calls_eager += 1
         self.counters.eager_reasons[captured.problems[0].reason] += 1
+
+    def _note_problems(self, captured: Capture) -> None:
+        self._note_reason(captured)
         passing = all(problem.passing for problem in captured.problems)
         if not passing or self._retries >= RETRIES:
             reason = captured.problems[0].reason
@@ -323,7 +333,9 @@ class Jitted:
 
     def _graft(self, captured: Capture, timer: StageTimer, tree: TraceTree, miss: Miss) -> bool:
         """Whether the way that the call took joins one that is there, whatever sizes are open."""
-        return captured.joint is None and tree.graft(miss, _trace_of(captured), self._build(captured, timer))
+        if captured.joint is not None or captured.opened - captured.closed:
+            return False
+        return tree.graft(miss, _trace_of(captured), self._build(captured, timer))
 
     def _compile(self, captured: Capture, timer: StageTimer, missed: tuple[TraceTree, Miss] | None) -> None:
         self._plant(_trace_of(captured), captured, timer, missed)
@@ -370,7 +382,8 @@ class Jitted:
         kwargs: dict[str, Any],
     ) -> bool:
         """Compile the call for many sizes, if it is one."""
-        if self._options.backend != "llvm" or (captured.joint is not None and self._options.memory_budget is not None):
+        with_budget = captured.joint is not None and self._options.memory_budget is not None
+        if self._options.backend != "llvm" or with_budget or captured.opened - captured.closed:
             return False
         with timer.stage("rehearsal"), self._session.tracing():
             found = self._open_calls.open(captured, self._target, args, kwargs, self._name)
@@ -431,6 +444,7 @@ class Jitted:
         self._warned = set()
         self._retries = 0
         self._open_calls = OpenCalls(self._options.dynamic, self._session.marks)
+        self._changing_numbers = ChangingNumbers()
 
 
 def _trace_of(captured: Capture) -> Trace:

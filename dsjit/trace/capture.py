@@ -17,7 +17,7 @@ from dsjit.ir.graph import Graph, Value
 from dsjit.ir.joint_graph import JointGraph
 from dsjit.trace.effects.effects import Effect, EffectLine
 from dsjit.trace.effects.events import Event
-from dsjit.trace.effects.journal import Journal
+from dsjit.trace.effects.journal import Journal, tells
 from dsjit.trace.effects.outputs import Fixed, Template, TemplateError, TemplateMaker
 from dsjit.trace.effects.replay import Location, Recipe, Returned, ReturnedSize
 from dsjit.trace.effects.writes import SetGenerator, Write
@@ -29,9 +29,11 @@ from dsjit.trace.observe import Observer
 from dsjit.trace.reads.facts import TensorOf
 from dsjit.trace.reads.patching import PATCHES
 from dsjit.trace.reads.paths import ABSENT, Path
+from dsjit.trace.reads.text_uses import goes_to_be_told
 from dsjit.trace.recording.memory import CannotTrace, RootView
-from dsjit.trace.recording.recorder import Recorder, Untraceable
+from dsjit.trace.recording.recorder import Recorder
 from dsjit.trace.recording.source import SourceFinder
+from dsjit.trace.recording.untraceable import Untraceable
 from dsjit.trace.training.checkpoints import CheckpointWatch
 from dsjit.trace.training.gradients import is_spent
 from dsjit.trace.training.joint import carries_gradients, record_joint
@@ -59,6 +61,7 @@ class Capture:
     joint: forward and backward, where gradients are wanted; the only segment is then the forward.
     effects: what `recipe` does to Python, told in words.
     given: the input tensors, in the order of `inputs`. recording: of the run, from which the segments were cut.
+    opened, closed: places where numbers were taken as inputs, and those of them where the call saw the number itself.
     """
 
     result: Any
@@ -74,12 +77,23 @@ class Capture:
     effects: tuple[EffectLine, ...] = ()
     given: tuple[torch.Tensor, ...] = ()
     recording: Recording | None = None
+    opened: frozenset[Path] = frozenset()
+    closed: frozenset[Path] = frozenset()
 
 
-def capture(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str) -> Capture:
-    """Call `function(*args, **kwargs)` once, for real, and record it. Whatever it raises is raised."""
+def capture(
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    name: str,
+    open_paths: frozenset[Path] = frozenset(),
+) -> Capture:
+    """Call `function(*args, **kwargs)` once, for real, and record it. Whatever it raises is raised.
+
+    open_paths: where numbers are that change from call to call (see `trace.numbers.open_places`).
+    """
     try:
-        observer = Observer(function, args, kwargs)
+        observer = Observer(function, args, kwargs, open_paths)
         leaks = observer.leaks
         recorder = Recorder(
             lambda tensor: observer.path_of(tensor) is not None,
@@ -94,7 +108,10 @@ def capture(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping
         leaks.listen(observer.tell_again, recorder.numbers.pin_all, recorder.numbers.reveal)
         observer.listen_to_numbers(recorder.numbers)
         observer.listen_to_modules(recorder.numbers.math.show, recorder.numbers.math.withdraw)
-        journal = Journal(observer, recorder.numbers.value, recorder.numbers.pin_all, _capture.__code__)
+        journal = Journal(
+            observer, recorder.numbers.value, recorder.numbers.pin_all, _capture.__code__, recorder.numbers.marks
+        )
+        recorder.numbers.is_told = functools.partial(_is_told, observer, recorder)
         checkpoints = CheckpointWatch(
             (recorder,), lambda: (len(journal.events), recorder.memory.input_versions(), observer.before.changes())
         )
@@ -136,14 +153,22 @@ def _capture(
     others: Sequence[AbstractContextManager[Any]],
 ) -> Capture:
     updates = OptimizerWatch(recorder, observer)
-    contexts = (observer, recorder.generator, journal, updates, *others)
+    contexts: tuple[AbstractContextManager[Any], ...] = (observer, recorder.generator, journal, updates, *others)
     watches = _Watches(contexts)
     try:
         watches.enter()
     except Exception as error:
         return _without_trace(function, args, kwargs, error)
+    places = observer.open_places
     try:
+        try:
+            with observer.undisturbed():
+                places.open(recorder.numbers)
+                args, kwargs = places.arguments(args, kwargs)
+        except Exception as error:
+            recorder.note_failure(error)
         result = function(*args, **kwargs)
+        del args, kwargs  # they may hold traced numbers
         observer.leaks.close()
     finally:
         watches.leave()
@@ -157,7 +182,7 @@ def _capture(
                 return _finish(result, observer, recorder, journal, name)
             except (TemplateError, CannotTrace) as error:
                 problems.append(Untraceable(str(error), here))
-        return Capture(result, tuple(problems), observer.build_guard((), frozenset()))
+        return Capture(result, tuple(problems), observer.build_guard((), frozenset()), opened=frozenset(places.opened))
     except Exception as error:
         problem = Untraceable(_describe_failure(error), here, passing=isinstance(error, MemoryError))
         return Capture(result, (problem,), None)
@@ -212,6 +237,15 @@ def _told(journal: Journal, recorder: Recorder) -> Hashable:
     return len(journal.events), recorder.generators.drawn
 
 
+def _is_told(observer: Observer, recorder: Recorder, method: str) -> bool:
+    with observer.undisturbed():
+        try:
+            return goes_to_be_told(method, tells)
+        except Exception as error:
+            recorder.note_failure(error)
+            return False
+
+
 def _describe_failure(error: Exception) -> str:
     return f"the trace failed ({type(error).__name__}: {error})"
 
@@ -242,7 +276,7 @@ def _finish(result: Any, observer: Observer, recorder: Recorder, journal: Journa
     given = (*(tensor for _, tensor in inputs), *(region.tensor for region in regions))
     return Capture(
         result, (), guard, ids, places, ended.segments, recipe, tensors, observer, joint, effects, given,
-        ended.recording,
+        ended.recording, frozenset(observer.open_places.opened), frozenset(observer.open_places.closed),
     )  # fmt: skip
 
 

@@ -44,6 +44,7 @@ from dsjit.trace.effects.replay import HELD, Location
 from dsjit.trace.guards.guard import Guard
 from dsjit.trace.guards.overlap import SharedMemory
 from dsjit.trace.numbers.leaks import LeakWatch
+from dsjit.trace.numbers.open_places import OpenPlaces
 from dsjit.trace.reads.facts import ARGS_SLOT, FUNCTION_SLOT, KWARGS_SLOT, TensorOf
 from dsjit.trace.reads.library import is_library_code, is_library_file, is_stdlib_file
 from dsjit.trace.reads.lookup import Where, where_stored
@@ -85,10 +86,14 @@ class Observer:
     """Records what `function(*args, **kwargs)` reads and writes while the `with` block runs.
 
     function: a function, bound method, `functools.partial`, callable object or `nn.Module`.
+    open_paths: where numbers are that change from call to call (see `trace.numbers.open_places`).
     Only the thread that enters is observed. Whatever happens inside, everything patched is put back.
     """
 
-    def __init__(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def __init__(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any],
+        open_paths: frozenset[Path] = frozenset(),
+    ) -> None:  # fmt: skip
         self._function = function
         self._args = args
         self._kwargs = dict(kwargs)
@@ -97,6 +102,8 @@ class Observer:
         self._notes = self._scopes.notes = Notes(self._scopes, self._state.grad_mode)
         self.before = self._notes.before
         self._accumulators = self._scopes.accumulators = Accumulators(self._notes)
+        self.open_places = OpenPlaces(open_paths, self._notes, self._accumulators.has_read)
+        self._scopes.open_paths = open_paths
         self.leaks = LeakWatch(self._notes.found, self._scopes.classes)
         self._lookups: dict[tuple[type, str], Where] = {}
         self.seen: set[tuple[int, str]] = set()
@@ -112,7 +119,6 @@ class Observer:
         self.asks_for_gradients = False
         self._on_import: Callable[[], None] = lambda: None
 
-    # ---------------------------------------------------------------- the trace's begin and end
     def __enter__(self) -> Observer:
         """Raises CaptureError when this thread is being traced already, or under a mode or profiler of others."""
         mode = foreign_modes()
@@ -147,6 +153,7 @@ class Observer:
                 steps.callback(gc.enable)
             steps.callback(self._hook.stop)
         self._notes.source = UNKNOWN_SOURCE
+        self.open_places.restore()
         try:
             self._scopes.note_hooks()
             self._accumulators.finish()
@@ -182,7 +189,8 @@ class Observer:
 
     def is_settled(self) -> bool:
         """Whether what existed before the call is now as it was then, as far as what it is can be known."""
-        return not self._problems and bool(self._undisturbed(self._finder.finds_nothing, self._state.grad_mode))
+        with self.open_places.withdrawn():
+            return not self._problems and bool(self._undisturbed(self._finder.finds_nothing, self._state.grad_mode))
 
     def locate(self, obj: object) -> Location | None:
         """How a compiled call finds an object that existed before."""
@@ -279,7 +287,7 @@ class Observer:
         native: whether known objects may be checked by native code; the result is the same either way.
         shapes: which shapes the inputs may have, when these are open. shared: memory of which several are parts.
         """
-        slots = self._slots_of(input_paths)
+        slots = self._notes.slots_of(input_paths)
         facts = self._notes.guarded_facts(self.asks_for_gradients)
         return Guard(
             function=self._function,
@@ -301,13 +309,6 @@ class Observer:
         """Forget all that was met: the life of the user's objects must not depend on the next collection."""
         for part in (self._notes.before, self._notes, self._scopes.accumulators, self._scopes, self.leaks, self):
             vars(part).clear()
-
-    def _slots_of(self, paths: Sequence[Path]) -> dict[Path, int]:
-        slots = {node.path: node.slot for node, _ in self._notes.metadata}
-        for path in paths:
-            if path not in slots:
-                raise ValueError(f"{path} is not the path of a tensor that this trace met")
-        return slots
 
     # ---------------------------------------------------------------- events
 
@@ -354,25 +355,29 @@ class Observer:
     def _on_level(self, logger: logging.Logger, level: int) -> None:
         self.note_answer(logger, f"logger({logger.name})", Asked("isEnabledFor", type(logger).isEnabledFor, (level,)))
 
-    def on_read(self, obj: object, name: str, value: object) -> None:
-        """An attribute of an instance was found by the default lookup."""
+    def on_read(self, obj: object, name: str, value: object) -> bool:
+        """An attribute of an instance was found by the default lookup. Returns whether another value is there now."""
         key = (id(obj), name)
         if key in self.seen or self._busy:
-            return
+            return False
         node = self._notes.nodes.get(id(obj))
         if node is not None:
             optimizes = issubclass(type(obj), torch.optim.Optimizer)
             if optimizes and self._undisturbed(self._open_numbers.on_read, name, sys._getframe(2).f_code):
                 self._undisturbed(self._note_read, node, name, value)
-                return
+                return False
             if type(value) in CANDIDATES or self._notes.numbers.is_traced(value):
                 frame = sys._getframe(2)
                 if name == "__dict__" and frame.f_code in _MODULE_WRITERS:
-                    return
-                if may_add(frame.f_code, name) and self._undisturbed(self._note_addition, node, name, value, frame):
-                    return
+                    return False
+                adds = may_add(frame.f_code, name) and not self.open_places.is_open(node, name)
+                if adds and self._undisturbed(self._note_addition, node, name, value, frame):
+                    return False
             self.seen.add(key)
+            opened = len(self.open_places.opened)
             self._undisturbed(self._note_read, node, name, value)
+            return len(self.open_places.opened) > opened
+        return False
 
     def on_missing(self, obj: object, name: str) -> None:
         """The default lookup found nothing (a `__getattr__` may still answer)."""
@@ -406,20 +411,15 @@ class Observer:
 
     def _undisturbed(self, note: Callable[..., Any], *arguments: Any) -> Any:
         """Call `note` without seeing its own reads and calls."""
-        before = self._busy
-        self._busy = True
-        self._hook.muted[0] = 1
-        self._notes.source = None
-        try:
-            answer = note(*arguments)
-            self.leaks.on_notes()
-            return answer
-        except Exception as error:
-            self._unobservable(error)
-            return None
-        finally:
-            self._busy = before
-            self._hook.muted[0] = int(before)
+        with self.undisturbed():
+            self._notes.source = None
+            try:
+                answer = note(*arguments)
+                self.leaks.on_notes()
+                return answer
+            except Exception as error:
+                self._unobservable(error)
+                return None
 
     @contextmanager
     def undisturbed(self) -> Iterator[None]:
@@ -461,7 +461,7 @@ class Observer:
 
     def _note_write(self, node: Node, name: str, value: object, frame: types.FrameType) -> None:
         key = id(node.obj), name
-        current = stored_attribute(node.obj, name)
+        current = self.open_places.original(stored_attribute(node.obj, name))
         step = stored_step(node.obj, name)
         if key not in self._sources:
             self._sources[key] = blame(frame) or UNKNOWN_SOURCE

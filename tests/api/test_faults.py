@@ -373,19 +373,40 @@ def test_a_fault_in_any_step_of_a_program_leaves_what_an_eager_call_leaves(
     assert failed >= 5, "few steps were reached"
 
 
-@pytest.mark.parametrize("name", ["value_to_hand_out", "hand_out"])
+@pytest.mark.parametrize("place", ["taken:_value_to_hand_out", "numbers:Numbers.hand_out"])
 def test_a_fault_in_handing_out_a_number_leaves_what_an_eager_call_leaves(
-    name: str, monkeypatch: pytest.MonkeyPatch
+    place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def f(x: torch.Tensor) -> Any:
         amount = x.sum().item()
         return x * amount, amount + 1
 
     jitted = dsjit.jit(f)
-    with injected(Stage(f"dsjit.trace.numbers.numbers:Numbers.{name}"), Fault, monkeypatch) as injection:
+    with injected(Stage(f"dsjit.trace.numbers.{place}"), Fault, monkeypatch) as injection:
         for number in range(CALLS):
             assert_same(jitted(argument(number)), f(argument(number)))
     assert injection.happened
+
+
+@pytest.mark.parametrize(
+    "name", ["OpenPlaces.open", "OpenPlaces.on_fact", "OpenPlaces.arguments", "OpenPlaces.restore"]
+)
+def test_a_fault_in_opening_a_number_leaves_what_an_eager_call_leaves(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = {"eager": 0, "jitted": 0}
+
+    def f(x: torch.Tensor, n: int, key: str) -> Any:
+        counts[key] = counts[key] + n
+        return x * counts[key] + n
+
+    jitted = dsjit.jit(f)
+    with torch.no_grad(), injected(Stage(f"dsjit.trace.numbers.open_places:{name}", run=2), Fault, monkeypatch):
+        for number in range(5):
+            with warnings.catch_warnings(action="ignore"):
+                assert_same(jitted(argument(0), number, "jitted"), f(argument(0), number, "eager"))
+            assert counts["eager"] == counts["jitted"]
+            assert type(counts["jitted"]) is int
 
 
 def raise_fault(*args: Any, **kwargs: Any) -> None:

@@ -100,6 +100,10 @@ class Accumulators:
         keys = [load.key[1] if load.key[0] == "constant" else ABSENT for load in loads if load.key is not None]
         return type(value) not in _NUMBERS and self._grow(node, step, value, loads, keys)
 
+    def has_read(self, key: Key) -> bool:
+        """Whether what is there was read for an addition."""
+        return key in self._numbers or key[0] in self._containers
+
     def store_name(self, node: Node, step: Step, value: Any) -> None:
         """A global or closure variable may be stored to, and is not loaded."""
         key = self._notes.before.key(node.obj, step)

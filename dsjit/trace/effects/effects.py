@@ -25,7 +25,7 @@ from dsjit.trace.effects.writes import (
     Write,
     written_place,
 )
-from dsjit.trace.reads.facts import ArrayOf, Constant, NumberOf, Present, SameAs, TensorOf
+from dsjit.trace.reads.facts import ArrayOf, Constant, NumberOf, OpenNumber, Present, SameAs, TensorOf
 from dsjit.trace.reads.notes import Node, Notes, may_change_unseen
 from dsjit.trace.reads.patching import PATCHED_NAMES
 from dsjit.trace.reads.paths import (
@@ -319,7 +319,8 @@ def changing_facts(notes: Notes, effects: Iterable[Effect]) -> frozenset[int]:
     for position, (fact, (node, _)) in enumerate(zip(notes.facts, notes.found, strict=True)):
         expectation = fact.expectation
         through = fact.parent in slots or (isinstance(expectation, SameAs) and expectation.slot in slots)
-        loose = isinstance(expectation, NumberOf | Present) or isinstance(fact.step, Asked) or fact.step == GRAD
+        free = isinstance(expectation, NumberOf | OpenNumber | Present)
+        loose = free or isinstance(fact.step, Asked) or fact.step == GRAD
         if through or loose or id(node.obj) in owners or notes.before.key(node.obj, fact.step) in places:
             found.add(position)
             if fact.slot >= 0:

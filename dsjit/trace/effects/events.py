@@ -39,21 +39,21 @@ class Printed:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """Text written to `sys.stdout` or `sys.stderr` (`stream` is the name), or its flush without text."""
+    """Text written to `sys.stdout` or `sys.stderr` (`stream` is the name), or its flush. Told with the text."""
 
     stream: str
-    text: str | None
+    flushes: bool
     source: Source
 
     def __str__(self) -> str:
-        return f"writes to sys.{self.stream}" if self.text else f"flushes sys.{self.stream}"
+        return f"flushes sys.{self.stream}" if self.flushes else f"writes to sys.{self.stream}"
 
     def tell(self, values: list[Any]) -> None:
         stream = getattr(sys, self.stream)
-        if self.text is None:
+        if self.flushes:
             stream.flush()
         else:
-            stream.write(self.text)
+            stream.write(*values)
 
 
 @dataclass(frozen=True, slots=True)

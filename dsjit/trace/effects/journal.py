@@ -14,20 +14,21 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from types import CodeType, FrameType, FunctionType, TracebackType
+from types import CodeType, FrameType, FunctionType, MethodType, TracebackType
 from typing import Any, Final, Protocol
 
 import torch
 
 from dsjit.trace.effects.events import Event, Logged, Printed, Warned, Written, frame_above, place_of
 from dsjit.trace.effects.stand_in import StandIn, behind
+from dsjit.trace.effects.text import Marks, Text
 from dsjit.trace.numbers.tables import plain
 from dsjit.trace.reads.facts import is_constant
 from dsjit.trace.reads.library import is_library_file, is_own_file
 from dsjit.trace.reads.paths import Asked
 from dsjit.trace.recording.source import SourceFinder
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "tells"]
 
 _STREAMS: Final = ("stdout", "stderr")
 _MEMORY: Final = (io.StringIO, io.BytesIO)
@@ -53,6 +54,7 @@ class Journal:
 
     is_traced: the Value of a number that the call took out of a tensor; None for others. pin_all: makes each of these
         numbers one that every run has to see again. caller: of dsjit's code, what calls the traced function.
+    marks: what stands for the text of such numbers.
     """
 
     def __init__(
@@ -61,8 +63,10 @@ class Journal:
         is_traced: Callable[[object], object],
         pin_all: Callable[[], None] = lambda: None,
         caller: CodeType | None = None,
+        marks: Marks | None = None,
     ) -> None:
         self._base = caller
+        self._marks = Marks() if marks is None else marks
         self._is_traced = is_traced
         self._pin_all = pin_all
         self.events: list[tuple[Event, list[Any]]] = []
@@ -104,11 +108,12 @@ class Journal:
             show(*shown, **{**options, "file": file})
 
     def on_write(self, name: str, stream: Any, text: str | None) -> Any:
+        kept = self._marks.read(text) if isinstance(text, str) else text
         with self._shield():
             if self._is_told(stream):
-                self.events.append((Written(name, text, self._sources.current()), []))
+                self.events.append((Written(name, text is None, self._sources.current()), [kept]))
         with self._unseen():
-            return stream.flush() if text is None else stream.write(text)
+            return stream.flush() if text is None else stream.write(str(kept))
 
     def on_record(self, handle: Callable[..., Any], logger: logging.Logger, record: logging.LogRecord) -> Any:
         kept = False
@@ -117,7 +122,7 @@ class Journal:
         if not kept:
             return handle(logger, record)
         with self._unseen():
-            record.args = _shown(record.args)
+            record.msg, record.args = self._readable(record.msg), _shown(self._readable(record.args))
             return handle(logger, record)
 
     def _keep_record(self, logger: logging.Logger, record: logging.LogRecord) -> bool:
@@ -131,6 +136,9 @@ class Journal:
             plain = self._is_plain(record.msg) and self._is_plain(record.args)
             message, arguments = (self._copy(record.msg), self._copy(record.args)) if plain else ("", ())
         if not plain:
+            if type(record.args) in (tuple, dict):
+                record.args = self._readable(record.args)
+            record.msg = self._readable(record.msg)
             self._pin_all()  # text is made of them, which asks nobody
             message, arguments = record.getMessage(), ()
         if type(arguments) is dict:
@@ -181,7 +189,17 @@ class Journal:
             return all(map(self._is_plain, value))
         return is_constant(value) or self._is_traced(value) is not None
 
+    def _readable(self, value: Any) -> Any:
+        """`value` without marks, as a look at its numbers finds it."""
+        if type(value) is str:
+            return str(self._marks.read(value))
+        if type(value) is dict:
+            return {key: self._readable(item) for key, item in value.items()}
+        return type(value)(map(self._readable, value)) if type(value) in (list, tuple) else value
+
     def _copy(self, value: Any) -> Any:
+        if type(value) is str:
+            return self._marks.read(value)
         if isinstance(value, torch.Tensor):
             if type(value) is torch.Tensor and not value.requires_grad:
                 return value.clone(memory_format=torch.preserve_format)
@@ -225,6 +243,8 @@ def _shown(value: Any) -> Any:
         return plain(value)
     if type(value) is dict:
         return {key: _shown(item) for key, item in value.items()}
+    if type(value) is Text:
+        return str(value)
     return type(value)(map(_shown, value)) if type(value) in (list, tuple) else value
 
 
@@ -277,6 +297,12 @@ def _raises(module: Any, text: str, category: type[Warning], blamed: str, line: 
         ):
             return bool(action == "error")
     return bool(module.defaultaction == "error")
+
+
+def tells(callee: Any) -> bool:
+    """Whether it is the stand-in of `print`, or the `write` of a standard stream's."""
+    writes = isinstance(callee, MethodType) and isinstance(callee.__self__, _Stream)
+    return isinstance(callee, _Print) or (writes and callee.__func__ is _Stream.write)
 
 
 # -- stand-ins ---------------------------------------------------------------------------------------------------------

@@ -10,12 +10,13 @@ import enum
 import types
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, cast
 
 import torch
 
 from dsjit.trace.effects.stand_in import StandIn
+from dsjit.trace.effects.text import Formatted, Text
 from dsjit.trace.reads.library import is_library_code, is_plumbing
 
 __all__ = ["Existing", "Fixed", "Hole", "Template", "TemplateError", "TemplateMaker", "build_template"]
@@ -37,6 +38,13 @@ class NumberHole:
     """The content of tensor number `index`, as a Python number."""
 
     index: int
+
+
+@dataclass(frozen=True, slots=True)
+class TextOf:
+    """A string in pieces: strings, and how the numbers in holes are formatted."""
+
+    pieces: tuple[str | tuple[Formatted, Template], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +84,7 @@ class Again:
     label: int
 
 
-Template: TypeAlias = Hole | NumberHole | Fixed | Existing | Born | Again
+Template: TypeAlias = Hole | NumberHole | TextOf | Fixed | Existing | Born | Again
 
 IMMUTABLE = (
     type(None), bool, int, float, complex, str, bytes, range, slice, type, enum.Enum, torch.dtype, torch.device,
@@ -139,6 +147,9 @@ class TemplateMaker:
             raise TemplateError("the call hands out a size")
         if isinstance(obj, StandIn):
             return Fixed(obj.original)
+        if type(obj) is Text:
+            holes = [each if isinstance(each, str) else (each, self.make(each.number)) for each in obj.pieces]
+            return TextOf(tuple([each if isinstance(each, str) else (_emptied(each[0]), each[1]) for each in holes]))
         if isinstance(obj, types.FunctionType) and not self.existed(obj):
             if obj.__closure__ and not is_library_code(obj.__code__, obj.__globals__):
                 raise TemplateError(f"the call hands out {obj.__qualname__}, a function with a closure made in it")
@@ -149,8 +160,10 @@ class TemplateMaker:
             return Again(self.labels[id(obj)])
         if self.existed(obj):
             return Existing(self.find(obj))
-        label = self.labels[id(obj)] = len(self.labels)
         self.kept.append(obj)
+        if isinstance(obj, tuple) and all(type(item) in IMMUTABLE and self.is_traced(item) is None for item in obj):
+            return Fixed(obj)
+        label = self.labels[id(obj)] = len(self.labels)
         return self._born(obj, label)
 
     def _hole(self, obj: torch.Tensor | float | torch.SymInt) -> int:
@@ -162,8 +175,6 @@ class TemplateMaker:
     def _born(self, obj: Any, label: int) -> Template:
         cls = type(obj)
         if isinstance(obj, tuple):
-            if all(type(item) in IMMUTABLE and self.is_traced(item) is None for item in obj):
-                return Fixed(obj)
             return Born(label, cls, items=tuple(self.make(item) for item in obj))
         pairs: tuple[tuple[Template, Template], ...] = ()
         items: tuple[Template, ...] = ()
@@ -177,6 +188,11 @@ class TemplateMaker:
             raise TemplateError(f"the call hands out a {cls.__qualname__}, which cannot be built anew on each call")
         limit = obj.maxlen if isinstance(obj, deque) else None
         return Born(label, cls, items, pairs, tuple((k, self.make(v)) for k, v in _attributes(obj)), limit)
+
+
+def _emptied(formatted: Formatted) -> Formatted:
+    """How any number is formatted so."""
+    return replace(formatted, number=None)
 
 
 def _has_symbols(obj: Any) -> bool:
@@ -208,6 +224,13 @@ def build_template(
         return tensors[template.index].item()
     if isinstance(template, Fixed):
         return template.value
+    if isinstance(template, TextOf):
+        return "".join(
+            [
+                piece if isinstance(piece, str) else piece[0].render(build_template(piece[1], tensors, existing, made))
+                for piece in template.pieces
+            ]
+        )
     if isinstance(template, Existing):
         return existing[template.number]
     if isinstance(template, Again):

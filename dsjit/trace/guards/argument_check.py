@@ -35,6 +35,7 @@ from dsjit.trace.reads.facts import (
     Missing,
     NumberOf,
     OfType,
+    OpenNumber,
     Present,
     SameAs,
     TensorOf,
@@ -215,7 +216,8 @@ def _read(fact: Fact, parent: str, kind: type | None, number: int, namespace: di
             return f"len({parent})"
         if isinstance(step, Keys):
             return f"tuple({parent})"
-        if isinstance(step, Item) and type(step.key) is str and not isinstance(fact.expectation, NumberOf | Present):
+        free = isinstance(fact.expectation, NumberOf | OpenNumber | Present)
+        if isinstance(step, Item) and type(step.key) is str and not free:
             return f"{parent}[{step.key!r}]"
     namespace[f"get{number}"] = step.get
     return f"get{number}({parent})"

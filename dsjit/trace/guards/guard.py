@@ -30,6 +30,7 @@ from dsjit.trace.reads.facts import (
     shorten,
     walk,
 )
+from dsjit.trace.reads.paths import Path
 from dsjit.trace.reads.torch_state import TorchState
 from dsjit.trace.shapes.open_shapes import OpenShapes
 
@@ -326,6 +327,22 @@ class Guard:
             return Change("object", "inputs that shared memory lie otherwise")
         sizes = None if self._shapes is None else self._shapes.why_not(inputs)
         return None if sizes is None else Change("sizes", sizes)
+
+    def changed_numbers(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> frozenset[Path]:
+        """Where there was an int or a float, and is another one of its type now; as far as the facts can be walked."""
+        slots = self._new_slots(args, kwargs)
+        found: set[Path] = set()
+        for fact in self._facts:
+            value = fact.step.get(slots[fact.parent])
+            if not holds(fact.expectation, value, slots):
+                if type(fact.expectation) is Constant and type(value) in (int, float):
+                    if type(value) is type(fact.expectation.value):
+                        found.add(fact.path)
+                elif not (isinstance(fact.expectation, TensorOf) and isinstance(value, torch.Tensor)):
+                    break
+            if fact.slot >= 0:
+                slots[fact.slot] = value
+        return frozenset(found)
 
     def describe(self) -> list[GuardLine]:
         """Everything that must hold, one line for each fact (lengths and keys of containers included)."""

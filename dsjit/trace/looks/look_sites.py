@@ -30,7 +30,16 @@ from dsjit.trace.looks.frame_stack import stack_entry
 from dsjit.trace.looks.outcome import OutcomeKind
 from dsjit.trace.reads.paths import ABSENT, instance_dict, static_lookup
 
-__all__ = ["CallSite", "LookSite", "call_site", "is_conversion", "look_site", "passes_on", "running_offset"]
+__all__ = [
+    "CallSite",
+    "LookSite",
+    "call_site",
+    "is_conversion",
+    "look_site",
+    "passes_on",
+    "running_offset",
+    "stack_heights",
+]
 
 _IDLE: Final = frozenset({"CACHE", "PRECALL", "NOP", "EXTENDED_ARG"})
 _NAMES: Final = frozenset({"LOAD_FAST", "LOAD_FAST_CHECK", "LOAD_DEREF"})
@@ -163,6 +172,12 @@ def passes_on(frame: types.FrameType, callee: types.CodeType) -> bool:
     if type(function) is types.MethodType:
         function = function.__func__
     return type(function) is types.FunctionType and function.__code__ is callee
+
+
+def stack_heights(code: types.CodeType) -> dict[int, int]:
+    """How high the stack is before each instruction of `code`, by offset; handlers of exceptions are left out."""
+    body = list(dis.get_instructions(code))
+    return {offset: height.before for offset, height in _heights(body, []).items()}
 
 
 def is_conversion(frame: types.FrameType, kind: type) -> bool:

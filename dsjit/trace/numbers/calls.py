@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Mapping, MutableSequence
+from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol
 
@@ -122,6 +122,10 @@ _KEEPING: Final = _functions(
 """Functions that hand a number on to ATen as it is, whatever it is."""
 
 _ASSIGNING: Final = _functions("__setitem__")
+
+_WITHOUT_MEMORY: Final = _functions("add", "sub", "subtract", "rsub", "__rsub__", "masked_fill", "fill", "where")
+"""Functions whose derivative does not depend on an operand that is a number."""
+
 _MAKING: Final = _functions("tensor", "as_tensor", "new_tensor") | _ASSIGNING
 """Functions that make a tensor of the number before they call ATen."""
 
@@ -315,7 +319,6 @@ def call_with_numbers(
     numbers: Numbers,
     passed: list[float],
     function: Any,
-    arguments: tuple[Any, ...],
     call: Callable[[], Any],
 ) -> Any:
     """The result of `call`, a call of `function` with the numbers `passed` among its arguments.
@@ -325,7 +328,6 @@ def call_with_numbers(
     """
     number, makes_constants = passed[0], _makes_constants(function)
     unknown = len(passed) > 1 or not (makes_constants or _keeps_numbers(function))
-    unknown = unknown or (torch.is_grad_enabled() and _require_gradients(arguments))
     if unknown or (_depends_on_nan(function) and number != number):
         for each in passed:
             numbers.pin(each)
@@ -350,24 +352,26 @@ def call_with_numbers(
         limit = _replace_constant(recorder, start, known, value, source, function in _ASSIGNING)
     elif len(looks) == look_count:
         limit = _replace_number(memory.nodes, start, number, value, memory.fresh)
+    if limit is not None and _is_kept_for_backward(function, result, memory.nodes[start:]):
+        limit = None
     if limit is not None and not numbers.may_exceed(number, limit):
         return result
     if limit is not None and isinstance(number, float) and abs(plain(number)) <= limit:
         within = _check_limit(memory, start, value, limit, source)
         looks.insert(look_count, Look(start + 2, OutcomeKind.TRUTH, (within,), True, alive, source))
         return result
-    looks.insert(look_count, Look(start, OutcomeKind.NUMBER, (value,), number_outcome(number), alive, source))
+    if not numbers.settle(number):
+        looks.insert(look_count, Look(start, OutcomeKind.NUMBER, (value,), number_outcome(number), alive, source))
     numbers.mark_pinned(number)
     return result
 
 
-def _require_gradients(arguments: Any) -> bool:
-    """Whether there are tensors among (nested) arguments that require gradients."""
-    if isinstance(arguments, torch.Tensor):
-        return arguments.requires_grad
-    if isinstance(arguments, dict):
-        arguments = tuple(arguments.values())
-    return isinstance(arguments, tuple | list) and any(map(_require_gradients, arguments))
+def _is_kept_for_backward(function: Any, result: Any, nodes: Sequence[Node]) -> bool:
+    """Whether autograd keeps the number, as the plain one that it was called with, for a backward in the call."""
+    results = result if isinstance(result, tuple | list) else (result,)
+    if not any(isinstance(each, torch.Tensor) and each.requires_grad for each in results):
+        return False
+    return function not in _WITHOUT_MEMORY or any(node.op is with_number for node in nodes)
 
 
 def _check_limit(memory: Memory, start: int, value: Value, limit: float, source: Source) -> Value:

@@ -87,10 +87,17 @@ def is_harmless_call(function: Any, caller: types.CodeType) -> bool:
         return True
     if isinstance(module, str) and module.partition(".")[0] == "torch":
         return module in _TORCH_FUNCTIONS or function.__name__.startswith(_TORCH_QUERIES)
+    if isinstance(owner, type) and function == _asks_class(owner):
+        return True
     if owner is None or isinstance(owner, types.ModuleType | type):
         return bool(module == "_abc") or function.__qualname__ == "object.__new__"
     keeps: bool = type(owner).__module__ in ("_thread", "_contextvars")
     return keeps or id(static_lookup(type(owner), function.__name__)) in _METHODS
+
+
+def _asks_class(cls: type) -> Any:
+    """`isinstance(..., cls)`, as classes themselves answer it."""
+    return type.__dict__["__instancecheck__"].__get__(cls)
 
 
 def is_of_torch(function: Any) -> bool:

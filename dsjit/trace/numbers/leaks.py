@@ -88,7 +88,7 @@ _BASES: Final = frozenset(
 _HEAP_TYPE: Final = 1 << 9
 _IMMUTABLE_TYPE: Final = 1 << 8
 
-_HARMLESS_OBJECTS: Final = ("_thread", "re", "_sre", "weakref", "typing", "abc", "_abc", "_contextvars")
+_HARMLESS_OBJECTS: Final = ("_thread", "re", "_sre", "weakref", "typing", "abc", "_abc", "_contextvars", "_io")
 """Modules whose C types have no arithmetic with floats, and no callable instances."""
 
 
@@ -193,6 +193,9 @@ _AUDITED: Final = frozenset(
 run time are parameters of modules; what they ask the type of are modules and tensors.)"""
 
 
+_FORMAT: Final = torch.Tensor.__format__.__code__
+"""What asks the number in a tensor for its text."""
+
 _FORMATTING: Final = frozenset({"getMessage", "format", "formatMessage", "_format"})
 """What `logging` does with the arguments of a record when it is shown; the journal shows it plain floats."""
 
@@ -221,6 +224,8 @@ def _library_harm(running: _Running) -> Harm | None:
 def harmful_code(code: types.CodeType, scope: dict[str, Any]) -> Harm | None:
     """What is harmful about code that runs in the globals `scope`, or None: its instructions, and what its names
     reach in its globals and in modules."""
+    if code is _FORMAT:
+        return None
     if scope.get("__name__") in _AUDITED and not (scope["__name__"] == "logging" and code.co_name in _FORMATTING):
         return None
     if is_library_code(code, scope):

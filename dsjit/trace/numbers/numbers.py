@@ -21,18 +21,20 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Final
+from typing import Any
 
 import torch
 
 from dsjit.ir.graph import Arg, TensorType, Value
 from dsjit.ops.python_numbers import compute, is_int64
-from dsjit.trace.looks.outcome import OutcomeKind
+from dsjit.trace.effects.text import Formatted, Marks
+from dsjit.trace.looks.outcome import Outcome, OutcomeKind
 from dsjit.trace.numbers.conversion import Conversions
+from dsjit.trace.numbers.entries import OWN_REFERENCES, Entry
 from dsjit.trace.numbers.math import MathCalls
 from dsjit.trace.numbers.object import CALLED, become, become_plain, can_become_plain, number_class, revealed_class
+from dsjit.trace.numbers.origins import Origins
 from dsjit.trace.numbers.tables import (
     BINARY,
     BOUNDS,
@@ -45,9 +47,7 @@ from dsjit.trace.numbers.tables import (
     TRUTH,
     TYPES,
     UNARY,
-    WHOLE,
     WHOLE_BOUND,
-    WHOLE_DTYPES,
     NumberRecorder,
     found_among,
     is_finite,
@@ -61,34 +61,23 @@ __all__ = ["Numbers"]
 aten = torch.ops.aten
 
 
-@dataclass(slots=True)
-class _Entry:
-    """A number that was handed out, and its Value.
-
-    bound: what its magnitude cannot exceed as long as it is finite. pinned: its value is an outcome.
-    addition: the operands, when it is a sum, or a difference.
-    """
-
-    number: float
-    value: Value
-    bound: float
-    pinned: bool = False
-    addition: tuple[Any, Any, bool] | None = None
-
-
 class Numbers:
     """The traced numbers of one trace; a context around it.
 
     may_hand_out: whether nothing that could see a number unnoticed is known to the traced code.
+    is_told: whether text that a method of a number makes goes nowhere but to be told (see `trace.effects.text`).
     """
 
     def __init__(self, recorder: NumberRecorder, may_hand_out: Callable[[], bool]) -> None:
         self._recorder = recorder
         self._may_hand_out = may_hand_out
         self._thread = threading.get_ident()
-        self._entries: dict[int, _Entry] = {}
+        self._entries: dict[int, Entry] = {}
         self._classes: dict[type, type[float]] = {}
         self._kinds: frozenset[type] = frozenset()
+        self.origins = Origins()
+        self.marks = Marks()
+        self.is_told: Callable[[str], bool] = lambda method: False
         self.math = MathCalls(self)
         self.conversions = Conversions()
 
@@ -97,6 +86,7 @@ class Numbers:
 
     def __exit__(self, *error: object) -> None:
         self.math.withdraw()
+        self.marks.forget()
         self.conversions.stop()
         for entry in self._entries.values():
             become_plain(entry.number)
@@ -107,30 +97,10 @@ class Numbers:
         """The Value of `kind(number)`, of a number with this Value."""
         if value.type == TYPES[kind]:
             return value
-        return self._recorder.emit(compute, (kind, kind, value), {}, TYPES[kind])
-
-    def value_to_hand_out(self, tensor: torch.Tensor) -> Value | None:
-        """The Value of `tensor.item()`; None when a plain number must be handed out, and looked at as one.
-
-        Raises CannotTrace when the tensor cannot be part of a Graph.
-        """
-        whole = tensor.dtype in WHOLE_DTYPES
-        if not (whole or tensor.is_floating_point()) or tensor.numel() != 1 or tensor.device.type != "cpu":
-            return None
-        waits = not whole or self.conversions.can_wait()
-        if not waits or not self._recorder.is_recording() or not can_become_plain() or not self._may_hand_out():
-            return None
-        value = self._recorder.value_of(tensor)
-        if value.type.shape:
-            own_type = TensorType((), tensor.dtype, (), tensor.device)
-            value = self._recorder.emit(aten.view.default, (value, ()), {}, own_type)
-        type_ = WHOLE if whole else SCALAR
-        if tensor.dtype is type_.dtype:
-            return self._recorder.emit(aten.clone.default, (value,), {}, type_)
-        return self._recorder.emit(aten._to_copy.default, (value,), {"dtype": type_.dtype}, type_)
+        return self._emit(compute, (kind, kind, value), {}, TYPES[kind])
 
     def hand_out(self, real: float, value: Value, bound: float) -> float:
-        """`real` as a traced number. bound: see `_Entry`; not needed for ints."""
+        """`real` as a traced number. bound: see `Entry`; not needed for ints."""
         kind = type(real)
         if kind not in self._classes:
             self._recorder.watch_calls()
@@ -140,22 +110,28 @@ class Numbers:
                 self.conversions.revealed = revealed_class(self._classes[kind])
                 self._kinds |= {self.conversions.revealed}
         number = self._classes[kind](real)
-        self._entries[id(number)] = _Entry(number, value, WHOLE_BOUND if kind is int else bound)
+        self._entries[id(number)] = Entry(number, value, WHOLE_BOUND if kind is int else bound)
         return number
 
     def adopt(self, number: float, value: Value) -> None:
         """Another trace in lockstep with this one handed out `number`, which has this Value here."""
-        self._entries[id(number)] = _Entry(number, value, math.inf)
+        self._entries[id(number)] = Entry(number, value, math.inf)
 
     def of_constant(self, number: float) -> float:
         """A number of Python's as a traced one: for other rounds of a loop it is another."""
         kind = type(number)
-        value = self._recorder.emit(compute, (kind, operator.pos, number), {}, TYPES[kind])
+        value = self._emit(compute, (kind, operator.pos, number), {}, TYPES[kind])
         return self.hand_out(number, value, math.inf)
 
-    def may_trace(self) -> bool:
-        """Whether traced numbers may be given to the code that is running."""
-        known = self._recorder.is_recording() and can_become_plain() and self.conversions.can_wait()
+    def of_caller(self, number: float, tensor: torch.Tensor, settle: Callable[[], None]) -> float:
+        """A number of the caller's as a traced one. tensor: the input that holds it. settle: see `Origins.plant`."""
+        value = self._recorder.value_of(tensor)
+        self.origins.plant(value, settle)
+        return self.hand_out(number, value, math.inf)
+
+    def may_trace(self, whole: bool = True) -> bool:
+        """Whether traced numbers may be given to the code that is running. whole: ints."""
+        known = self._recorder.is_recording() and can_become_plain() and (not whole or self.conversions.can_wait())
         return known and self._may_hand_out()
 
     def hand_out_converted(self, real: float, value: Value, bound: float) -> float:
@@ -210,14 +186,14 @@ class Numbers:
     def alive(self) -> Iterator[Value]:
         """The Values of numbers that somebody holds, and that are no outcomes yet."""
         for entry in self._entries.values():
-            if not entry.pinned and sys.getrefcount(entry.number) > _OWN_REFERENCES:
+            if not entry.pinned and sys.getrefcount(entry.number) > OWN_REFERENCES:
                 yield entry.value
 
     def held(self) -> Iterator[tuple[float, Value, object]]:
         """The same: the numbers, their Values, and an object that stands for each; not what only sums know of."""
         parts = Counter(id(part) for entry in self._entries.values() for part in (entry.addition or ())[:2])
         for key, entry in self._entries.items():
-            if not entry.pinned and sys.getrefcount(entry.number) > _OWN_REFERENCES + parts[key]:
+            if not entry.pinned and sys.getrefcount(entry.number) > OWN_REFERENCES + parts[key]:
                 yield entry.number, entry.value, entry
 
     def describe(self, number: float) -> tuple[Value, float, bool]:
@@ -232,7 +208,7 @@ class Numbers:
                 if type(entry.number) is self._classes[int]:
                     self.conversions.reveal(frame, entry.number, self._is_open(entry))
 
-    def _is_open(self, entry: _Entry) -> Callable[[], bool]:
+    def _is_open(self, entry: Entry) -> Callable[[], bool]:
         return lambda: not entry.pinned
 
     @contextmanager
@@ -259,8 +235,12 @@ class Numbers:
             return
         self._check_thread()
         entry.pinned = True
-        self._recorder.look_at(OutcomeKind.NUMBER, entry.value, number_outcome(entry.number))
+        self._see_number(entry)
         become_plain(number)
+
+    def settle(self, number: float) -> bool:
+        """The number itself is seen: whether it is known by the guard from now on, so that it is no outcome."""
+        return self.origins.settle(self._entries[id(number)].value)
 
     def mark_pinned(self, number: float) -> None:
         """The number itself was seen, by a look that the caller has noted."""
@@ -270,7 +250,7 @@ class Numbers:
     def pin_all(self) -> None:
         """Any number may be seen that somebody still holds."""
         for key, entry in list(self._entries.items()):
-            if sys.getrefcount(entry.number) <= _OWN_REFERENCES:
+            if sys.getrefcount(entry.number) <= OWN_REFERENCES:
                 del self._entries[key]
             elif not entry.pinned:
                 self.pin(entry.number)
@@ -281,9 +261,9 @@ class Numbers:
         held: references to each number, by id, other than those of this object.
         """
         for key, entry in self._entries.items():
-            if not entry.pinned and sys.getrefcount(entry.number) > _OWN_REFERENCES + held.get(key, 0):
+            if not entry.pinned and sys.getrefcount(entry.number) > OWN_REFERENCES + held.get(key, 0):
                 entry.pinned = True
-                self._recorder.look_at(OutcomeKind.NUMBER, entry.value, number_outcome(entry.number))
+                self._see_number(entry)
 
     def _check_thread(self) -> None:
         if threading.get_ident() != self._thread:
@@ -320,9 +300,9 @@ class Numbers:
         a, b = self._float_value(left), self._float_value(right)
         if not isinstance(a, Value):
             # The first operand of ATen's binary ops is a tensor.
-            a, b = (b, a) if name in ("add", "mul") and isinstance(b, Value) else (self._recorder.constant(a), b)
+            a, b = (b, a) if name in ("add", "mul") and isinstance(b, Value) else (self._constant(a), b)
         bound = BOUNDS[name](self._bound(left), self._bound(right))
-        return self.hand_out(real, self._recorder.emit(BINARY[name], (a, b), {}, SCALAR), bound)
+        return self.hand_out(real, self._emit(BINARY[name], (a, b), {}, SCALAR), bound)
 
     def _has_open(self, *numbers: object) -> bool:
         """Whether one of these numbers is traced, and not pinned."""
@@ -335,7 +315,7 @@ class Numbers:
             return float(number)
         if entry.value.type.dtype is torch.float64:
             return entry.value
-        return self._recorder.emit(aten._to_copy.default, (entry.value,), {"dtype": torch.float64}, SCALAR)
+        return self._emit(aten._to_copy.default, (entry.value,), {"dtype": torch.float64}, SCALAR)
 
     def call(self, function: Callable[..., Any], operands: tuple[Any, ...]) -> Any:
         """`function(*operands)`, of numbers to a number, as Python computes it."""
@@ -358,7 +338,7 @@ class Numbers:
     def _computed(self, kind: type, function: Callable[..., Any], operands: tuple[Any, ...]) -> Value:
         """The Value of `function(*operands)`, which is of this kind."""
         values = [self._entries[id(each)].value if type(each) in self._kinds else plain(each) for each in operands]
-        return self._recorder.emit(compute, (kind, function, *values), {}, TYPES[kind])
+        return self._emit(compute, (kind, function, *values), {}, TYPES[kind])
 
     def math_call(self, function: Callable[..., Any], operands: tuple[Any, ...]) -> Any:
         """A function of `math` is called with `operands`, some of which are numbers or tensors."""
@@ -382,7 +362,7 @@ class Numbers:
             if test is aten.ne.Tensor:
                 self._see_truth(test, (own, own), truth)
             else:
-                size = self._recorder.emit(aten.abs.default, (own,), {}, SCALAR)
+                size = self._emit(aten.abs.default, (own,), {}, SCALAR)
                 self._see_truth(test, (size, math.inf), truth)
         return truth
 
@@ -407,7 +387,7 @@ class Numbers:
             self._see_truth(with_tensor if is_value else with_number, (own, operand), truth)
         else:  # Python compares ints and floats exactly
             value = self._computed(bool, getattr(operator, name), (number, other))
-            self._recorder.look_at(OutcomeKind.TRUTH, value, truth)
+            self._look_at(OutcomeKind.TRUTH, value, truth)
         return truth
 
     def unary(self, name: str, number: float) -> float:
@@ -418,7 +398,7 @@ class Numbers:
         own = self._own(number)
         if own is None or not self._recorder.is_recording():
             return real
-        value = self._recorder.emit(UNARY[name], (own,), {}, SCALAR)
+        value = self._emit(UNARY[name], (own,), {}, SCALAR)
         return self.hand_out(real, value, self._entries[id(number)].bound)
 
     def truth(self, number: float) -> bool:
@@ -446,8 +426,16 @@ class Numbers:
         if kind is float or isinstance(number, int):
             self.pin(number)
             return real
-        self._recorder.look_at(OutcomeKind.INTEGER, own, real)
+        self._look_at(OutcomeKind.INTEGER, own, real)
         return real
+
+    def text(self, number: float, method: str, arguments: tuple[Any, ...]) -> str:
+        """`format(number, ...)`, `str(number)` or `repr(number)`."""
+        text: str = getattr(plain(number), method)(*arguments)
+        if self._own(number) is not None and self._recorder.is_recording() and self.is_told(method):
+            return self.marks.mark(Formatted(number, method, arguments))
+        self.pin(number)
+        return text
 
     def rounded(self, number: float) -> float:
         """`round(number)`."""
@@ -483,13 +471,24 @@ class Numbers:
 
     def _see_truth(self, op: Any, args: tuple[Arg, ...], truth: bool) -> None:
         if self._recorder.is_recording():
-            self._recorder.look_at(OutcomeKind.TRUTH, self._recorder.emit(op, args, {}, TRUTH), truth)
+            self._look_at(OutcomeKind.TRUTH, self._emit(op, args, {}, TRUTH), truth)
 
+    # -- what is recorded ----------------------------------------------------------------------------------------
 
-def _own_references() -> int:
-    """References to a number that only its entry holds, as `sys.getrefcount` counts them."""
-    entry = _Entry(float("0.5"), Value(0, SCALAR), 0.5)
-    return sys.getrefcount(entry.number)
+    def _emit(self, op: Any, args: tuple[Arg, ...], kwargs: Mapping[str, Arg], type_: TensorType) -> Value:
+        value = self._recorder.emit(op, args, kwargs, type_)
+        self.origins.note(value, args)
+        return value
 
+    def _constant(self, number: float) -> Value:
+        value = self._recorder.constant(number)
+        self.origins.note_constant(value)
+        return value
 
-_OWN_REFERENCES: Final = _own_references()
+    def _look_at(self, kind: OutcomeKind, value: Value, outcome: Outcome) -> None:
+        if not self.origins.is_settled(value):
+            self._recorder.look_at(kind, value, outcome)
+
+    def _see_number(self, entry: Entry) -> None:
+        if not self.origins.settle(entry.value):
+            self._recorder.look_at(OutcomeKind.NUMBER, entry.value, number_outcome(entry.number))

@@ -63,6 +63,8 @@ class NumberListener(Protocol):
 
     def pin(self, number: float) -> None: ...
 
+    def text(self, number: float, method: str, arguments: tuple[Any, ...]) -> str: ...
+
 
 def number_class(listener: NumberListener, kind: type[float]) -> type[float]:
     """The class of the traced numbers that report to `listener`. For Python code it is `kind`, which is `float` or
@@ -90,6 +92,8 @@ def number_class(listener: NumberListener, kind: type[float]) -> type[float]:
         entries[f"__r{name}__"] = _binary(listener, kind, name, True)
     for name in COMPARISONS:
         entries[f"__{name}__"] = _comparison(listener, name)
+    for name in ("__format__", "__repr__", "__str__"):
+        entries[name] = _text(listener, name)
     for name, method in {**vars(object), **vars(kind)}.items():
         inherited = name in vars(kind) or name in ("__reduce__", "__reduce_ex__", "__str__")
         if inherited and name not in _SAME and name not in entries:
@@ -130,6 +134,13 @@ def _rounded(listener: NumberListener, kind: type[float]) -> Callable[..., Any]:
             return listener.rounded(self)
         listener.pin(self)
         return kind.__round__(self, ndigits)
+
+    return method
+
+
+def _text(listener: NumberListener, name: str) -> Callable[..., str]:
+    def method(self: float, *arguments: Any) -> str:
+        return listener.text(self, name, arguments)
 
     return method
 

@@ -36,6 +36,7 @@ __all__ = [
     "Missing",
     "NumberOf",
     "OfType",
+    "OpenNumber",
     "Present",
     "SameAs",
     "TensorOf",
@@ -168,6 +169,21 @@ class NumberOf:
 
     def __str__(self) -> str:
         return f"is a {self.type.__qualname__}"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenNumber:
+    """Any float, or any int that int64 holds: the program takes it as an input (`trace.numbers.open_places`)."""
+
+    type: type
+
+    def matches(self, value: object) -> bool:
+        if type(value) is int:
+            return self.type is int and -(1 << 63) <= value < 1 << 63
+        return type(value) is self.type
+
+    def __str__(self) -> str:
+        return f"is any {self.type.__qualname__}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,7 +320,7 @@ def _free(sizes: tuple[int | None, ...] | None) -> str:
 
 
 Expectation: TypeAlias = (
-    Constant | Identical | Missing | Present | NumberOf | OfType | FunctionOf | SameAs | TensorOf | ArrayOf
+    Constant | Identical | Missing | Present | NumberOf | OpenNumber | OfType | FunctionOf | SameAs | TensorOf | ArrayOf
 )
 
 

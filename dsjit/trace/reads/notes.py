@@ -10,7 +10,7 @@ import threading
 import types
 import weakref
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
@@ -181,6 +181,8 @@ class Notes:
         self.source: Source | None = UNKNOWN_SOURCE
         self._sources = SourceFinder()
         self.numbers: TracedNumbers = NoNumbers()
+        self.on_fact: Callable[[int], None] = lambda position: None
+        self.open_owners: frozenset[Path] = frozenset()
         self._meetings = meetings
         self._grad_mode = grad_mode
         self._elements = 0
@@ -225,6 +227,8 @@ class Notes:
             self._record(node, step, expectation, value, NO_SLOT if child is None else child.slot, path)
             if child is not None:
                 self.explore(child)
+            elif type(expectation) is Constant:
+                self.on_fact(len(self.facts) - 1)
         met = self.nodes.get(id(value))
         if met is not None and met.light and met.obj is value:
             self.explore(met)
@@ -237,6 +241,8 @@ class Notes:
         if self.before.original(node.obj, step, container) is not container:
             return False
         path = node.path.then(step)
+        if path in self.open_owners:
+            return False
         child = self._new_node(container, path, node.origin)
         child.light = True
         self._record(node, step, OfType(type(container)), container, child.slot, path)
@@ -339,6 +345,14 @@ class Notes:
         child = self._new_node(table, path, node.origin)
         self._record(node, Attribute(name), OfType(type(table)), table, child.slot, path)
         return child
+
+    def slots_of(self, paths: Sequence[Path]) -> dict[Path, int]:
+        """The slots of tensors, by path. Raises ValueError."""
+        slots = {node.path: node.slot for node, _ in self.metadata}
+        for path in paths:
+            if path not in slots:
+                raise ValueError(f"{path} is not the path of a tensor that this trace met")
+        return slots
 
     def _record(self, node: Node, step: Step, expectation: Expectation, value: Any, slot: int, path: Path) -> None:
         node.known.add(step)

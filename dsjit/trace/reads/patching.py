@@ -29,7 +29,7 @@ PATCHED_NAMES: Final = frozenset({"__getattribute__", "__setattr__", "__delattr_
 
 
 class Listener(Protocol):
-    """Who is told of reads and writes, on its own thread.
+    """Who is told of reads and writes, on its own thread. `on_read` returns whether the attribute must be read again.
 
     seen: (id of an object, name of an attribute) of reads that need no telling again; a module's parameters, buffers
         and submodules with a dot before the name.
@@ -37,7 +37,7 @@ class Listener(Protocol):
 
     seen: set[tuple[int, str]]
 
-    def on_read(self, obj: object, name: str, value: object) -> None: ...
+    def on_read(self, obj: object, name: str, value: object) -> bool: ...
 
     def on_missing(self, obj: object, name: str) -> None: ...
 
@@ -180,8 +180,7 @@ def _wrap_getattribute(current: _Current, original: Callable[[Any, str], Any]) -
         except AttributeError:
             listener.on_missing(self, name)
             raise
-        listener.on_read(self, name, value)
-        return value
+        return original(self, name) if listener.on_read(self, name, value) else value
 
     return opaque if written_in_python else default
 

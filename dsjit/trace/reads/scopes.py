@@ -34,7 +34,7 @@ from dsjit.trace.reads.library import (
 )
 from dsjit.trace.reads.notes import Node, Notes
 from dsjit.trace.reads.patching import PATCHED_NAMES, PATCHES, Patch, patches_for
-from dsjit.trace.reads.paths import ABSENT, Asked, Attribute, Closure, Item, Lookup
+from dsjit.trace.reads.paths import ABSENT, Asked, Attribute, Closure, Item, Lookup, Path
 from dsjit.trace.reads.uses import attribute_loads, name_loads, stores_name
 
 __all__ = ["Scopes"]
@@ -46,7 +46,7 @@ _MUTABLE: Final = (list, dict, set, deque)
 
 class Scopes:
     """What was met by name. Implements `trace.reads.notes.Meetings` for the `notes` that it is given afterwards,
-    with its `accumulators`.
+    with its `accumulators`. open_paths: see `trace.numbers.open_places`.
 
     on_math: called when the module `math` is met.
     classes: their entries when they were met. patches: taken for the instances that were met.
@@ -54,6 +54,7 @@ class Scopes:
 
     notes: Notes
     accumulators: Accumulators
+    open_paths: frozenset[Path] = frozenset()
 
     def __init__(self, on_problem: Callable[[str], None]) -> None:
         self.on_problem = on_problem
@@ -151,6 +152,8 @@ class Scopes:
             return True
         name = step.name if isinstance(step, Closure) else step.key
         if type(value) not in CANDIDATES and not stores_name(code, name):
+            return False
+        if node.path.then(step) in self.open_paths:
             return False
         loads = name_loads(code, name, cell=is_cell)
         if loads is None:

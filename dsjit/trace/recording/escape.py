@@ -110,6 +110,8 @@ class EscapeWatch(TorchFunctionMode):
                 self.on_grad(args[0])
             elif function is torch.Tensor.item:
                 return self.on_item(args[0], lambda: function(*args, **(kwargs or {})))
+            elif function is torch.Tensor.__format__ and args[0].dim() == 0 and type(args[0]) is torch.Tensor:
+                return self.on_item(args[0].detach(), args[0].item).__format__(*args[1:])
             elif function in _CONVERSIONS and args[0].numel() == 1:
                 return self.on_convert(args[0], _CONVERSIONS[function], lambda: function(*args, **(kwargs or {})))
             if self.on_call is None:

@@ -12,7 +12,7 @@ import functools
 import weakref
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -44,23 +44,15 @@ from dsjit.trace.recording.schema import (
     updates_statistics,
 )
 from dsjit.trace.recording.source import SourceFinder
+from dsjit.trace.recording.untraceable import Untraceable, untraceable
 
-__all__ = ["Recorder", "Untraceable"]
+__all__ = ["Recorder"]
 
 aten = torch.ops.aten
 
 _saved_tensor_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 _sequence_number = torch.autograd._get_sequence_nr  # type: ignore[attr-defined]
 """The number that autograd's next node will get; that of the op that is running was made just before."""
-
-
-@dataclass(frozen=True, slots=True)
-class Untraceable:
-    """Why the run cannot become a static Graph, and where. `passing`: an equal call later may be traceable."""
-
-    reason: str
-    source: Source
-    passing: bool = False
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -157,7 +149,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         try:
             recorded = self._arguments(func, args), {k: self._argument(func, v) for k, v in kwargs.items()}
         except Exception as error:
-            self.problems.append(_untraceable(error, source))
+            self.problems.append(untraceable(error, source))
             recorded = None
         if foreign:  # its kernel may be the user's Python
             self.resume()
@@ -174,7 +166,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._record(func, args, kwargs, recorded[0], recorded[1], result, source)
             self.generators.replace(start)
         except Exception as error:
-            self.problems.append(_untraceable(error, source))
+            self.problems.append(untraceable(error, source))
         return result
 
     def _on_escape(self, reason: str) -> None:
@@ -208,7 +200,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
                     listen(*args)
             except Exception as error:
-                self.problems.append(_untraceable(error, self.sources.current()))
+                self.problems.append(untraceable(error, self.sources.current()))
 
         return shielded
 
@@ -217,9 +209,12 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _on_call(self, function: Any, arguments: tuple[Any, ...], call: Callable[[], Any]) -> Any:
         """A torch function is called with traced numbers among its arguments, or with other arguments."""
         passed = self.numbers.among(arguments)
-        if self.problems or not passed:
+        if not passed:
             return call()
-        return call_with_numbers(self, self.numbers, passed, function, arguments, call)
+        if self.problems:
+            with self.numbers.as_plain(passed):
+                return call()
+        return call_with_numbers(self, self.numbers, passed, function, call)
 
     def alive(self) -> tuple[Value, ...]:
         """What Python can still reach: the content of tensors, and numbers."""
@@ -231,7 +226,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def note_failure(self, error: Exception) -> None:
         """Recording failed, which is no concern of the user's."""
-        self.problems.append(_untraceable(error, self.sources.current()))
+        self.problems.append(untraceable(error, self.sources.current()))
 
     def watch_calls(self) -> None:
         self.escapes.on_call = self._on_call
@@ -472,6 +467,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             return self.memory.locate(item)
         value = self.numbers.value(item)
         assert value is not None
+        if any(value is given for given, _ in self.memory.inputs):  # a number of the caller's
+            value = self.emit(aten.clone.default, (value,), {}, value.type)
         return RootView(value, None, None)
 
     def recording(self, name: str) -> Recording:
@@ -484,13 +481,6 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             looks=tuple([replace(look, position=look.position + before) for look in self.looks]),
             constants=dict(self.constants),
         )
-
-
-def _untraceable(error: Exception, source: Source) -> Untraceable:
-    """Whatever goes wrong while recording must not reach the user's function, which can go on."""
-    if isinstance(error, CannotTrace):
-        return Untraceable(error.reason, source)
-    return Untraceable(f"recording failed ({type(error).__name__}: {error})", source, isinstance(error, MemoryError))
 
 
 def _on_cpu(args: tuple[Any, ...]) -> bool:

@@ -28,6 +28,7 @@ from dsjit.ir.polynomial import PolynomialFit
 from dsjit.ops.properties import is_dynamic
 from dsjit.trace.effects.stand_in import Shown, StandIn
 from dsjit.trace.looks.segments import Look
+from dsjit.trace.numbers.taken import value_to_hand_out
 from dsjit.trace.recording.escape import LOOKS
 from dsjit.trace.recording.memory import CannotTrace
 from dsjit.trace.recording.recorder import Recorder
@@ -304,7 +305,7 @@ class Lockstep(TorchFunctionMode):
         for run, recorder in enumerate(self.legs, start=1):
             try:
                 with torch._C._DisableTorchDispatch(), torch._C.DisableTorchFunction():
-                    value = recorder.numbers.value_to_hand_out(self.follower(tensor, run))
+                    value = value_to_hand_out(recorder, self.follower(tensor, run))
             except CannotTrace as stop:
                 raise self.abandon(stop.reason) from None
             if value is None:

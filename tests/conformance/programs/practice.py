@@ -195,7 +195,7 @@ def right_answers_are_counted_as_a_number(play: Play) -> None:
         play(f, whole(3, 4, start=start) % 7, torch.tensor([0, 1, start % 4]))
 
 
-@program()
+@program(traces=2)
 def calls_are_counted_by_name(play: Play) -> None:
     counts: dict[str, int] = {}
     groups: defaultdict[str, int] = defaultdict(int)

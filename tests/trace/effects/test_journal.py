@@ -71,7 +71,7 @@ def test_everything_is_kept_in_order(capsys: pytest.CaptureFixture[str]) -> None
 
     journal, watcher = kept(told)
     assert [type(event) for event, _ in journal.events] == [Printed, Written, Logged, Warned]
-    assert [values for _, values in journal.events[:3]] == [["a", 1], [], ["c %d", (2,), None]]
+    assert [values for _, values in journal.events[:3]] == [["a", 1], ["b\n"], ["c %d", (2,), None]]
     assert capsys.readouterr().out == "a-1\nb\n"
     assert watcher.refused == [] and watcher.asked == ["warnings.raises: False"]
 

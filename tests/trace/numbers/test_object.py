@@ -50,6 +50,11 @@ class Listener:
         self.asked.append("round")
         return round(plain(number))
 
+    def text(self, number: float, method: str, arguments: tuple[Any, ...]) -> str:
+        self.pin(number)
+        text: str = getattr(plain(number), method)(*arguments)
+        return text
+
     def pin(self, number: float) -> None:
         self.asked.append("pin")
         become_plain(number)
