@@ -8,7 +8,7 @@ from rich.table import Table
 from benchmarks import contenders
 from benchmarks.precision import ERROR_ALLOWANCE
 from benchmarks.results import COLD_FRACTION, ContenderResult, Report, WorkloadResult
-from benchmarks.sheet import MISSING, Sheet, microseconds, milliseconds, text_of, times
+from benchmarks.sheet import MISSING, Sheet, compiled_sheet, microseconds, milliseconds, text_of, times
 from benchmarks.training import report as training_report
 
 __all__ = ["broken_promises", "errors", "markdown", "print_report", "sheets", "summary"]
@@ -217,37 +217,11 @@ def _equality(report: Report) -> Sheet:
 
 
 def _work(report: Report) -> Sheet:
-    rows = []
-    for result in report.workloads:
-        cold = result.contender("dsjit").cold
-        if cold and cold.counters:
-            counted = cold.counters
-            reasons = "; ".join(f"{reason} ({count})" for reason, count in counted.eager_reasons.items())
-            rows.append(
-                (
-                    _label(result),
-                    str(counted.calls_compiled),
-                    str(counted.calls_eager) + (f": {reasons}" if reasons else ""),
-                    str(counted.kernels_generated),
-                    str(counted.kernels_reused),
-                    str(counted.ops_in_kernels),
-                    str(counted.ops_in_library),
-                )
-            )
-    return Sheet(
-        "What was compiled",
-        "`dsjit.stats()` after the first two calls and three warm ones; the first call runs eagerly, under the tracer.",
-        (
-            "workload",
-            "calls compiled",
-            "calls eager",
-            "kernels",
-            "kernels reused",
-            "ops in kernels",
-            "ops in library calls",
-        ),
-        rows,
-    )
+    counted = [
+        (_label(result), None if (cold := result.contender("dsjit").cold) is None else cold.counters)
+        for result in report.workloads
+    ]
+    return compiled_sheet("What was compiled", "the first two calls and three warm ones", counted)
 
 
 def _overheads(report: Report) -> Sheet:

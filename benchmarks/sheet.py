@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-__all__ = ["MISSING", "Sheet", "mebibytes", "microseconds", "milliseconds", "percent", "text_of", "times"]
+from dsjit.api.stats import Counters
+
+__all__ = [
+    "MISSING",
+    "Sheet",
+    "compiled_sheet",
+    "mebibytes",
+    "microseconds",
+    "milliseconds",
+    "percent",
+    "text_of",
+    "times",
+]
 
 MISSING = "-"
 
@@ -42,3 +54,28 @@ def mebibytes(count: float) -> str:
 
 def percent(share: float) -> str:
     return f"{share * 100:.1f} %"
+
+
+def compiled_sheet(title: str, calls: str, counted: Iterable[tuple[str, Counters | None]]) -> Sheet:
+    """What dsjit compiled for each workload. calls: which were counted, in words."""
+    rows = []
+    for label, counters in counted:
+        if counters is not None:
+            reasons = "; ".join(f"{reason} ({count})" for reason, count in counters.eager_reasons.items())
+            figures = [counters.kernels_generated, counters.kernels_reused, counters.ops_in_kernels]
+            eager = str(counters.calls_eager) + (f": {reasons}" if reasons else "")
+            rows.append((label, str(counters.calls_compiled), eager, *map(str, figures), str(counters.ops_in_library)))
+    return Sheet(
+        title,
+        f"`dsjit.stats()` after {calls}; the first call runs eagerly, under the tracer.",
+        (
+            "workload",
+            "calls compiled",
+            "calls eager",
+            "kernels",
+            "kernels reused",
+            "ops in kernels",
+            "ops in library calls",
+        ),
+        rows,
+    )

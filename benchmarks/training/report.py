@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from benchmarks import contenders
 from benchmarks.precision import ERROR_ALLOWANCE
-from benchmarks.sheet import MISSING, Sheet, mebibytes, milliseconds, percent, text_of, times
+from benchmarks.sheet import MISSING, Sheet, compiled_sheet, mebibytes, milliseconds, percent, text_of, times
 from benchmarks.training.results import TrainingFigures, TrainingResult
 from benchmarks.training.tasks import CURVE_STEPS
 
@@ -210,37 +210,11 @@ def _cold(results: Results) -> Sheet:
 
 
 def _compiled(results: Results) -> Sheet:
-    rows = []
-    for result in results:
-        cold = result.contender("dsjit").cold
-        if cold and cold.counters:
-            counted = cold.counters
-            reasons = "; ".join(f"{reason} ({count})" for reason, count in counted.eager_reasons.items())
-            rows.append(
-                (
-                    _label(result),
-                    str(counted.calls_compiled),
-                    str(counted.calls_eager) + (f": {reasons}" if reasons else ""),
-                    str(counted.kernels_generated),
-                    str(counted.kernels_reused),
-                    str(counted.ops_in_kernels),
-                    str(counted.ops_in_library),
-                )
-            )
-    return Sheet(
-        "Training: what was compiled",
-        "`dsjit.stats()` after the first two steps and three warm ones; the first call runs eagerly, under the tracer.",
-        (
-            "workload",
-            "calls compiled",
-            "calls eager",
-            "kernels",
-            "kernels reused",
-            "ops in kernels",
-            "ops in library calls",
-        ),
-        rows,
-    )
+    counted = [
+        (_label(result), None if (cold := result.contender("dsjit").cold) is None else cold.counters)
+        for result in results
+    ]
+    return compiled_sheet("Training: what was compiled", "the first two steps and three warm ones", counted)
 
 
 def _scientific(number: float) -> str:
