@@ -373,7 +373,7 @@ def test_a_fault_in_any_step_of_a_program_leaves_what_an_eager_call_leaves(
     assert failed >= 5, "few steps were reached"
 
 
-@pytest.mark.parametrize("place", ["taken:_value_to_hand_out", "numbers:Numbers.hand_out"])
+@pytest.mark.parametrize("place", ["taken:value_to_hand_out", "numbers:Numbers.hand_out"])
 def test_a_fault_in_handing_out_a_number_leaves_what_an_eager_call_leaves(
     place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -169,10 +169,13 @@ def test_no_rows_and_some_rows_are_branches_of_one_tree(function: Callable[..., 
 
 
 def powers(x: torch.Tensor) -> torch.Tensor:
+    """Its ways do not join: the list tells them apart."""
+    doubled = []
     for bit in range(6):
         if x[bit] > 0:
             x = x * 2
-    return x
+            doubled.append(bit)
+    return x * len(doubled)
 
 
 def signs(number: int) -> torch.Tensor:

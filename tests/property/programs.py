@@ -38,6 +38,24 @@ VIEWS: Final[dict[str, Callable[..., Any]]] = {
 }  # fmt: skip
 
 
+def real(a: torch.Tensor) -> torch.Tensor:
+    return a if a.is_floating_point() else a.float()
+
+
+def bounded(a: torch.Tensor) -> torch.Tensor:
+    return a.float().clamp(-9, 9)
+
+
+ROUNDED: Final[dict[str, Callable[..., Any]]] = {
+    "exp": lambda a: real(a).clamp(max=9).exp(), "sigmoid": torch.sigmoid, "tanh": torch.tanh,
+    "sin": lambda a: bounded(a).sin(), "log": lambda a: real(a).abs().log(), "sqrt": lambda a: real(a).abs().sqrt(),
+    "rsqrt": lambda a: real(a).abs().rsqrt(), "gelu": lambda a: torch.nn.functional.gelu(real(a)),
+    "softmax": lambda a: a.float().softmax(-1), "sum": lambda a: bounded(a).sum(-1, keepdim=True),
+    "mean": lambda a: bounded(a).mean(0), "variance": lambda a: torch.var(bounded(a), -1, correction=0),
+}  # fmt: skip
+"""Of one operand; within a tolerance of eager."""
+
+
 @dataclass(frozen=True)
 class Program:
     """steps: (op, position of the first operand, of the second). returned: positions of the results.
@@ -60,11 +78,17 @@ def apply(name: str, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
             return a
         result: torch.Tensor = EXACT[name](a, b)
         return result
-    function = UNARY.get(name) or VIEWS[name]
+    function = UNARY.get(name) or VIEWS.get(name) or ROUNDED[name]
     if a.dim() == 0:
         a = a.reshape(1)
     result = function(a)
     return result if result.numel() <= 4096 else a
+
+
+SMOOTH: Final = tuple(
+    name for name in (*EXACT, *UNARY, *VIEWS) if name in ("add", "mul", "where", "cat", "double", "abs", "clamp")
+)
+"""Such that small errors of the operands stay small ones."""
 
 
 def broadcastable(a: torch.Size, b: torch.Size) -> bool:

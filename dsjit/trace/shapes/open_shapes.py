@@ -92,6 +92,10 @@ class OpenShapes:
             return "an index is out of the range that was recorded"
         return None
 
+    def serves_typical(self) -> bool:
+        """Whether the sizes that the call had are not too small for what it was made into."""
+        return all(extent.at(self.typical) >= smallest for extent, smallest in self._extents)
+
     def pattern(self, number: int) -> tuple[tuple[int | None, ...], tuple[int | None, ...]]:
         """Shape and strides of an input, None where they are open."""
         type_ = self.template.inputs[number]

@@ -308,6 +308,8 @@ def _conclude(
         returned = maker.make([_returned(description, each, run, number) for number, each in enumerate(ended)])
         opener.read([each.segments for each in ended], list(maker.sizes))
     segments = opener.segments(ended[0].segments)
+    if any(segment.sizes is not None and not segment.sizes.serves_typical() for segment in segments):
+        raise Abandoned("a size of the call is 1, and special beside others")
     shapes = opener.shapes_of_inputs(recordings) if places else None
     return Rehearsal(
         guard=observer.build_guard([path for path in paths if path is not None], ended[0].written, shapes=shapes),

@@ -12,8 +12,8 @@ from torch import nn
 import dsjit
 from tests.api.checks import call_compiled
 from tests.models.test_models import ResidualNet, bert, built, gpt2, llama, tensors
-from tests.property.programs import EXACT, ROUNDED, UNARY, VIEWS, Program, inputs, programs
-from tests.property.test_programs import SMOOTH, compare
+from tests.property.programs import EXACT, ROUNDED, SMOOTH, UNARY, VIEWS, Program, inputs, programs
+from tests.property.test_programs import compare
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
