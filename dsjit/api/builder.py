@@ -86,7 +86,8 @@ class Builder:
             if budget is None:
                 with timer.stage("partition"):
                     halves = partition(simplified)
-                training = make_training(simplified, halves, self._graph(halves.forward, timer), self._backward)
+                compile = functools.partial(self._backward, released=halves.released)
+                training = make_training(simplified, halves, self._graph(halves.forward, timer), compile)
             else:
                 with timer.stage("memory_plan"):
                     plan = plan_training(simplified, budget, self._backward)
@@ -107,24 +108,24 @@ class Builder:
             ),
         )  # fmt: skip
 
-    def _backward(self, graph: Graph) -> Compilation:
+    def _backward(self, graph: Graph, released: frozenset[int]) -> Compilation:
         with self.lock, no_collection():
-            return self._graph(graph, StageTimer())
+            return self._graph(graph, StageTimer(), released)
 
-    def _graph(self, graph: Graph, timer: StageTimer) -> Compilation:
+    def _graph(self, graph: Graph, timer: StageTimer, released: frozenset[int] = frozenset()) -> Compilation:
         session, numerics = self.session, self.options.numerics
         gpu = gpu_of(graph) if self.options.backend == "triton" else None
         if gpu is not None:
             return self._found_or_made(
-                ("triton", graph_structure(graph)),
+                ("triton", graph_structure(graph), released),
                 lambda dump: compile_gpu_graph(
-                    graph, numerics, session.environment, session.gpu(gpu), timer, dump, session.fuel
+                    graph, numerics, session.environment, session.gpu(gpu), timer, dump, session.fuel, released
                 ),
             )
         return self._found_or_made(
-            (graph_structure(graph),),
+            (graph_structure(graph), released),
             lambda dump: compile_graph(
-                graph, numerics, session.environment, session.kernels, timer, dump, session.fuel
+                graph, numerics, session.environment, session.kernels, timer, dump, session.fuel, released
             ),
         )
 

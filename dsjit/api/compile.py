@@ -97,10 +97,11 @@ def compile_graph(
     timer: StageTimer,
     dump: Dump | None,
     fuel: Fuel | None = None,
+    released: frozenset[int] = frozenset(),
 ) -> Compilation:
     """Optimise, fuse, lower, emit and assemble `graph`.
 
-    fuel: bounds the rewrites. Without it, all are done.
+    fuel: bounds the rewrites. Without it, all are done. released: see `assemble`.
 
     Raises VerificationError (under DSJIT_CHECK=1) and BackendError.
     """
@@ -139,7 +140,9 @@ def compile_graph(
         dump.write("module.ll", result.ir_text)
     with timer.stage("assembly"):
         watch = StepWatch() if environment.check > 0 else None
-        program = assemble(optimized, steps, native, plan.views, compiled, watch=watch, check=environment.check > 0)
+        program = assemble(
+            optimized, steps, native, plan.views, compiled, watch, environment.check > 0, released=released
+        )
     if dump is not None:
         dump.write("program.py", program.source)
     compilation = Compilation(

@@ -44,10 +44,11 @@ def compile_gpu_graph(
     timer: StageTimer,
     dump: Dump | None,
     fuel: Fuel | None = None,
+    released: frozenset[int] = frozenset(),
 ) -> Compilation:
     """Optimise, fuse, lower, emit and assemble `graph` for the GPU that its tensors are on.
 
-    fuel: bounds the rewrites. Without it, all are done.
+    fuel: bounds the rewrites. Without it, all are done. released: see `assemble`.
     Raises VerificationError (under DSJIT_CHECK=1) and BackendError.
     """
     target, fast = gpu_target(machine.device), numerics == "fast"
@@ -75,7 +76,9 @@ def compile_gpu_graph(
         compiled: dict[FusedKernel | Node, CompiledKernel | DeviceKernel] = dict(zip(fused, found.kernels, strict=True))
     with timer.stage("assembly"):
         executor = Executor(machine.device, build_launches, overwrites=False)
-        program = assemble(optimized, steps, native, plan.views, compiled, check=checks, executor=executor)
+        program = assemble(
+            optimized, steps, native, plan.views, compiled, check=checks, executor=executor, released=released
+        )
     if dump is not None:
         dump.write("kernels.py", found.text)
         dump.write("program.py", program.source)

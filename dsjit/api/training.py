@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
+from torch._C._autograd import _get_current_graph_task_keep_graph as keeps_graph
 
 from dsjit.api.compile import Compilation
 from dsjit.api.memory_budget import TrainingMemory
+from dsjit.codegen.program import GuestProgram, Program
 from dsjit.errors import DsjitWarning, GradientError
 from dsjit.ir.graph import Graph, TensorType
 from dsjit.ir.joint_graph import JointGraph
@@ -21,18 +23,20 @@ from dsjit.passes.undefined_gradients import without_gradients
 
 __all__ = ["Training", "make_training"]
 
-Runner: TypeAlias = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
+Runner: TypeAlias = Callable[[Iterable[torch.Tensor]], Sequence[torch.Tensor]]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Backward:
     """run: from what is kept and the defined gradients of results to gradients. places: of each distinct gradient among
-    those; None when it is undefined. compilation: None when the Graph runs op by op."""
+    those; None when it is undefined. compilation: None when the Graph runs op by op. proven: whether `run` went well
+    once, or memory is too short to find out."""
 
     graph: Graph
     places: tuple[int | None, ...]
     run: Runner
     compilation: Compilation | None
+    proven: bool = False
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -81,7 +85,9 @@ class Training:
                 graph, places = without_gradients(graph, tangents, missing)
             else:
                 places = tuple(range(len(graph.outputs)))
-            found = self.backwards[defined] = _Backward(graph, places, *self._compiled(graph))
+            found = self.backwards[defined] = _Backward(
+                graph, places, *self._compiled(graph), proven=self.memory is not None
+            )
         return found
 
     def _compiled(self, graph: Graph) -> tuple[Runner, Compilation | None]:
@@ -89,17 +95,22 @@ class Training:
             compilation = self.compile(graph)
         except Exception as error:  # whatever a compiler may stumble over, op by op it runs
             self._warn(error)
-            return functools.partial(run_reference, graph), None
-        return compilation.program, compilation
+            return functools.partial(_run_op_by_op, graph), None
+        program, host = compilation.program, self.forward.program
+        if isinstance(program, Program) and isinstance(host, Program):
+            return GuestProgram(program, host), compilation
+        return program, compilation
 
     def _warn(self, error: Exception) -> None:
         text = f"the backward of {self.joint.graph.name} runs op by op, without generated kernels: {error!r}"
         warnings.warn(text, DsjitWarning, stacklevel=2)
 
     def run_backward(
-        self, kept: Sequence[torch.Tensor], tangents: Sequence[torch.Tensor | None]
+        self, kept: Sequence[torch.Tensor], own: list[torch.Tensor], tangents: Sequence[torch.Tensor | None]
     ) -> list[torch.Tensor | None]:
-        """The gradients of all inputs. tangents: of the differentiated results, in order."""
+        """The gradients of all inputs. kept: inputs and results of the call; own: what only its backward wants. When
+        the caller holds none of those, each is freed after its last use. tangents: of the differentiated results, in
+        order."""
         defined = tuple([tangent is not None for tangent in tangents])
         backward = self.backward(defined)
         given = [
@@ -107,12 +118,20 @@ class Training:
             for tangent, type_ in zip(tangents, self.tangents, strict=True)
             if tangent is not None
         ]
-        taken = [*(kept[number] for number in self.order), *given]
+        every = [*kept, *own]
+        own.clear()
+        taken = [*(every[number] for number in self.order), *given]
+        del every
+        # A backward that has never run through may be one that cannot: then all is wanted for the reference.
+        held = [] if backward.proven else list(taken)
         try:
-            found = backward.run(taken)
+            found = backward.run(_handed_over(taken))
+            backward.proven = True
         except Exception as error:  # nothing was written yet, and what eager raises the reference raises, too
-            reference = functools.partial(run_reference, backward.graph)
-            found = reference(taken)
+            if not (held or taken):
+                raise
+            reference = functools.partial(_run_op_by_op, backward.graph)
+            found = reference(held or taken)
             if not isinstance(error, MemoryError):  # there may be more memory at the next call
                 self.backwards[defined] = replace(backward, run=reference, compilation=None)
             self._warn(error)
@@ -148,6 +167,17 @@ def make_training(
     )
 
 
+def _run_op_by_op(graph: Graph, inputs: Iterable[torch.Tensor]) -> Sequence[torch.Tensor]:
+    return run_reference(graph, list(inputs))
+
+
+def _handed_over(tensors: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The tensors, one by one; who takes them is then the only one to hold them."""
+    tensors.reverse()
+    while tensors:
+        yield tensors.pop()
+
+
 def _laid_out(tangent: torch.Tensor, type_: TensorType) -> torch.Tensor:
     """Autograd hands over gradients with any strides (expanded ones, say)."""
     if tangent.stride() == type_.strides:
@@ -168,8 +198,9 @@ class Compiled(torch.autograd.Function):
         ctx.save_for_backward(
             *[inputs[number] for number in training.kept_inputs],
             *[results[number] for number in training.kept_results],
-            *outputs[count:],
         )
+        # Autograd would hold these until the whole backward has run.
+        ctx.own = outputs[count:]
         if training.undifferentiated:
             ctx.mark_non_differentiable(*[results[number] for number in training.undifferentiated])
         return tuple(results)
@@ -186,4 +217,8 @@ class Compiled(torch.autograd.Function):
         if all(tangent is None for tangent in wanted):
             # Of a later call that this one's results do not reach: what was saved may be freed already.
             return (None,) * (1 + len(training.joint.gradients))
-        return (None, *training.run_backward(ctx.saved_tensors, wanted))
+        kept = ctx.saved_tensors  # raises what eager does when the backward has run before
+        own = list(ctx.own)
+        if not keeps_graph():
+            del ctx.own
+        return (None, *training.run_backward(kept, own, wanted))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch._ops import OpOverload
@@ -35,6 +35,9 @@ __all__ = ["NativePlan", "assemble", "assemble_parts", "choose_steps", "library_
 
 NativePlan: TypeAlias = MatmulPlan | ConvolutionPlan
 """How a library node runs as a native step."""
+
+WORTH_A_BREAK: Final = 256 * 1024
+"""Bytes to be freed, or not to be taken yet, for which a native sequence is broken (one more call, of about 2 us)."""
 
 
 def choose_steps(units: Sequence[FusedKernel | LibraryUnit], views: Views) -> tuple[list[Step], dict[Node, NativePlan]]:
@@ -100,14 +103,17 @@ def assemble(
     watch: StepWatch | None = None,
     check: bool = False,
     executor: Executor = CPU_EXECUTOR,
+    released: frozenset[int] = frozenset(),
 ) -> Program:
     """The Program that runs `steps` in order and returns the Graph's outputs.
 
     native: which library nodes run natively. kernels: of the fused kernels, and of the nodes that have a template.
     watch: is told what each step left in memory; the Program is then not reentrant. check: verify the memory plan;
         raises VerificationError. executor: runs the kernels.
+    released: numbers of inputs that are let go after their last use; results are then made when they are first written.
+        A caller that hands such inputs over, as an iterator that holds none, has their memory free for what follows.
     """
-    assembler = _Assembler(graph, steps, native, views, kernels, watch=watch, executor=executor)
+    assembler = _Assembler(graph, steps, native, views, kernels, watch=watch, executor=executor, released=released)
     return link(assembler.assemble(), check=check)
 
 
@@ -136,6 +142,7 @@ class _Assembler:
     sizes: Mapping[FusedKernel, tuple[int, ...]] | None = None
     watch: StepWatch | None = None
     executor: Executor = CPU_EXECUTOR
+    released: frozenset[int] = frozenset()
     aliases: dict[Value, Value] = field(init=False)
     placement: Placement = field(init=False)
     lines: list[str] = field(default_factory=list)
@@ -145,7 +152,9 @@ class _Assembler:
     bound: dict[Any, str] = field(default_factory=dict)
     pending: list[Call] = field(default_factory=list)
     sequences: dict[str, tuple[Call, ...]] = field(default_factory=dict)
+    made: set[int] = field(default_factory=set)
     dropped: list[str] = field(default_factory=list)
+    dropped_bytes: int = 0
     arena_tensors: dict[ArenaTensor, int] = field(default_factory=dict)
     variables: dict[Value, str] = field(default_factory=dict)
     constants: list[torch.Tensor] = field(default_factory=list)
@@ -159,9 +168,15 @@ class _Assembler:
         for step in self.steps:
             for value in self._native_values(step):
                 place = self.placement.places[value]
-                if place.home in (Home.INPUT, Home.OUTPUT) and place not in self.slots:
+                homes = (Home.INPUT,) if self._late else (Home.INPUT, Home.OUTPUT)
+                if place.home in homes and place not in self.slots:
                     self.slots[place] = len(self.slots)
                     self.changing.append(place)
+
+    @property
+    def _late(self) -> bool:
+        """Whether results are made when they are first written. A watch wants all memory before the first step."""
+        return bool(self.released) and self.watch is None
 
     def _native_values(self, step: Step) -> tuple[Value, ...]:
         if isinstance(step.work, FusedKernel):
@@ -173,7 +188,10 @@ class _Assembler:
 
     def assemble(self) -> ProgramParts:
         dying = self._deaths()
+        leaving = self._leaving_inputs()
         for number, step in enumerate(self.steps):
+            if self._late:
+                self._make_results(step)
             if isinstance(step.work, FusedKernel):
                 self._kernel(step.work)
             elif step.work.node in self.native:
@@ -185,6 +203,11 @@ class _Assembler:
                 self._flush()
                 self._watched(number, self.watch)
             self.dropped += dying.get(number, ())
+            for value, name in leaving.get(number, ()):
+                self.dropped.append(name)
+                self.dropped_bytes += value.type.nbytes
+            if self.dropped_bytes >= WORTH_A_BREAK:
+                self._flush()
             if not self.pending:
                 self._drop()
         self._flush()
@@ -209,7 +232,7 @@ class _Assembler:
         if self.graph.inputs:
             lines.append(f"{', '.join(f'a{i}' for i in range(len(self.graph.inputs)))}, = inputs")
         lines.append("b = frame.tensors")
-        for number, value in enumerate(self.placement.outputs):
+        for number, value in enumerate(self.placement.outputs if not self._late else ()):
             lines.append(f"o{number} = {self._allocation(value)}")
         if self.watch is not None:
             self.names["before_steps"] = self.watch.before_steps
@@ -224,7 +247,7 @@ class _Assembler:
             lines.append(f"put(frame.buffer, 0, *map(data_ptr, ({tensors},)))")
         if self.slots:
             lines.append("address = frame.address")
-            if any(place.home is Home.LIBRARY for place in self.slots):
+            if self._late or any(place.home is Home.LIBRARY for place in self.slots):
                 lines.append("table = frame.table")
         return "def run(inputs, frame, threads):", lines
 
@@ -293,6 +316,32 @@ class _Assembler:
         if self.dropped:
             self.lines.append(f"del {', '.join(self.dropped)}")
             self.dropped = []
+        self.dropped_bytes = 0
+
+    def _make_results(self, step: Step) -> None:
+        """The tensors of results that this step is the first to write, or a value that they take over."""
+        places = dict.fromkeys(self.placement.places.get(value) for value in step.writes)
+        wanted = [place for place in places if place and place.home is Home.OUTPUT and place.number not in self.made]
+        self.made.update(place.number for place in wanted)
+        values = [self.placement.outputs[place.number] for place in wanted]
+        if self.pending and sum(value.type.nbytes for value in values) >= WORTH_A_BREAK:
+            self._flush()
+        for place, value in zip(wanted, values, strict=True):
+            slot = self.slots.setdefault(place, len(self.slots))
+            self.lines.append(f"o{place.number} = {self._allocation(value)}")
+            self.lines.append(f"table[{slot}] = o{place.number}.data_ptr()")
+
+    def _leaving_inputs(self) -> dict[int, list[tuple[Value, str]]]:
+        """After which step each released input is let go."""
+        if not self._late:
+            return {}
+        last = last_reads(self.graph, self.steps, self.views, self.aliases)
+        found: dict[int, list[tuple[Value, str]]] = {}
+        for number in self.released:
+            value = self.graph.inputs[number]
+            if (step := last.get(value, 0)) < len(self.steps):
+                found.setdefault(step, []).append((value, f"a{number}"))
+        return found
 
     # -- library calls -------------------------------------------------------------------------------------------
 

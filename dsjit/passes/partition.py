@@ -71,6 +71,11 @@ class Partition:
     kept: tuple[Value, ...]
     shared: frozenset[Value]
 
+    @property
+    def released(self) -> frozenset[int]:
+        """Numbers of the backward's inputs that nobody else holds: their memory is free after their last use."""
+        return frozenset([number for number, value in enumerate(self.kept) if value not in self.shared])
+
 
 def partition(joint: JointGraph, recomputed: Sequence[Collection[Node]] = ()) -> Partition:
     """The two Graphs; `joint.graph` should have been simplified before.

@@ -11,7 +11,7 @@ import ctypes
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import FunctionType
@@ -113,7 +113,7 @@ class TimedRun:
         self._ranges = ranges
         self._idle: list[_Twin] = []
 
-    def __call__(self, inputs: Sequence[torch.Tensor], frame: Frame, threads: int) -> list[torch.Tensor]:
+    def __call__(self, inputs: Iterable[torch.Tensor], frame: Frame, threads: int) -> list[torch.Tensor]:
         try:
             twin = self._idle.pop()
         except IndexError:
