@@ -13,16 +13,18 @@ from typing import Final
 import torch
 
 from dsjit.api.checking import checked_program
-from dsjit.api.compile import Compilation, StageTimer, compile_graph, compile_template
+from dsjit.api.compile import Compilation, StageTimer, compile_graph, compile_template, predict_footprint
 from dsjit.api.compile_gpu import compile_gpu_graph, gpu_of
 from dsjit.api.memory_budget import plan_training
 from dsjit.api.session import Session
 from dsjit.api.stats import Counters
 from dsjit.api.trace_nodes import Runner, Step
 from dsjit.api.training import make_training
+from dsjit.codegen.footprint import Footprint
 from dsjit.codegen.interpret import InterpretedProgram, KernelRunner
 from dsjit.codegen.interpreter import run_kernel
 from dsjit.codegen.sized_program import SizeSource
+from dsjit.codegen.target import CPU_TARGET, gpu_target
 from dsjit.codegen.triton.load import triton_interpreter
 from dsjit.config import Options, parse_bytes
 from dsjit.dump import Dump, open_dump
@@ -83,17 +85,17 @@ class Builder:
             with timer.stage("passes"):
                 simple = run_passes(joint.graph, check=session.environment.check > 0, passes=JOINT_PASSES)
             simplified = replace(joint, graph=simple)
+            memory = None
             if budget is None:
                 with timer.stage("partition"):
                     halves = partition(simplified)
-                compile = functools.partial(self._backward, released=halves.released)
-                training = make_training(simplified, halves, self._graph(halves.forward, timer), compile)
             else:
                 with timer.stage("memory_plan"):
-                    plan = plan_training(simplified, budget, self._backward)
-                training = make_training(simplified, plan.partition, plan.forward, self._backward)
-                training.memory = plan.memory
-                training.backward((True,) * len(joint.differentiated))  # it is compiled already
+                    plan = plan_training(simplified, budget, self._footprint)
+                halves, memory = plan.partition, plan.memory
+            compile = functools.partial(self._backward, released=halves.released)
+            forward = self._graph(halves.forward, timer, frozenset())
+            training = make_training(simplified, halves, forward, compile, memory)
             session.trainings[structure] = training
         return Step(Segment(training.partition.forward, None), training.forward, training)
 
@@ -112,7 +114,12 @@ class Builder:
         with self.lock, no_collection():
             return self._graph(graph, StageTimer(), released)
 
-    def _graph(self, graph: Graph, timer: StageTimer, released: frozenset[int] = frozenset()) -> Compilation:
+    def _footprint(self, graph: Graph, released: frozenset[int]) -> Footprint:
+        gpu = gpu_of(graph) if self.options.backend == "triton" else None
+        target = CPU_TARGET if gpu is None else gpu_target(gpu)
+        return predict_footprint(graph, self.options.numerics, released, target)
+
+    def _graph(self, graph: Graph, timer: StageTimer, released: frozenset[int] | None = None) -> Compilation:
         session, numerics = self.session, self.options.numerics
         gpu = gpu_of(graph) if self.options.backend == "triton" else None
         if gpu is not None:

@@ -9,13 +9,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from dsjit.codegen.assemble import NativePlan, assemble, assemble_parts, choose_steps, templates_of
+from dsjit.codegen.footprint import Footprint, footprint
 from dsjit.codegen.llvm.engine import CompiledKernel, KernelCache, Lookup
 from dsjit.codegen.llvm.executor import DeviceKernel
 from dsjit.codegen.llvm.templates.emit import Template
 from dsjit.codegen.placement import Step
 from dsjit.codegen.program import Program
 from dsjit.codegen.sized_program import SizedProgram, SizeSource, kernels_for_sizes, make_sized_program
-from dsjit.codegen.target import CPU_TARGET
+from dsjit.codegen.target import CPU_TARGET, Target
 from dsjit.codegen.triton.program import GpuProgram
 from dsjit.codegen.watch import StepWatch
 from dsjit.config import Environment, Numerics
@@ -41,6 +42,7 @@ __all__ = [
     "compile_part",
     "compile_template",
     "lower_units",
+    "predict_footprint",
     "print_stages",
 ]
 
@@ -97,7 +99,7 @@ def compile_graph(
     timer: StageTimer,
     dump: Dump | None,
     fuel: Fuel | None = None,
-    released: frozenset[int] = frozenset(),
+    released: frozenset[int] | None = None,
 ) -> Compilation:
     """Optimise, fuse, lower, emit and assemble `graph`.
 
@@ -178,6 +180,15 @@ def lower_units(plan: FusionPlan, fast: bool) -> list[FusedKernel | LibraryUnit]
         return replace(fused, kernel=drop_roundings(fused.kernel)) if fast else fused
 
     return [lower(unit) if isinstance(unit, Group) else unit for unit in plan.units]
+
+
+def predict_footprint(graph: Graph, numerics: Numerics, released: frozenset[int], target: Target) -> Footprint:
+    """What the Program of `graph` will take, by the plan of its memory: nothing is emitted or compiled. released: see
+    `assemble`. Takes as long as the passes, fusion and lowering."""
+    optimized = run_passes(graph, passes=target.passes)
+    plan = plan_fusion(optimized, target.limits, target.device)
+    steps, native = choose_steps(lower_units(plan, numerics == "fast"), plan.views)
+    return footprint(optimized, steps, native, plan.views, released)
 
 
 def compile_part(graph: Graph, numerics: Numerics, cache: KernelCache) -> Program:

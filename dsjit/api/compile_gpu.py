@@ -44,7 +44,7 @@ def compile_gpu_graph(
     timer: StageTimer,
     dump: Dump | None,
     fuel: Fuel | None = None,
-    released: frozenset[int] = frozenset(),
+    released: frozenset[int] | None = None,
 ) -> Compilation:
     """Optimise, fuse, lower, emit and assemble `graph` for the GPU that its tensors are on.
 

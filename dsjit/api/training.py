@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
-from torch._C._autograd import _get_current_graph_task_keep_graph as keeps_graph
+from torch._C._autograd import _get_current_graph_task_keep_graph, _top_saved_tensors_default_hooks
 
 from dsjit.api.compile import Compilation
 from dsjit.api.memory_budget import TrainingMemory
@@ -99,7 +99,8 @@ class Training:
         program, host = compilation.program, self.forward.program
         if isinstance(program, Program) and isinstance(host, Program):
             return GuestProgram(program, host), compilation
-        return program, compilation
+        run: Runner = program  # type: ignore[assignment]
+        return run, compilation
 
     def _warn(self, error: Exception) -> None:
         text = f"the backward of {self.joint.graph.name} runs op by op, without generated kernels: {error!r}"
@@ -144,9 +145,13 @@ class Training:
 
 
 def make_training(
-    joint: JointGraph, partition: Partition, forward: Compilation, compile: Callable[[Graph], Compilation]
+    joint: JointGraph,
+    partition: Partition,
+    forward: Compilation,
+    compile: Callable[[Graph], Compilation],
+    memory: TrainingMemory | None = None,
 ) -> Training:
-    """forward: compiled from `partition.forward`. compile: compiles a backward."""
+    """forward: compiled from `partition.forward`. compile: compiles a backward. memory: what was planned."""
     primals = {value: number for number, value in enumerate(partition.forward.inputs)}
     results = {value: number for number, value in enumerate(partition.forward.outputs[: joint.results])}
     inputs = [value for value in partition.kept if value in primals and value in partition.shared]
@@ -164,6 +169,7 @@ def make_training(
         tuple([place[value] for value in partition.kept]),
         tuple([value.type for value in tangents]),
         tuple([number for number in range(joint.results) if number not in joint.differentiated]),
+        memory=memory,
     )
 
 
@@ -195,12 +201,15 @@ class Compiled(torch.autograd.Function):
         results = outputs[:count]
         ctx.training = training
         ctx.set_materialize_grads(False)
+        own = outputs[count:]
+        # Autograd would hold these until the whole backward has run; hooks of the user's must see them, though.
+        hooked = _top_saved_tensors_default_hooks(True) is not None
+        ctx.own = [] if hooked else own
         ctx.save_for_backward(
             *[inputs[number] for number in training.kept_inputs],
             *[results[number] for number in training.kept_results],
+            *(own if hooked else ()),
         )
-        # Autograd would hold these until the whole backward has run.
-        ctx.own = outputs[count:]
         if training.undifferentiated:
             ctx.mark_non_differentiable(*[results[number] for number in training.undifferentiated])
         return tuple(results)
@@ -219,6 +228,6 @@ class Compiled(torch.autograd.Function):
             return (None,) * (1 + len(training.joint.gradients))
         kept = ctx.saved_tensors  # raises what eager does when the backward has run before
         own = list(ctx.own)
-        if not keeps_graph():
-            del ctx.own
+        if not _get_current_graph_task_keep_graph():
+            ctx.own = []
         return (None, *training.run_backward(kept, own, wanted))

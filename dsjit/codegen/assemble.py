@@ -39,6 +39,10 @@ NativePlan: TypeAlias = MatmulPlan | ConvolutionPlan
 WORTH_A_BREAK: Final = 256 * 1024
 """Bytes to be freed, or not to be taken yet, for which a native sequence is broken (one more call, of about 2 us)."""
 
+LARGE_BUFFER: Final = 32 * 2**20
+"""Bytes of a buffer that is a tensor of its own, rather than a part of the arena, which lives on from run to run: where
+a Program is to take little memory. Making it costs the page faults that eager pays for each of its tensors."""
+
 
 def choose_steps(units: Sequence[FusedKernel | LibraryUnit], views: Views) -> tuple[list[Step], dict[Node, NativePlan]]:
     """The steps of a Program, and which library nodes run as native matrix products or templates."""
@@ -103,15 +107,16 @@ def assemble(
     watch: StepWatch | None = None,
     check: bool = False,
     executor: Executor = CPU_EXECUTOR,
-    released: frozenset[int] = frozenset(),
+    released: frozenset[int] | None = None,
 ) -> Program:
     """The Program that runs `steps` in order and returns the Graph's outputs.
 
     native: which library nodes run natively. kernels: of the fused kernels, and of the nodes that have a template.
     watch: is told what each step left in memory; the Program is then not reentrant. check: verify the memory plan;
         raises VerificationError. executor: runs the kernels.
-    released: numbers of inputs that are let go after their last use; results are then made when they are first written.
-        A caller that hands such inputs over, as an iterator that holds none, has their memory free for what follows.
+    released: makes a Program that takes little memory at once: results and large buffers are made when they are first
+        written, and large buffers and inputs of these numbers are let go after their last use. A caller that hands such
+        inputs over, as an iterator that holds none, has their memory free for what follows.
     """
     assembler = _Assembler(graph, steps, native, views, kernels, watch=watch, executor=executor, released=released)
     return link(assembler.assemble(), check=check)
@@ -142,7 +147,7 @@ class _Assembler:
     sizes: Mapping[FusedKernel, tuple[int, ...]] | None = None
     watch: StepWatch | None = None
     executor: Executor = CPU_EXECUTOR
-    released: frozenset[int] = frozenset()
+    released: frozenset[int] | None = None
     aliases: dict[Value, Value] = field(init=False)
     placement: Placement = field(init=False)
     lines: list[str] = field(default_factory=list)
@@ -163,8 +168,9 @@ class _Assembler:
         self.aliases = library_aliases(self.steps)
         self.constants = list(self.graph.constants.values())
         self.placement = place_values(
-            self.graph, self.steps, self.views, self.aliases, self.native, overwrites=self.executor.overwrites
-        )
+            self.graph, self.steps, self.views, self.aliases, self.native, overwrites=self.executor.overwrites,
+            apart=LARGE_BUFFER if self._late else None,
+        )  # fmt: skip
         for step in self.steps:
             for value in self._native_values(step):
                 place = self.placement.places[value]
@@ -176,7 +182,7 @@ class _Assembler:
     @property
     def _late(self) -> bool:
         """Whether results are made when they are first written. A watch wants all memory before the first step."""
-        return bool(self.released) and self.watch is None
+        return self.released is not None and self.watch is None
 
     def _native_values(self, step: Step) -> tuple[Value, ...]:
         if isinstance(step.work, FusedKernel):
@@ -191,7 +197,7 @@ class _Assembler:
         leaving = self._leaving_inputs()
         for number, step in enumerate(self.steps):
             if self._late:
-                self._make_results(step)
+                self._make_tensors(step)
             if isinstance(step.work, FusedKernel):
                 self._kernel(step.work)
             elif step.work.node in self.native:
@@ -202,11 +208,10 @@ class _Assembler:
             if self.watch is not None:
                 self._flush()
                 self._watched(number, self.watch)
-            self.dropped += dying.get(number, ())
-            for value, name in leaving.get(number, ()):
+            for value, name in (*dying.get(number, ()), *leaving.get(number, ())):
                 self.dropped.append(name)
                 self.dropped_bytes += value.type.nbytes
-            if self.dropped_bytes >= WORTH_A_BREAK:
+            if self._late and self.dropped_bytes >= WORTH_A_BREAK:
                 self._flush()
             if not self.pending:
                 self._drop()
@@ -274,7 +279,7 @@ class _Assembler:
     def _kernel(self, fused: FusedKernel) -> None:
         for value in fused.writes:
             place = self.placement.places[value]
-            if place.home is Home.LIBRARY:
+            if place.home is Home.LIBRARY and value not in self.variables:
                 holder = next(v for v in fused.reads if self.placement.places[v] == place)
                 self.variables[value] = self.variables[holder]
         slots = tuple(self._slot(value) for value in fused.values)
@@ -318,8 +323,10 @@ class _Assembler:
             self.dropped = []
         self.dropped_bytes = 0
 
-    def _make_results(self, step: Step) -> None:
-        """The tensors of results that this step is the first to write, or a value that they take over."""
+    def _make_tensors(self, step: Step) -> None:
+        """The tensors that this step is the first to write into: of results, and of large buffers."""
+        if isinstance(step.work, FusedKernel) or step.planned:
+            self._make_buffers(step)
         places = dict.fromkeys(self.placement.places.get(value) for value in step.writes)
         wanted = [place for place in places if place and place.home is Home.OUTPUT and place.number not in self.made]
         self.made.update(place.number for place in wanted)
@@ -331,9 +338,16 @@ class _Assembler:
             self.lines.append(f"o{place.number} = {self._allocation(value)}")
             self.lines.append(f"table[{slot}] = o{place.number}.data_ptr()")
 
+    def _make_buffers(self, step: Step) -> None:
+        for value in step.writes:
+            if self.placement.places.get(value) == Place(Home.LIBRARY, value.id):
+                self._flush()
+                self.variables[value] = f"t{value.id}"
+                self.lines.append(f"t{value.id} = {self._allocation(value)}")
+
     def _leaving_inputs(self) -> dict[int, list[tuple[Value, str]]]:
         """After which step each released input is let go."""
-        if not self._late:
+        if self.released is None or not self._late:
             return {}
         last = last_reads(self.graph, self.steps, self.views, self.aliases)
         found: dict[int, list[tuple[Value, str]]] = {}
@@ -448,12 +462,12 @@ class _Assembler:
         number = self.arena_tensors.setdefault(spec, len(self.arena_tensors))
         return f"b[{number}]"
 
-    def _deaths(self) -> dict[int, list[str]]:
+    def _deaths(self) -> dict[int, list[tuple[Value, str]]]:
         """After which step each library tensor is dropped, so that its memory is free for the next one."""
-        table: dict[int, list[str]] = {}
+        table: dict[int, list[tuple[Value, str]]] = {}
         for value, step in self.placement.last_use.items():
             if step < len(self.steps):
-                table.setdefault(step, []).append(f"t{value.id}")
+                table.setdefault(step, []).append((value, f"t{value.id}"))
         return table
 
     # -- the end -------------------------------------------------------------------------------------------------
