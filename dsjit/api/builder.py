@@ -15,7 +15,7 @@ import torch
 from dsjit.api.checking import checked_program
 from dsjit.api.compile import Compilation, StageTimer, compile_graph, compile_template, predict_footprint
 from dsjit.api.compile_gpu import compile_gpu_graph, gpu_of
-from dsjit.api.memory_budget import plan_training
+from dsjit.api.memory_budget import low_memory, offloadable, plan_training
 from dsjit.api.session import Session
 from dsjit.api.stats import Counters
 from dsjit.api.trace_nodes import Runner, Step
@@ -23,6 +23,7 @@ from dsjit.api.training import make_training
 from dsjit.codegen.footprint import Footprint
 from dsjit.codegen.interpret import InterpretedProgram, KernelRunner
 from dsjit.codegen.interpreter import run_kernel
+from dsjit.codegen.low_memory import LowMemory
 from dsjit.codegen.sized_program import SizeSource
 from dsjit.codegen.target import CPU_TARGET, gpu_target
 from dsjit.codegen.triton.load import triton_interpreter
@@ -78,24 +79,26 @@ class Builder:
         session = self.session
         options = self.options
         budget = None if options.memory_budget is None else parse_bytes(options.memory_budget)
-        key = (options.numerics, options.backend == "triton", budget)
+        key = (options.numerics, options.backend == "triton", budget, options.offload_dir)
         structure = (*key, graph_structure(joint.graph), joint.key)
         training = session.trainings.get(structure)
         if training is None:
             with timer.stage("passes"):
                 simple = run_passes(joint.graph, check=session.environment.check > 0, passes=JOINT_PASSES)
             simplified = replace(joint, graph=simple)
+            directory = options.offload_dir
             memory = None
             if budget is None:
                 with timer.stage("partition"):
                     halves = partition(simplified)
+                stored = () if directory is None or gpu_of(simple) is not None else offloadable(halves)
+                ways = low_memory(halves, joint.results, stored, directory or "")
             else:
                 with timer.stage("memory_plan"):
-                    plan = plan_training(simplified, budget, self._footprint)
-                halves, memory = plan.partition, plan.memory
-            compile = functools.partial(self._backward, released=halves.released)
-            forward = self._graph(halves.forward, timer, frozenset())
-            training = make_training(simplified, halves, forward, compile, memory)
+                    plan = plan_training(simplified, budget, self._predict, directory)
+                halves, memory, ways = plan.partition, plan.memory, (plan.forward, plan.backward)
+            compile = functools.partial(self._backward, low_memory=ways[1])
+            training = make_training(simplified, halves, self._graph(halves.forward, timer, ways[0]), compile, memory)
             session.trainings[structure] = training
         return Step(Segment(training.partition.forward, None), training.forward, training)
 
@@ -110,29 +113,29 @@ class Builder:
             ),
         )  # fmt: skip
 
-    def _backward(self, graph: Graph, released: frozenset[int]) -> Compilation:
+    def _backward(self, graph: Graph, low_memory: LowMemory) -> Compilation:
         with self.lock, no_collection():
-            return self._graph(graph, StageTimer(), released)
+            return self._graph(graph, StageTimer(), low_memory)
 
-    def _footprint(self, graph: Graph, released: frozenset[int]) -> Footprint:
+    def _predict(self, graph: Graph) -> Callable[[LowMemory], Footprint]:
         gpu = gpu_of(graph) if self.options.backend == "triton" else None
         target = CPU_TARGET if gpu is None else gpu_target(gpu)
-        return predict_footprint(graph, self.options.numerics, released, target)
+        return predict_footprint(graph, self.options.numerics, target)
 
-    def _graph(self, graph: Graph, timer: StageTimer, released: frozenset[int] | None = None) -> Compilation:
+    def _graph(self, graph: Graph, timer: StageTimer, low_memory: LowMemory | None = None) -> Compilation:
         session, numerics = self.session, self.options.numerics
         gpu = gpu_of(graph) if self.options.backend == "triton" else None
         if gpu is not None:
             return self._found_or_made(
-                ("triton", graph_structure(graph), released),
+                ("triton", graph_structure(graph), low_memory),
                 lambda dump: compile_gpu_graph(
-                    graph, numerics, session.environment, session.gpu(gpu), timer, dump, session.fuel, released
+                    graph, numerics, session.environment, session.gpu(gpu), timer, dump, session.fuel, low_memory
                 ),
             )
         return self._found_or_made(
-            (graph_structure(graph), released),
+            (graph_structure(graph), low_memory),
             lambda dump: compile_graph(
-                graph, numerics, session.environment, session.kernels, timer, dump, session.fuel, released
+                graph, numerics, session.environment, session.kernels, timer, dump, session.fuel, low_memory
             ),
         )
 

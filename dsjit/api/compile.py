@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
-from dsjit.codegen.assemble import NativePlan, assemble, assemble_parts, choose_steps, templates_of
+from dsjit.codegen.assemble import assemble, assemble_parts
 from dsjit.codegen.footprint import Footprint, footprint
 from dsjit.codegen.llvm.engine import CompiledKernel, KernelCache, Lookup
 from dsjit.codegen.llvm.executor import DeviceKernel
 from dsjit.codegen.llvm.templates.emit import Template
+from dsjit.codegen.low_memory import LowMemory
 from dsjit.codegen.placement import Step
 from dsjit.codegen.program import Program
 from dsjit.codegen.sized_program import SizedProgram, SizeSource, kernels_for_sizes, make_sized_program
+from dsjit.codegen.steps import NativePlan, choose_steps, templates_of
 from dsjit.codegen.target import CPU_TARGET, Target
 from dsjit.codegen.triton.program import GpuProgram
 from dsjit.codegen.watch import StepWatch
@@ -99,11 +102,11 @@ def compile_graph(
     timer: StageTimer,
     dump: Dump | None,
     fuel: Fuel | None = None,
-    released: frozenset[int] | None = None,
+    low_memory: LowMemory | None = None,
 ) -> Compilation:
     """Optimise, fuse, lower, emit and assemble `graph`.
 
-    fuel: bounds the rewrites. Without it, all are done. released: see `assemble`.
+    fuel: bounds the rewrites. Without it, all are done. low_memory: see `assemble`.
 
     Raises VerificationError (under DSJIT_CHECK=1) and BackendError.
     """
@@ -143,7 +146,7 @@ def compile_graph(
     with timer.stage("assembly"):
         watch = StepWatch() if environment.check > 0 else None
         program = assemble(
-            optimized, steps, native, plan.views, compiled, watch, environment.check > 0, released=released
+            optimized, steps, native, plan.views, compiled, watch, environment.check > 0, low_memory=low_memory
         )
     if dump is not None:
         dump.write("program.py", program.source)
@@ -182,13 +185,15 @@ def lower_units(plan: FusionPlan, fast: bool) -> list[FusedKernel | LibraryUnit]
     return [lower(unit) if isinstance(unit, Group) else unit for unit in plan.units]
 
 
-def predict_footprint(graph: Graph, numerics: Numerics, released: frozenset[int], target: Target) -> Footprint:
-    """What the Program of `graph` will take, by the plan of its memory: nothing is emitted or compiled. released: see
-    `assemble`. Takes as long as the passes, fusion and lowering."""
+def predict_footprint(graph: Graph, numerics: Numerics, target: Target) -> Callable[[LowMemory], Footprint]:
+    """What the Program of `graph` will take, by the plan of its memory: nothing is emitted or compiled.
+
+    Takes as long as the passes, fusion and lowering.
+    """
     optimized = run_passes(graph, passes=target.passes)
     plan = plan_fusion(optimized, target.limits, target.device)
     steps, native = choose_steps(lower_units(plan, numerics == "fast"), plan.views)
-    return footprint(optimized, steps, native, plan.views, released)
+    return partial(footprint, optimized, steps, native, plan.views)
 
 
 def compile_part(graph: Graph, numerics: Numerics, cache: KernelCache) -> Program:

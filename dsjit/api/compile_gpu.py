@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 
 from dsjit.api.compile import Compilation, StageTimer, lower_units, print_stages
-from dsjit.codegen.assemble import assemble, choose_steps
+from dsjit.codegen.assemble import assemble
 from dsjit.codegen.llvm.engine import CompiledKernel
 from dsjit.codegen.llvm.executor import DeviceKernel
+from dsjit.codegen.low_memory import LowMemory
 from dsjit.codegen.program import Executor
+from dsjit.codegen.steps import choose_steps
 from dsjit.codegen.target import gpu_target
 from dsjit.codegen.triton.launch import build_launches
 from dsjit.codegen.triton.machine import GpuMachine
@@ -44,11 +46,11 @@ def compile_gpu_graph(
     timer: StageTimer,
     dump: Dump | None,
     fuel: Fuel | None = None,
-    released: frozenset[int] | None = None,
+    low_memory: LowMemory | None = None,
 ) -> Compilation:
     """Optimise, fuse, lower, emit and assemble `graph` for the GPU that its tensors are on.
 
-    fuel: bounds the rewrites. Without it, all are done. released: see `assemble`.
+    fuel: bounds the rewrites. Without it, all are done. low_memory: see `assemble`.
     Raises VerificationError (under DSJIT_CHECK=1) and BackendError.
     """
     target, fast = gpu_target(machine.device), numerics == "fast"
@@ -77,7 +79,7 @@ def compile_gpu_graph(
     with timer.stage("assembly"):
         executor = Executor(machine.device, build_launches, overwrites=False)
         program = assemble(
-            optimized, steps, native, plan.views, compiled, check=checks, executor=executor, released=released
+            optimized, steps, native, plan.views, compiled, check=checks, executor=executor, low_memory=low_memory
         )
     if dump is not None:
         dump.write("kernels.py", found.text)

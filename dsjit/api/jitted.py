@@ -24,7 +24,15 @@ from dsjit.api.stats import Counters
 from dsjit.api.trace_nodes import Runner, Step, without_history
 from dsjit.api.trace_tree import Miss, TraceTree, TreeFull
 from dsjit.config import Options
-from dsjit.errors import BackendError, CaptureError, DsjitWarning, MemoryBudgetError, RecompileError, VerificationError
+from dsjit.errors import (
+    BackendError,
+    CaptureError,
+    DsjitWarning,
+    MemoryBudgetError,
+    OffloadError,
+    RecompileError,
+    VerificationError,
+)
 from dsjit.ir.graph import UNKNOWN_SOURCE, Source
 from dsjit.ir.template import Mismatch, fill
 from dsjit.trace.capture import Capture, capture
@@ -107,8 +115,8 @@ class Jitted:
                         missed = missed or (tree, found)
                         continue
                     leaf, inputs, outputs = found
-            except VerificationError:
-                raise
+            except (OffloadError, VerificationError):
+                raise  # eager would take the memory that offload_dir is to save
             except Exception as error:
                 failure = error
                 break

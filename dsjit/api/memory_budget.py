@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 from dsjit.codegen.footprint import Footprint
+from dsjit.codegen.low_memory import LowMemory
 from dsjit.errors import MemoryBudgetError
-from dsjit.ir.graph import Graph, Node, Source
+from dsjit.ir.graph import Graph, Node, Source, Value
 from dsjit.ir.joint_graph import JointGraph
 from dsjit.ir.print_graph import op_name
 from dsjit.passes.partition import Partition, can_compute_again, partition
 from dsjit.passes.recompute_cost import recompute_seconds
 from dsjit.passes.segments import forward_nodes, segments
 
-__all__ = ["Kept", "TrainingMemory", "TrainingPlan", "kept_values", "plan_training"]
+__all__ = ["Kept", "TrainingMemory", "TrainingPlan", "kept_values", "low_memory", "offloadable", "plan_training"]
 
 SEGMENTS: Final = (16, 32, 8, 64, 4)
 """Into how many parts a forward is cut, to compute some of them again; the first number that suffices is taken. More
@@ -23,6 +24,12 @@ parts leave more between them to be kept, fewer take more memory for each one.""
 
 NODES_PER_SEGMENT: Final = 8
 """A part has at least so many nodes."""
+
+OFFLOAD_BYTES: Final = 2**20
+"""What is smaller is kept in memory."""
+
+FILE_BYTES_PER_SECOND: Final = 0.8e9
+"""Written to a file or read from it, checksum included: what the page cache of the kernel takes."""
 
 STEPS: Final = 3
 """How often the number of parts that are computed again is corrected, after a first guess."""
@@ -45,8 +52,8 @@ class TrainingMemory:
     kept: by nobody but the backward. peak: of all that the call and its backward take together, at most: results, what
         is kept, gradients (all that the backward returns), working memory.
     segments, recomputed: parts of the forward, and how many of them, the first ones, the backward computes again.
-    seconds: modelled time that computing again takes; what is free inside kernels is not counted.
-    budget: what was allowed.
+    seconds: modelled time that computing again takes (what is free inside kernels is not counted), and files.
+    budget: what was allowed. offloaded: bytes that go to a file meanwhile.
     """
 
     kept: int
@@ -55,6 +62,7 @@ class TrainingMemory:
     recomputed: int
     seconds: float
     budget: int
+    offloaded: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +71,12 @@ class TrainingPlan:
 
     partition: Partition
     memory: TrainingMemory
+    forward: LowMemory
+    backward: LowMemory
 
 
-Predict: TypeAlias = Callable[[Graph, frozenset[int]], Footprint]
-"""Of a half, whose inputs of these numbers are released."""
+Predict: TypeAlias = Callable[[Graph], Callable[[LowMemory], Footprint]]
+"""Of a half."""
 
 
 def kept_values(joint: JointGraph, halves: Partition) -> tuple[Kept, ...]:
@@ -81,78 +91,146 @@ def kept_values(joint: JointGraph, halves: Partition) -> tuple[Kept, ...]:
     return tuple(sorted(found, key=lambda kept: -kept.nbytes))
 
 
-def plan_training(joint: JointGraph, budget: int, predict: Predict) -> TrainingPlan:
+def low_memory(
+    halves: Partition, results: int, stored: Collection[Value], directory: str
+) -> tuple[LowMemory, LowMemory]:
+    """For a forward of so many results, and its backward. stored: what of `halves.own` goes to a file."""
+    outputs = [results + number for number, value in enumerate(halves.own) if value in stored]
+    inputs = [number for number, value in enumerate(halves.kept) if value in stored]
+    return (
+        LowMemory(stored=frozenset(outputs), directory=directory),
+        LowMemory(halves.released, fetched=frozenset(inputs), directory=directory),
+    )
+
+
+def offloadable(halves: Partition) -> tuple[Value, ...]:
+    """What is kept, is large enough for a file, and nobody else holds: what is kept longest first."""
+    return tuple([value for value in halves.own if value.type.nbytes >= OFFLOAD_BYTES])
+
+
+def plan_training(joint: JointGraph, budget: int, predict: Predict, directory: str | None = None) -> TrainingPlan:
     """A plan that keeps to `budget` bytes, and of those with as many segments the one that computes the least again.
 
     The first segments of the forward are computed again, each when the backward comes to it, as what is kept of them is
     kept longest (Chen et al., 2016). How many is found by trial, of which nothing is compiled: what is predicted is
     what the plans of the Programs' memory say.
+    directory: where what is kept may go; then the faster of both ways is taken, by modelled time.
 
     Raises MemoryBudgetError, which names the smallest budget that a plan was found for.
     """
-    nodes = forward_nodes(joint)
-    plain = _planned(joint, nodes, 1, 0, budget, predict)
+    planner = _Planner(joint, forward_nodes(joint), budget, predict)
+    plain = planner.plan(1, 0)
     if plain.memory.peak <= budget:
         return plain
+    fitting: list[TrainingPlan] = []
     smallest = plain.memory.peak
+    if directory is not None:
+        offloaded = planner.offload(plain.partition, directory)
+        smallest = min(smallest, offloaded.memory.peak)
+        if offloaded.memory.peak <= budget:
+            fitting.append(offloaded)
     for count in SEGMENTS:
-        parts = len(segments(joint.graph, nodes, count))
-        if parts < count // 2 or len(nodes) < NODES_PER_SEGMENT * count:
+        parts = len(segments(joint.graph, planner.nodes, count))
+        if parts < count // 2 or len(planner.nodes) < NODES_PER_SEGMENT * count:
             continue
-        fitting = None
-        for plan in _trials(joint, nodes, count, parts, budget, plain.memory.peak, predict):
+        found = None
+        for plan in planner.trials(count, parts, plain.memory.peak):
             smallest = min(smallest, plan.memory.peak)
             if plan.memory.peak <= budget:
-                fitting = plan  # each that fits computes less again than those before
-        if fitting is not None:
-            return fitting
+                found = plan  # each that fits computes less again than those before
+        if found is not None:
+            fitting.append(found)
+            break
+    if fitting:
+        return min(fitting, key=lambda plan: plan.memory.seconds)
     raise MemoryBudgetError(
         f"{joint.graph.name} cannot keep to memory_budget={budget} bytes: a call and its backward take "
         f"{plain.memory.peak} bytes beyond the arguments when nothing is computed again, and {smallest} bytes at "
-        f"least; use memory_budget={smallest} or more, or smaller inputs (at {nodes[0].source})"
+        f"least; use memory_budget={smallest} or more, or smaller inputs (at {planner.nodes[0].source})"
     )
 
 
-def _trials(
-    joint: JointGraph, nodes: list[Node], count: int, parts: int, budget: int, most: int, predict: Predict
-) -> Iterator[TrainingPlan]:
-    """Plans for one number of segments: all but the last computed again, then as few as seem to fit.
+_Predictions: TypeAlias = tuple[Callable[[LowMemory], Footprint], Callable[[LowMemory], Footprint]]
+"""Of a forward and its backward."""
 
-    most: the peak when nothing is.
-    """
-    low, high = 0, parts - 1
-    plan = _planned(joint, nodes, count, high, budget, predict)
-    yield plan
-    if plan.memory.peak > budget:
-        return
-    least, above = plan.memory.peak, most
-    for _ in range(STEPS):
-        if high - low < 2:
-            return
-        share = (above - budget) / max(above - least, 1)
-        guess = min(max(low + round(share * (high - low)), low + 1), high - 1)
-        plan = _planned(joint, nodes, count, guess, budget, predict)
+
+@dataclass(frozen=True, slots=True)
+class _Planner:
+    """nodes: of the forward."""
+
+    joint: JointGraph
+    nodes: list[Node]
+    budget: int
+    predict: Predict
+
+    def trials(self, count: int, parts: int, most: int) -> Iterator[TrainingPlan]:
+        """Plans for one number of segments: all but the last computed again, then as few as seem to fit.
+
+        most: the peak when nothing is.
+        """
+        low, high = 0, parts - 1
+        plan = self.plan(count, high)
         yield plan
-        if plan.memory.peak <= budget:
-            high, least = guess, plan.memory.peak
-        else:
-            low, above = guess, plan.memory.peak
+        if plan.memory.peak > self.budget:
+            return
+        least, above = plan.memory.peak, most
+        for _ in range(STEPS):
+            if high - low < 2:
+                return
+            share = (above - self.budget) / max(above - least, 1)
+            guess = min(max(low + round(share * (high - low)), low + 1), high - 1)
+            plan = self.plan(count, guess)
+            yield plan
+            if plan.memory.peak <= self.budget:
+                high, least = guess, plan.memory.peak
+            else:
+                low, above = guess, plan.memory.peak
 
+    def plan(self, count: int, recomputed: int) -> TrainingPlan:
+        """The first `recomputed` of `count` segments are computed again."""
+        halves = partition(self.joint, segments(self.joint.graph, self.nodes, count)[:recomputed])
+        return self._planned(halves, self._predictions(halves), count, recomputed, (), "")
 
-def _planned(
-    joint: JointGraph, nodes: list[Node], count: int, recomputed: int, budget: int, predict: Predict
-) -> TrainingPlan:
-    chosen = segments(joint.graph, nodes, count)[:recomputed]
-    halves = partition(joint, chosen)
-    forward, backward = predict(halves.forward, frozenset()), predict(halves.backward, halves.released)
-    results = set(joint.graph.outputs[: joint.results])
-    kept = sum(
-        value.type.nbytes for value in halves.kept if value not in halves.shared and value not in joint.graph.inputs
-    )
-    returned = sum(value.type.nbytes for value in results)
-    # One arena serves both, and each half frees what it has made but for its results and what is kept.
-    peak = max(forward.arena, backward.arena) + max(forward.tensors, returned + backward.tensors)
-    early = {value for node in nodes for value in node.outputs}
-    again = [node for node in halves.backward.nodes if not early.isdisjoint(node.outputs)]
-    seconds = sum(recompute_seconds(node) for node in again if not can_compute_again(node))
-    return TrainingPlan(halves, TrainingMemory(kept, peak, count, recomputed, seconds, budget))
+    def offload(self, halves: Partition, directory: str) -> TrainingPlan:
+        """As little as suffices goes to a file, or all that can."""
+        predictions = self._predictions(halves)
+        values = offloadable(halves)
+        low, high = 0, len(values)  # the first is too little
+        best = self._planned(halves, predictions, 1, 0, values, directory)
+        if best.memory.peak > self.budget:
+            return best
+        while high - low > 1:
+            middle = (low + high) // 2
+            plan = self._planned(halves, predictions, 1, 0, values[:middle], directory)
+            if plan.memory.peak <= self.budget:
+                high, best = middle, plan
+            else:
+                low = middle
+        return best
+
+    def _predictions(self, halves: Partition) -> _Predictions:
+        return self.predict(halves.forward), self.predict(halves.backward)
+
+    def _planned(
+        self,
+        halves: Partition,
+        predictions: _Predictions,
+        count: int,
+        recomputed: int,
+        stored: Collection[Value],
+        directory: str,
+    ) -> TrainingPlan:
+        graph, results = self.joint.graph, self.joint.results
+        ways = low_memory(halves, results, stored, directory)
+        forward, backward = (predict(way) for predict, way in zip(predictions, ways, strict=True))
+        offloaded = sum(value.type.nbytes for value in stored)
+        kept = sum(value.type.nbytes for value in halves.own if value not in graph.inputs) - offloaded
+        returned = sum(value.type.nbytes for value in set(graph.outputs[:results]))
+        # One arena serves both, and each half frees what it has made but for its results and what is kept.
+        peak = max(forward.arena, backward.arena) + max(forward.tensors, returned + backward.tensors)
+        early = {value for node in self.nodes for value in node.outputs}
+        again = [node for node in halves.backward.nodes if not early.isdisjoint(node.outputs)]
+        seconds = sum(recompute_seconds(node) for node in again if not can_compute_again(node))
+        seconds += 2 * offloaded / FILE_BYTES_PER_SECOND
+        memory = TrainingMemory(kept, peak, count, recomputed, seconds, self.budget, offloaded)
+        return TrainingPlan(halves, memory, *ways)

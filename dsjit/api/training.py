@@ -13,6 +13,7 @@ from torch._C._autograd import _get_current_graph_task_keep_graph, _top_saved_te
 
 from dsjit.api.compile import Compilation
 from dsjit.api.memory_budget import TrainingMemory
+from dsjit.codegen.offload import StoredTensor, TensorInMemory
 from dsjit.codegen.program import GuestProgram, Program
 from dsjit.errors import DsjitWarning, GradientError
 from dsjit.ir.graph import Graph, TensorType
@@ -174,7 +175,12 @@ def make_training(
 
 
 def _run_op_by_op(graph: Graph, inputs: Iterable[torch.Tensor]) -> Sequence[torch.Tensor]:
-    return run_reference(graph, list(inputs))
+    return run_reference(graph, _in_memory(inputs))
+
+
+def _in_memory(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """The tensors, those in files fetched."""
+    return [tensor.fetch() if isinstance(tensor, StoredTensor | TensorInMemory) else tensor for tensor in tensors]
 
 
 def _handed_over(tensors: list[torch.Tensor]) -> Iterator[torch.Tensor]:
@@ -205,10 +211,11 @@ class Compiled(torch.autograd.Function):
         # Autograd would hold these until the whole backward has run; hooks of the user's must see them, though.
         hooked = _top_saved_tensors_default_hooks(True) is not None
         ctx.own = [] if hooked else own
+        ctx.in_files = [isinstance(tensor, StoredTensor) for tensor in own] if hooked else []
         ctx.save_for_backward(
             *[inputs[number] for number in training.kept_inputs],
             *[results[number] for number in training.kept_results],
-            *(own if hooked else ()),
+            *(_in_memory(own) if hooked else ()),
         )
         if training.undifferentiated:
             ctx.mark_non_differentiable(*[results[number] for number in training.undifferentiated])
@@ -228,6 +235,11 @@ class Compiled(torch.autograd.Function):
             return (None,) * (1 + len(training.joint.gradients))
         kept = ctx.saved_tensors  # raises what eager does when the backward has run before
         own = list(ctx.own)
+        if ctx.in_files:
+            first = len(kept) - len(ctx.in_files)
+            stored = zip(kept[first:], ctx.in_files, strict=True)
+            own = [TensorInMemory(tensor) if in_file else tensor for tensor, in_file in stored]
+            kept = kept[:first]
         if not _get_current_graph_task_keep_graph():
             ctx.own = []
         return (None, *training.run_backward(kept, own, wanted))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
-from dsjit.codegen.assemble import LARGE_BUFFER, library_aliases
+from dsjit.codegen.low_memory import LARGE_BUFFER, LowMemory, schedule
 from dsjit.codegen.memory_plan import plan_memory
-from dsjit.codegen.placement import Home, Step, last_reads, place_values
+from dsjit.codegen.placement import Step, place_values
+from dsjit.codegen.steps import library_aliases
 from dsjit.fusion.views import Views
 from dsjit.ir.graph import Graph, Node, Value
 
@@ -24,30 +26,32 @@ class Footprint:
 
 
 def footprint(
-    graph: Graph, steps: Sequence[Step], native: Container[Node], views: Views, released: frozenset[int]
+    graph: Graph, steps: Sequence[Step], native: Container[Node], views: Views, low_memory: LowMemory
 ) -> Footprint:
     """Of the Program that `assemble` makes of the same arguments for the CPU."""
     aliases = library_aliases(steps)
     placement = place_values(graph, steps, views, aliases, native, apart=LARGE_BUFFER)
-    last = last_reads(graph, steps, views, aliases)
-    change = [0] * (len(steps) + 2)
-
-    def alive(value: Value, start: int, end: int) -> None:
-        change[start] += value.type.nbytes
-        if end < len(steps):
-            change[end + 1] -= value.type.nbytes
-
-    for number in released:
-        alive(graph.inputs[number], 0, last.get(graph.inputs[number], 0))
-    made: set[int] = set()
+    plan = schedule(graph, steps, views, aliases, placement, low_memory)
+    end = len(steps)
+    born: dict[Value, int] = {}
+    for number, values in plan.made.items():
+        born.update((value, number) for value in values)
     for number, step in enumerate(steps):
         for value in step.writes:
-            place = placement.places[value]
-            if place.home is Home.OUTPUT and place.number not in made:
-                made.add(place.number)
-                alive(placement.outputs[place.number], number, len(steps))
-            elif value in placement.last_use and value not in aliases and value.type.device.type != "meta":
-                alive(value, number, placement.last_use[value])
+            if value in placement.last_use and value not in aliases and value.type.device.type != "meta":
+                born.setdefault(value, number)
+    dies = {value: placement.last_use.get(value, end) for value in born}
+    dies.update((graph.outputs[output], number) for number, outputs in plan.stored.items() for output in outputs)
+    born.update((graph.inputs[number], 0) for number in low_memory.released)
+    dies.update((graph.inputs[number], step) for step, numbers in plan.left.items() for number in numbers)
+    fetched = [(step, number) for step in sorted(plan.fetched) for number in plan.fetched[step]]
+    # Each is read from the file while the one before is used.
+    for (before, _), (_, number) in pairwise([(0, -1), *fetched]):
+        born[graph.inputs[number]] = before
+    change = [0] * (end + 2)
+    for value, start in born.items():
+        change[start] += value.type.nbytes
+        change[dies.get(value, end) + 1] -= value.type.nbytes
     now = peak = 0
     for step_change in change:
         now += step_change
