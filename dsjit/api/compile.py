@@ -74,6 +74,7 @@ class Compilation:
     compiled: the machine code of fused kernels, and of nodes that have a template.
     generated, reused: kernels compiled now, and found in the cache.
     stages: the captured Graph, and the Graph after each pass, by its name, under DSJIT_CHECK=2.
+    low_memory: of the Program, when it is to take little memory.
     """
 
     captured: Graph
@@ -87,6 +88,7 @@ class Compilation:
     reused: int
     timer: StageTimer
     stages: tuple[tuple[str, Graph], ...] = ()
+    low_memory: LowMemory | None = None
 
     @property
     def kernels(self) -> dict[FusedKernel, CompiledKernel | DeviceKernel]:
@@ -152,7 +154,7 @@ def compile_graph(
         dump.write("program.py", program.source)
     compilation = Compilation(
         graph, optimized, plan, tuple(steps), compiled, native, program, result.generated, result.reused, timer,
-        tuple(stages),
+        tuple(stages), low_memory,
     )  # fmt: skip
     print_stages(compilation, environment.debug, result.ir_text)
     return compilation

@@ -87,6 +87,7 @@ def compile_gpu_graph(
     compilation = Compilation(
         graph, optimized, plan, tuple(steps), compiled, native,
         GpuProgram(program, machine.device_guard, machine.current_stream), found.generated, found.reused, timer,
+        low_memory=low_memory,
     )  # fmt: skip
     print_stages(compilation, environment.debug, found.text)
     return compilation

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
 from dsjit.codegen.footprint import Footprint
@@ -16,7 +16,17 @@ from dsjit.passes.partition import Partition, can_compute_again, partition
 from dsjit.passes.recompute_cost import recompute_seconds
 from dsjit.passes.segments import forward_nodes, segments
 
-__all__ = ["Kept", "TrainingMemory", "TrainingPlan", "kept_values", "low_memory", "offloadable", "plan_training"]
+__all__ = [
+    "Kept",
+    "RecomputedPart",
+    "TrainingMemory",
+    "TrainingPlan",
+    "kept_values",
+    "low_memory",
+    "offloadable",
+    "plan_training",
+    "training_memory",
+]
 
 SEGMENTS: Final = (16, 32, 8, 64, 4)
 """Into how many parts a forward is cut, to compute some of them again; the first number that suffices is taken. More
@@ -37,12 +47,25 @@ STEPS: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A value that is kept for the backward and that nobody else holds. source: the line that made it."""
+    """A value that is kept for the backward and that nobody else holds. source: the line that made it. offloaded: to a
+    file."""
 
     op: str
     source: Source
     shape: tuple[int, ...]
     nbytes: int
+    offloaded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RecomputedPart:
+    """Of the forward. first, last: lines of the ops that it begins and ends with. ops: how many there are. seconds:
+    modelled, to compute again what the backward wants of them."""
+
+    first: Source
+    last: Source
+    ops: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +76,8 @@ class TrainingMemory:
         is kept, gradients (all that the backward returns), working memory.
     segments, recomputed: parts of the forward, and how many of them, the first ones, the backward computes again.
     seconds: modelled time that computing again takes (what is free inside kernels is not counted), and files.
-    budget: what was allowed. offloaded: bytes that go to a file meanwhile.
+    budget: what was allowed, if anything was said. offloaded: bytes that go to a file meanwhile.
+    parts: that are computed again, in the order of the forward.
     """
 
     kept: int
@@ -61,8 +85,9 @@ class TrainingMemory:
     segments: int
     recomputed: int
     seconds: float
-    budget: int
+    budget: int | None
     offloaded: int = 0
+    parts: tuple[RecomputedPart, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +104,20 @@ Predict: TypeAlias = Callable[[Graph], Callable[[LowMemory], Footprint]]
 """Of a half."""
 
 
-def kept_values(joint: JointGraph, halves: Partition) -> tuple[Kept, ...]:
-    """What is kept besides arguments and results of the call, largest first."""
+def kept_values(joint: JointGraph, halves: Partition, fetched: Collection[int]) -> tuple[Kept, ...]:
+    """What is kept besides arguments and results of the call, largest first. fetched: numbers of what comes from a
+    file."""
     producers = joint.graph.producers()
     primals = set(joint.graph.inputs)
     found = [
-        Kept(op_name(producers[value].op), producers[value].source, value.type.shape, value.type.nbytes)
-        for value in halves.kept
+        Kept(
+            op_name(producers[value].op),
+            producers[value].source,
+            value.type.shape,
+            value.type.nbytes,
+            number in fetched,
+        )
+        for number, value in enumerate(halves.kept)
         if value not in halves.shared and value not in primals
     ]
     return tuple(sorted(found, key=lambda kept: -kept.nbytes))
@@ -188,20 +220,21 @@ class _Planner:
 
     def plan(self, count: int, recomputed: int) -> TrainingPlan:
         """The first `recomputed` of `count` segments are computed again."""
-        halves = partition(self.joint, segments(self.joint.graph, self.nodes, count)[:recomputed])
-        return self._planned(halves, self._predictions(halves), count, recomputed, (), "")
+        chosen = segments(self.joint.graph, self.nodes, count)[:recomputed]
+        halves = partition(self.joint, chosen)
+        return self._planned(halves, self._predictions(halves), chosen, count, (), "")
 
     def offload(self, halves: Partition, directory: str) -> TrainingPlan:
         """As little as suffices goes to a file, or all that can."""
         predictions = self._predictions(halves)
         values = offloadable(halves)
         low, high = 0, len(values)  # the first is too little
-        best = self._planned(halves, predictions, 1, 0, values, directory)
+        best = self._planned(halves, predictions, (), 1, values, directory)
         if best.memory.peak > self.budget:
             return best
         while high - low > 1:
             middle = (low + high) // 2
-            plan = self._planned(halves, predictions, 1, 0, values[:middle], directory)
+            plan = self._planned(halves, predictions, (), 1, values[:middle], directory)
             if plan.memory.peak <= self.budget:
                 high, best = middle, plan
             else:
@@ -215,22 +248,45 @@ class _Planner:
         self,
         halves: Partition,
         predictions: _Predictions,
+        chosen: Sequence[Sequence[Node]],
         count: int,
-        recomputed: int,
         stored: Collection[Value],
         directory: str,
     ) -> TrainingPlan:
-        graph, results = self.joint.graph, self.joint.results
-        ways = low_memory(halves, results, stored, directory)
+        ways = low_memory(halves, self.joint.results, stored, directory)
         forward, backward = (predict(way) for predict, way in zip(predictions, ways, strict=True))
+        memory = training_memory(self.joint, halves, forward, backward, self.nodes)
         offloaded = sum(value.type.nbytes for value in stored)
-        kept = sum(value.type.nbytes for value in halves.own if value not in graph.inputs) - offloaded
-        returned = sum(value.type.nbytes for value in set(graph.outputs[:results]))
-        # One arena serves both, and each half frees what it has made but for its results and what is kept.
-        peak = max(forward.arena, backward.arena) + max(forward.tensors, returned + backward.tensors)
-        early = {value for node in self.nodes for value in node.outputs}
-        again = [node for node in halves.backward.nodes if not early.isdisjoint(node.outputs)]
-        seconds = sum(recompute_seconds(node) for node in again if not can_compute_again(node))
-        seconds += 2 * offloaded / FILE_BYTES_PER_SECOND
-        memory = TrainingMemory(kept, peak, count, recomputed, seconds, self.budget, offloaded)
-        return TrainingPlan(halves, memory, *ways)
+        found = replace(
+            memory,
+            kept=memory.kept - offloaded,
+            segments=count,
+            recomputed=len(chosen),
+            seconds=memory.seconds + 2 * offloaded / FILE_BYTES_PER_SECOND,
+            budget=self.budget,
+            offloaded=offloaded,
+            parts=tuple([_part(halves, nodes) for nodes in chosen]),
+        )
+        return TrainingPlan(halves, found, *ways)
+
+
+def training_memory(
+    joint: JointGraph, halves: Partition, forward: Footprint, backward: Footprint, nodes: Sequence[Node]
+) -> TrainingMemory:
+    """Without a budget. nodes: of the joint graph's forward."""
+    kept = sum(value.type.nbytes for value in halves.own if value not in joint.graph.inputs)
+    returned = sum(value.type.nbytes for value in set(joint.graph.outputs[: joint.results]))
+    # One arena serves both, and each half frees what it has made but for its results and what is kept.
+    peak = max(forward.arena, backward.arena) + max(forward.tensors, returned + backward.tensors)
+    return TrainingMemory(kept, peak, 1, 0, _seconds_again(halves, nodes), None)
+
+
+def _part(halves: Partition, nodes: Sequence[Node]) -> RecomputedPart:
+    return RecomputedPart(nodes[0].source, nodes[-1].source, len(nodes), _seconds_again(halves, nodes))
+
+
+def _seconds_again(halves: Partition, nodes: Sequence[Node]) -> float:
+    """Modelled time of what the backward computes again of these nodes."""
+    early = {value for node in nodes for value in node.outputs}
+    again = [node for node in halves.backward.nodes if not early.isdisjoint(node.outputs)]
+    return sum(recompute_seconds(node) for node in again if not can_compute_again(node))
