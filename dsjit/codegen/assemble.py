@@ -18,7 +18,7 @@ from torch.autograd.graph import increment_version
 
 from dsjit.codegen.llvm.engine import CompiledKernel
 from dsjit.codegen.llvm.executor import Call, DeviceKernel, GemmCall, KernelCall
-from dsjit.codegen.low_memory import LARGE_BUFFER, WORTH_A_BREAK, LowMemory, Schedule, schedule
+from dsjit.codegen.low_memory import LARGE_BUFFER, WORTH_A_BREAK, LowMemory, MemorySchedule, memory_schedule
 from dsjit.codegen.offload import OffloadFile, read_in_order, span_bytes
 from dsjit.codegen.placement import Home, Place, Placement, Step, holders, last_reads, place_values
 from dsjit.codegen.program import CPU_EXECUTOR, ArenaTensor, Executor, Program, ProgramParts, address_writer, link
@@ -86,7 +86,7 @@ class _Assembler:
     low_memory: LowMemory | None = None
     aliases: dict[Value, Value] = field(init=False)
     placement: Placement = field(init=False)
-    schedule: Schedule | None = None
+    schedule: MemorySchedule | None = None
     lines: list[str] = field(default_factory=list)
     names: dict[str, Any] = field(default_factory=dict)
     slots: dict[Place, int] = field(default_factory=dict)
@@ -108,7 +108,9 @@ class _Assembler:
             apart=LARGE_BUFFER if self.low_memory is not None and self.watch is None else None,
         )  # fmt: skip
         if self.low_memory is not None and self.watch is None:  # a watch wants all memory before the first step
-            self.schedule = schedule(self.graph, self.steps, self.views, self.aliases, self.placement, self.low_memory)
+            self.schedule = memory_schedule(
+                self.graph, self.steps, self.views, self.aliases, self.placement, self.low_memory
+            )
         for step in self.steps:
             for value in self._native_values(step):
                 place = self.placement.places[value]
@@ -280,7 +282,7 @@ class _Assembler:
 
     # -- low memory ----------------------------------------------------------------------------------------------
 
-    def _before_step(self, number: int, schedule: Schedule) -> None:
+    def _before_step(self, number: int, schedule: MemorySchedule) -> None:
         for fetched in schedule.fetched.get(number, ()):
             self._flush()
             self.lines.append(f"a{fetched} = a{fetched}.fetch()")
@@ -300,7 +302,7 @@ class _Assembler:
         slot = self.slots.setdefault(place, len(self.slots))
         self.lines.append(f"table[{slot}] = {name}.data_ptr()")
 
-    def _after_step(self, number: int, schedule: Schedule) -> None:
+    def _after_step(self, number: int, schedule: MemorySchedule) -> None:
         for left in schedule.left.get(number, ()):
             self._let_go(self.graph.inputs[left], f"a{left}")
         if self.dropped_bytes >= WORTH_A_BREAK or number in schedule.stored:

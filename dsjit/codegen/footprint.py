@@ -6,7 +6,7 @@ from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from dsjit.codegen.low_memory import LARGE_BUFFER, LowMemory, schedule
+from dsjit.codegen.low_memory import LARGE_BUFFER, LowMemory, memory_schedule
 from dsjit.codegen.memory_plan import plan_memory
 from dsjit.codegen.placement import Step, place_values
 from dsjit.codegen.steps import library_aliases
@@ -31,7 +31,7 @@ def footprint(
     """Of the Program that `assemble` makes of the same arguments for the CPU."""
     aliases = library_aliases(steps)
     placement = place_values(graph, steps, views, aliases, native, apart=LARGE_BUFFER)
-    plan = schedule(graph, steps, views, aliases, placement, low_memory)
+    plan = memory_schedule(graph, steps, views, aliases, placement, low_memory)
     end = len(steps)
     born: dict[Value, int] = {}
     for number, values in plan.made.items():

@@ -12,7 +12,7 @@ from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.views import Views
 from dsjit.ir.graph import Graph, Value
 
-__all__ = ["LARGE_BUFFER", "WORTH_A_BREAK", "LowMemory", "Schedule", "schedule"]
+__all__ = ["LARGE_BUFFER", "WORTH_A_BREAK", "LowMemory", "MemorySchedule", "memory_schedule"]
 
 LARGE_BUFFER: Final = 32 * 2**20
 """Bytes of a buffer that is a tensor of its own, rather than a part of the arena, which lives on from run to run.
@@ -39,7 +39,7 @@ class LowMemory:
 
 
 @dataclass(frozen=True, slots=True)
-class Schedule:
+class MemorySchedule:
     """By step. Before it: `fetched` inputs; `made`, the results and large buffers that it is the first to write. After
     it: `left`, the inputs that are let go; `stored` outputs, those that no other result shares memory with (others are
     stored at the end)."""
@@ -50,16 +50,16 @@ class Schedule:
     stored: dict[int, list[int]] = field(default_factory=dict)
 
 
-def schedule(
+def memory_schedule(
     graph: Graph,
     steps: Sequence[Step],
     views: Views,
     aliases: Mapping[Value, Value],
     placement: Placement,
     low_memory: LowMemory,
-) -> Schedule:
+) -> MemorySchedule:
     """placement, aliases: of the same steps; large buffers are tensors of their own."""
-    found = Schedule()
+    found = MemorySchedule()
     first, last = _uses(steps, views, aliases)
     for number in sorted(low_memory.fetched, key=lambda number: first.get(graph.inputs[number], len(steps))):
         if graph.inputs[number] in first:

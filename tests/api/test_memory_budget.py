@@ -119,7 +119,41 @@ def test_explain_tells_the_plan_and_what_is_kept(limited):
     network, call = limited
     told = str(dsjit.explain(call)(network, X))
     assert "memory budget" in told and "parts of the forward are computed again" in told
+    assert "computed again in the backward:" in told and " ops, about " in told
     assert "kept for the backward" in told and "test_memory_budget.py" in told
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """A network, and a call of it without a budget that ran forward and backward."""
+    network, call = model(4), dsjit.jit(loss_of)
+    for _ in range(2):
+        gradients(network, call)
+    return network, call
+
+
+def test_without_a_budget_a_step_takes_less_than_eager_and_what_explain_tells(plain):
+    network, call = plain
+    told = plan_of(call, network)
+    assert told.budget is None and told.recomputed == 0
+    for program in _programs(call):
+        program.frames.clear()
+    measured = measured_peak(network, call)
+    assert abs(measured - told.peak) < 0.1 * told.peak
+    assert measured < 0.75 * measured_peak(network, loss_of)
+
+
+def test_what_is_kept_is_freed_while_the_backward_runs_unless_the_graph_is_retained(plain):
+    network, call = plain
+    network.zero_grad()
+    loss = call(network, X)
+    loss.backward(retain_graph=True)
+    once = [parameter.grad.clone() for parameter in network.parameters()]
+    loss.backward()
+    for parameter, gradient in zip(network.parameters(), once, strict=True):
+        assert torch.equal(parameter.grad, 2 * gradient)
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        loss.backward()
 
 
 def test_a_budget_is_nothing_to_a_call_without_gradients():

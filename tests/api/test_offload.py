@@ -17,7 +17,6 @@ from dsjit.codegen import offload
 from tests.api.test_memory_budget import Block, loss_of, measured_peak
 
 X = torch.randn(1024, 192)
-"""A tensor of it, times four, is what is kept of each block."""
 
 
 @pytest.fixture
@@ -138,6 +137,13 @@ def test_hooks_of_the_users_get_tensors(network, tmp_path):
         warnings.simplefilter("error")
         loss.backward()
     assert seen and all(isinstance(tensor, torch.Tensor) for tensor in seen)
+
+
+def test_explain_tells_what_is_in_files(network, tmp_path):
+    call = compiled(network, tmp_path)
+    told = dsjit.explain(call)(network, X)
+    assert any(kept.offloaded for kept in told.kept) and not all(kept.offloaded for kept in told.kept)
+    assert " file " in str(told)
 
 
 def test_a_budget_puts_no_more_into_files_than_it_has_to(network, tmp_path):
