@@ -138,13 +138,13 @@ def peak_of_step(model: nn.Module, arguments: Sequence[Tensor], step: Step) -> i
 
 
 def _compiled_peak(model: nn.Module, arguments: Sequence[Tensor], step: Step) -> int:
-    """The same, with all memory that the Programs hold from step to step."""
+    """The same, and the arenas that the Programs hold from step to step."""
     jitted = jitted_of(step)
     assert jitted is not None
-    for tree in jitted.trees:
-        for compilation in tree.compilations:
-            compilation.program.frames.clear()
-    return peak_of_step(model, arguments, step)
+    _seconds(model, arguments, step)
+    peak = peak_of_step(model, arguments, step)
+    programs = [compilation.program for tree in jitted.trees for compilation in tree.compilations]
+    return peak + sum(frame.arena.numel() for program in programs for frame in program.frames)
 
 
 def _seconds(model: nn.Module, arguments: Sequence[Tensor], step: Step) -> float:

@@ -279,8 +279,9 @@ def _memory(training: Training) -> TrainingMemory | None:
 
 
 def _kept(training: Training) -> tuple[Kept, ...]:
-    ways = [half.low_memory for half in training.compilations[1:] if half.low_memory is not None]
-    return kept_values(training.joint, training.partition, ways[0].fetched if ways else ())
+    way, halves = training.forward.low_memory, training.partition
+    stored = [] if way is None else [halves.own[number - training.joint.results] for number in way.stored]
+    return kept_values(training.joint, halves, stored)
 
 
 def _report(name: str, tree: TraceTree) -> Explanation:

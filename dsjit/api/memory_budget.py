@@ -104,9 +104,8 @@ Predict: TypeAlias = Callable[[Graph], Callable[[LowMemory], Footprint]]
 """Of a half."""
 
 
-def kept_values(joint: JointGraph, halves: Partition, fetched: Collection[int]) -> tuple[Kept, ...]:
-    """What is kept besides arguments and results of the call, largest first. fetched: numbers of what comes from a
-    file."""
+def kept_values(joint: JointGraph, halves: Partition, stored: Collection[Value]) -> tuple[Kept, ...]:
+    """What is kept besides arguments and results of the call, largest first. stored: in a file."""
     producers = joint.graph.producers()
     primals = set(joint.graph.inputs)
     found = [
@@ -115,9 +114,9 @@ def kept_values(joint: JointGraph, halves: Partition, fetched: Collection[int]) 
             producers[value].source,
             value.type.shape,
             value.type.nbytes,
-            number in fetched,
+            value in stored,
         )
-        for number, value in enumerate(halves.kept)
+        for value in halves.kept
         if value not in halves.shared and value not in primals
     ]
     return tuple(sorted(found, key=lambda kept: -kept.nbytes))
