@@ -155,6 +155,8 @@ def test_what_was_changed_on_the_disk_is_refused(network, tmp_path, monkeypatch)
     monkeypatch.undo()
     with pytest.raises(dsjit.OffloadError, match="was changed on the disk"):
         loss.backward()
+    with pytest.raises(dsjit.GradientError, match="call the function again"):
+        loss.backward()
 
 
 def test_hooks_of_the_users_get_tensors(network, tmp_path):
@@ -198,3 +200,12 @@ def test_a_tensor_comes_back_as_it_was_put(tmp_path, shape, dtype):
     assert torch.equal(stored[1].fetch(), turned)
     assert stored[1].fetch().stride() == turned.stride()
     assert torch.equal(stored[0].fetch(), tensor) and stored[0].fetch().dtype is dtype
+
+
+def test_only_what_the_same_backward_wants_is_read_ahead(tmp_path):
+    file = offload.OffloadFile(str(tmp_path), 4096)
+    first, second = (file.put(torch.randn(8)) for _ in range(2))
+    offload.read_in_order((first, second))
+    assert first.following is second
+    offload.read_in_order((first,))
+    assert first.following is None
