@@ -174,6 +174,16 @@ OPTION_ROWS: Final[tuple[OptionRow, ...]] = (
         "computes parts of the forward again. When that does not suffice, MemoryBudgetError names the smallest budget "
         "that works. None: no limit.",
     ),
+    OptionRow(
+        "offload_dir",
+        "None or the name of a directory",
+        lambda value: value is None or isinstance(value, str),
+        "Where a call that is differentiated puts what it keeps for its backward, on the CPU: each tensor of 1 MiB or "
+        "more goes to a file after its last use, and a thread reads it again ahead of the backward. The file has no "
+        "name, so nothing is left behind; what is read is checked. A full disk raises OffloadError before anything is "
+        "computed. Under memory_budget, only as much is put there as the budget asks for, and only where that is "
+        "faster than to compute it again. None: all is kept in memory.",
+    ),
 )
 
 
@@ -224,6 +234,7 @@ class Options:
     recompile_limit: int | None = None
     at_recompile_limit: AtLimit | None = None
     memory_budget: int | str | None = None
+    offload_dir: str | None = None
 
     def __post_init__(self) -> None:
         for row in OPTION_ROWS:
@@ -243,6 +254,11 @@ class Options:
             if name not in names:
                 raise OptionError(f"dsjit.jit: there is no option {name!r}{_suggestion(name, names)}")
         return cls(**keywords)
+
+    @property
+    def saves_memory(self) -> bool:
+        """Whether calls that are differentiated are to take less memory than they might."""
+        return self.memory_budget is not None or self.offload_dir is not None
 
 
 DEBUG_LEVELS: Final[tuple[str, ...]] = (

@@ -16,6 +16,7 @@ __all__ = [
     "MemoryBudgetError",
     "MissingPackageError",
     "NotEquivalentError",
+    "OffloadError",
     "OptionError",
     "ProfileError",
     "RecompileError",
@@ -54,6 +55,11 @@ class GradientError(DsjitError, RuntimeError):
 
 class MemoryBudgetError(DsjitError, RuntimeError):
     """A call and its backward cannot keep to the option `memory_budget`; the message names the smallest that works."""
+
+
+class OffloadError(DsjitError, OSError):
+    """What a call keeps for its backward cannot be written to the directory of the option `offload_dir`, or was changed
+    there."""
 
 
 class VerificationError(DsjitError, AssertionError):

@@ -22,6 +22,7 @@ def test_the_documented_defaults() -> None:
         "recompile_limit": None,
         "at_recompile_limit": None,
         "memory_budget": None,
+        "offload_dir": None,
     }
     assert defaults(Environment) == {
         "debug": 0,

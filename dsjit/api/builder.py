@@ -13,16 +13,20 @@ from typing import Final
 import torch
 
 from dsjit.api.checking import checked_program
-from dsjit.api.compile import Compilation, StageTimer, compile_graph, compile_template
+from dsjit.api.compile import Compilation, StageTimer, compile_graph, compile_template, predict_footprint
 from dsjit.api.compile_gpu import compile_gpu_graph, gpu_of
-from dsjit.api.memory_budget import plan_training
+from dsjit.api.memory_budget import low_memory, offloadable, plan_training
 from dsjit.api.session import Session
 from dsjit.api.stats import Counters
 from dsjit.api.trace_nodes import Runner, Step
-from dsjit.api.training import OpenTraining, make_training
+from dsjit.api.training import make_training
+from dsjit.api.training_groups import OpenTraining
+from dsjit.codegen.footprint import Footprint
 from dsjit.codegen.interpret import InterpretedProgram, KernelRunner
 from dsjit.codegen.interpreter import run_kernel
+from dsjit.codegen.low_memory import LowMemory
 from dsjit.codegen.sized_program import SizeSource
+from dsjit.codegen.target import CPU_TARGET, gpu_target
 from dsjit.codegen.triton.load import triton_interpreter
 from dsjit.config import Options, parse_bytes
 from dsjit.dump import Dump, open_dump
@@ -82,23 +86,27 @@ class Builder:
         session = self.session
         options = self.options
         budget = None if options.memory_budget is None else parse_bytes(options.memory_budget)
-        key = (options.numerics, options.backend == "triton" and options.autotune, budget)
+        autotune = options.backend == "triton" and options.autotune
+        key = (options.numerics, autotune, budget, options.offload_dir)
         structure = (*key, graph_structure(joint.graph), joint.key, joint.regions)
         training = session.trainings.get(structure)
         if training is None:
             with timer.stage("passes"):
                 simple = run_passes(joint.graph, check=session.environment.check > 0, passes=JOINT_PASSES)
             simplified = replace(joint, graph=simple)
+            directory = options.offload_dir
+            memory = None
             if budget is None:
                 with timer.stage("partition"):
                     halves = keep_channels_last(partition(simplified, checkpointed_nodes(simplified)))
-                training = make_training(simplified, halves, self._graph(halves.forward, timer), self._backward)
+                stored = () if directory is None or gpu_of(simple) is not None else offloadable(halves)
+                ways = low_memory(halves, joint.results, stored, directory or "")
             else:
                 with timer.stage("memory_plan"):
-                    plan = plan_training(simplified, budget, self._backward)
-                training = make_training(simplified, plan.partition, plan.forward, self._backward)
-                training.memory = plan.memory
-                training.compile_backwards()  # that is done already
+                    plan = plan_training(simplified, budget, self._predict, directory)
+                halves, memory, ways = plan.partition, plan.memory, (plan.forward, plan.backward)
+            forward = self._graph(halves.forward, timer, ways[0])
+            training = make_training(simplified, halves, forward, self._backward, low_memory=ways[1], memory=memory)
             session.trainings[structure] = training
         return Step(Segment(training.partition.forward, None), training.forward, training)
 
@@ -125,12 +133,12 @@ class Builder:
                 )
             forward = self._template(forwards, joint.sources, typical, timer)
 
-            def compile(graph: Graph | GraphTemplate) -> Compilation:
-                assert isinstance(graph, GraphTemplate)
+            def compile(graph: Graph | GraphTemplate, low_memory: LowMemory | None) -> Compilation:
+                assert isinstance(graph, GraphTemplate) and low_memory is None
                 with self.lock, no_collection():
                     return self._template(graph, (), typical, StageTimer())
 
-            training = make_training(simplified[0], halves[0], forward, compile, OpenTraining(joint, backwards))
+            training = make_training(simplified[0], halves[0], forward, compile, sizes=OpenTraining(joint, backwards))
             session.trainings[structure] = training
         return Step(Segment(training.partition.forward, None, sizes=sizes), training.forward, training)
 
@@ -151,17 +159,22 @@ class Builder:
             ),
         )  # fmt: skip
 
-    def _backward(self, graph: Graph | GraphTemplate) -> Compilation:
+    def _backward(self, graph: Graph | GraphTemplate, low_memory: LowMemory | None) -> Compilation:
         assert isinstance(graph, Graph)
         with self.lock, no_collection():
-            return self._graph(graph, StageTimer())
+            return self._graph(graph, StageTimer(), low_memory)
 
-    def _graph(self, graph: Graph, timer: StageTimer) -> Compilation:
+    def _predict(self, graph: Graph) -> Callable[[LowMemory], Footprint]:
+        gpu = gpu_of(graph) if self.options.backend == "triton" else None
+        target = CPU_TARGET if gpu is None else gpu_target(gpu)
+        return predict_footprint(graph, self.options.numerics, target)
+
+    def _graph(self, graph: Graph, timer: StageTimer, low_memory: LowMemory | None = None) -> Compilation:
         session, numerics = self.session, self.options.numerics
         gpu = gpu_of(graph) if self.options.backend == "triton" else None
         if gpu is not None:
             return self._found_or_made(
-                ("triton", self.options.autotune, graph_structure(graph)),
+                ("triton", self.options.autotune, graph_structure(graph), low_memory),
                 lambda dump: compile_gpu_graph(
                     graph,
                     numerics,
@@ -171,12 +184,13 @@ class Builder:
                     dump,
                     session.fuel,
                     self.options.autotune,
+                    low_memory,
                 ),
             )
         return self._found_or_made(
-            (graph_structure(graph),),
+            (graph_structure(graph), low_memory),
             lambda dump: compile_graph(
-                graph, numerics, session.environment, session.kernels, timer, dump, session.fuel
+                graph, numerics, session.environment, session.kernels, timer, dump, session.fuel, low_memory
             ),
         )
 

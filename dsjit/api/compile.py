@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 
-from dsjit.codegen.assemble import NativePlan, assemble, assemble_parts, choose_steps, templates_of
+from dsjit.codegen.assemble import assemble, assemble_parts
+from dsjit.codegen.footprint import Footprint, footprint
 from dsjit.codegen.llvm.engine import CompiledKernel, KernelCache, Lookup
 from dsjit.codegen.llvm.executor import DeviceKernel
 from dsjit.codegen.llvm.templates.emit import Template
+from dsjit.codegen.low_memory import LowMemory
 from dsjit.codegen.placement import Step
 from dsjit.codegen.program import Program
 from dsjit.codegen.sized_program import SizedProgram, SizeSource, kernels_for_sizes, make_sized_program
-from dsjit.codegen.target import CPU_TARGET
+from dsjit.codegen.steps import NativePlan, choose_steps, templates_of
+from dsjit.codegen.target import CPU_TARGET, Target
 from dsjit.codegen.triton.program import GpuProgram
 from dsjit.codegen.watch import StepWatch
 from dsjit.config import Environment, Numerics
@@ -41,6 +45,7 @@ __all__ = [
     "compile_part",
     "compile_template",
     "lower_units",
+    "predict_footprint",
     "print_stages",
 ]
 
@@ -69,6 +74,7 @@ class Compilation:
     compiled: the machine code of fused kernels, and of nodes that have a template.
     generated, reused: kernels compiled now, and found in the cache.
     stages: the captured Graph, and the Graph after each pass, by its name, under DSJIT_CHECK=2.
+    low_memory: of the Program, when it is to take little memory.
     """
 
     captured: Graph
@@ -82,6 +88,7 @@ class Compilation:
     reused: int
     timer: StageTimer
     stages: tuple[tuple[str, Graph], ...] = ()
+    low_memory: LowMemory | None = None
 
     @property
     def kernels(self) -> dict[FusedKernel, CompiledKernel | DeviceKernel]:
@@ -97,10 +104,11 @@ def compile_graph(
     timer: StageTimer,
     dump: Dump | None,
     fuel: Fuel | None = None,
+    low_memory: LowMemory | None = None,
 ) -> Compilation:
     """Optimise, fuse, lower, emit and assemble `graph`.
 
-    fuel: bounds the rewrites. Without it, all are done.
+    fuel: bounds the rewrites. Without it, all are done. low_memory: see `assemble`.
 
     Raises VerificationError (under DSJIT_CHECK=1) and BackendError.
     """
@@ -139,12 +147,14 @@ def compile_graph(
         dump.write("module.ll", result.ir_text)
     with timer.stage("assembly"):
         watch = StepWatch() if environment.check > 0 else None
-        program = assemble(optimized, steps, native, plan.views, compiled, watch=watch, check=environment.check > 0)
+        program = assemble(
+            optimized, steps, native, plan.views, compiled, watch, environment.check > 0, low_memory=low_memory
+        )
     if dump is not None:
         dump.write("program.py", program.source)
     compilation = Compilation(
         graph, optimized, plan, tuple(steps), compiled, native, program, result.generated, result.reused, timer,
-        tuple(stages),
+        tuple(stages), low_memory,
     )  # fmt: skip
     print_stages(compilation, environment.debug, result.ir_text)
     return compilation
@@ -175,6 +185,17 @@ def lower_units(plan: FusionPlan, fast: bool) -> list[FusedKernel | LibraryUnit]
         return replace(fused, kernel=drop_roundings(fused.kernel)) if fast else fused
 
     return [lower(unit) if isinstance(unit, Group) else unit for unit in plan.units]
+
+
+def predict_footprint(graph: Graph, numerics: Numerics, target: Target) -> Callable[[LowMemory], Footprint]:
+    """What the Program of `graph` will take, by the plan of its memory: nothing is emitted or compiled.
+
+    Takes as long as the passes, fusion and lowering.
+    """
+    optimized = run_passes(graph, passes=target.passes)
+    plan = plan_fusion(optimized, target.limits, target.device)
+    steps, native = choose_steps(lower_units(plan, numerics == "fast"), plan.views)
+    return partial(footprint, optimized, steps, native, plan.views)
 
 
 def compile_part(graph: Graph, numerics: Numerics, cache: KernelCache) -> Program:

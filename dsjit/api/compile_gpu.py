@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 
 from dsjit.api.compile import Compilation, StageTimer, lower_units, print_stages
-from dsjit.codegen.assemble import assemble, choose_steps
+from dsjit.codegen.assemble import assemble
 from dsjit.codegen.llvm.engine import CompiledKernel
 from dsjit.codegen.llvm.executor import DeviceKernel
+from dsjit.codegen.low_memory import LowMemory
 from dsjit.codegen.program import Executor
+from dsjit.codegen.steps import choose_steps
 from dsjit.codegen.target import gpu_target
 from dsjit.codegen.templates.product import FusedProduct, fuse_products, matrix_precision
 from dsjit.codegen.triton.launch import build_launches
@@ -47,10 +49,11 @@ def compile_gpu_graph(
     dump: Dump | None,
     fuel: Fuel | None = None,
     autotune: Autotune = "off",
+    low_memory: LowMemory | None = None,
 ) -> Compilation:
     """Optimise, fuse, lower, emit and assemble `graph` for the GPU that its tensors are on.
 
-    fuel: bounds the rewrites. Without it, all are done. autotune: as the option has it.
+    fuel: bounds the rewrites. Without it, all are done. autotune: as the option has it. low_memory: see `assemble`.
     Raises VerificationError (under DSJIT_CHECK=1) and BackendError.
     """
     target, fast = gpu_target(machine.device), numerics == "fast"
@@ -88,14 +91,16 @@ def compile_gpu_graph(
         compiled: dict[FusedKernel | Node, CompiledKernel | DeviceKernel] = dict(zip(fused, found.kernels, strict=True))
     with timer.stage("assembly"):
         executor = Executor(machine.device, build_launches, overwrites=False)
-        program = assemble(optimized, steps, native, plan.views, compiled, check=checks, executor=executor)
+        program = assemble(
+            optimized, steps, native, plan.views, compiled, check=checks, executor=executor, low_memory=low_memory
+        )
     if dump is not None:
         dump.write("kernels.py", found.text)
         dump.write("program.py", program.source)
     compilation = Compilation(
         graph, optimized, plan, tuple(steps), compiled, native,
         GpuProgram(program, machine.device_guard, machine.current_stream, machine.new_event), found.generated,
-        found.reused, timer,
+        found.reused, timer, low_memory=low_memory,
     )  # fmt: skip
     print_stages(compilation, environment.debug, found.text)
     return compilation

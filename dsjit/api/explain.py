@@ -13,15 +13,17 @@ from rich.table import Table
 
 from dsjit.api.entry import jit, jitted_of
 from dsjit.api.guard_summary import merge_alike, reader_of, summarize_guards
-from dsjit.api.memory_budget import Kept, TrainingMemory, kept_values
+from dsjit.api.memory_budget import Kept, RecomputedPart, TrainingMemory, kept_values, training_memory
 from dsjit.api.recompiles import Cause
 from dsjit.api.trace_tree import TraceTree
 from dsjit.api.training import Training
+from dsjit.codegen.footprint import footprint
 from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.views import is_view
 from dsjit.ir.graph import UNKNOWN_SOURCE, Graph, Source
 from dsjit.ir.print_graph import op_name, print_graph
 from dsjit.ir.print_kernel import print_kernel
+from dsjit.passes.segments import forward_nodes
 from dsjit.profiler.traffic import kernel_traffic, node_traffic
 from dsjit.trace.guards.guard import GuardLine
 from dsjit.trace.looks.outcome import Outcome, OutcomeKind, describe_outcome
@@ -84,8 +86,9 @@ class Explanation:
     branches: where the code looked at what tensors hold, and which outcomes were met; the program is then in parts,
         and everything above is the sum over the parts of all ways.
     effects: what the program does to Python again, on each call, and the line that did it.
-    kept: what is kept for the backward besides arguments and results, largest first. training: what was planned under
-        `memory_budget`.
+    kept: what is kept for the backward besides arguments and results, largest first. training: what the call and its
+        backward take, as planned under `memory_budget`; without, as told once the backward is compiled, when all
+        results have one node of autograd's graph.
     recompiles: why calls of the object were traced again, oldest first. eager_calls: how many ran eagerly since the
         last `dsjit.reset_stats()`, by cause.
     """
@@ -144,6 +147,7 @@ class Explanation:
         )
         if self.training is not None:
             console.print(_budget_text(self.training))
+            _print_list(console, "computed again in the backward:", [_part_text(part) for part in self.training.parts])
         if self.kept:
             console.print(self._kept_table())
         if self.kernels:
@@ -161,11 +165,13 @@ class Explanation:
     def _kept_table(self) -> Table:
         total = _size(sum(kept.nbytes for kept in self.kept))
         table = Table(title=f"{total} kept for the backward, beside arguments and results", title_justify="left")
-        for heading in ("op", "line", "shape", "values", "bytes"):
+        for heading in ("op", "line", "shape", "in", "values", "bytes"):
             table.add_column(heading, overflow="fold")
-        alike: dict[tuple[str, str, str], list[int]] = {}
+        alike: dict[tuple[str, str, str, str], list[int]] = {}
         for kept in self.kept:
-            alike.setdefault((kept.op, str(kept.source), "x".join(map(str, kept.shape))), []).append(kept.nbytes)
+            where = "file" if kept.offloaded else "memory"
+            key = (kept.op, str(kept.source), "x".join(map(str, kept.shape)), where)
+            alike.setdefault(key, []).append(kept.nbytes)
         for key, sizes in sorted(alike.items(), key=lambda item: -sum(item[1]))[:_KEPT_SHOWN]:
             table.add_row(*map(escape, key), str(len(sizes)), _size(sum(sizes)))
         return table
@@ -243,12 +249,40 @@ def _plain(value: Any) -> Any:
 
 def _budget_text(memory: TrainingMemory) -> str:
     again = "nothing of the forward is computed again"
+    if memory.budget is None:
+        return f"a call and its backward take {_size(memory.peak)} at most, beyond the arguments"
     if memory.recomputed:
         again = (
             f"{memory.recomputed} of {memory.segments} parts of the forward are computed again, in about "
-            f"{memory.seconds * 1e3:.1f} ms"
+            f"{sum(part.seconds for part in memory.parts) * 1e3:.1f} ms"
         )
+    if memory.offloaded:
+        again += f"; {_size(memory.offloaded)} go to a file"
     return f"memory budget {_size(memory.budget)}: {_size(memory.peak)} are taken at most; {again}"
+
+
+def _part_text(part: RecomputedPart) -> str:
+    return f"{part.first} to {part.last}: {_count(part.ops, 'op')}, about {part.seconds * 1e3:.2f} ms"
+
+
+def _memory(training: Training) -> TrainingMemory | None:
+    """What was planned, or what is told by the plans of both Programs once the backward is compiled, if it is one."""
+    if training.memory is not None or len(training.compilations) < 2 or len(training.groups) > 1:
+        return training.memory
+    halves = [
+        footprint(half.optimized, half.steps, half.native, half.plan.views, half.low_memory)
+        for half in training.compilations[:2]
+        if half.low_memory is not None
+    ]
+    if len(halves) < 2:
+        return None
+    return training_memory(training.joint, training.partition, halves[0], halves[1], forward_nodes(training.joint))
+
+
+def _kept(training: Training) -> tuple[Kept, ...]:
+    way, halves = training.forward.low_memory, training.partition
+    stored = [] if way is None else [halves.own[number - training.joint.results] for number in way.stored]
+    return kept_values(training.joint, halves, stored)
 
 
 def _report(name: str, tree: TraceTree) -> Explanation:
@@ -285,8 +319,8 @@ def _report(name: str, tree: TraceTree) -> Explanation:
         branches=tuple(branches_of(tree)),
         effects=tuple(dict.fromkeys(_effects(tree))),
         compile_seconds=seconds,
-        kept=tuple(kept for training in trainings for kept in kept_values(training.joint, training.partition)),
-        training=next((training.memory for training in trainings), None),
+        kept=tuple(kept for training in trainings for kept in _kept(training)),
+        training=next((_memory(training) for training in trainings), None),
         captured="\n".join(print_graph(compilation.captured) for compilation in compilations),
         optimized="\n".join(print_graph(compilation.optimized) for compilation in compilations),
         program="\n".join(compilation.program.source for compilation in compilations),

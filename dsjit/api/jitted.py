@@ -16,6 +16,7 @@ from torch._C._dynamo.eval_frame import get_eval_frame_callback, set_eval_frame
 from dsjit.api.builder import Builder, no_collection
 from dsjit.api.changing_numbers import ChangingNumbers
 from dsjit.api.compile import Compilation, StageTimer
+from dsjit.api.finishers import finisher, open_finisher
 from dsjit.api.open_calls import OpenCalls
 from dsjit.api.parts import outermost_callables
 from dsjit.api.planting import Trace
@@ -25,17 +26,23 @@ from dsjit.api.stats import Counters
 from dsjit.api.trace_nodes import Runner, Step, without_history
 from dsjit.api.trace_tree import Miss, TraceTree, TreeFull
 from dsjit.config import Options
-from dsjit.errors import BackendError, CaptureError, DsjitWarning, MemoryBudgetError, RecompileError, VerificationError
+from dsjit.errors import (
+    BackendError,
+    CaptureError,
+    DsjitWarning,
+    MemoryBudgetError,
+    OffloadError,
+    RecompileError,
+    VerificationError,
+)
 from dsjit.ir.graph import UNKNOWN_SOURCE, Source
 from dsjit.ir.joint_graph import JointTemplate
-from dsjit.ir.template import Mismatch, fill
+from dsjit.ir.template import Mismatch
 from dsjit.trace.capture import Capture, capture
-from dsjit.trace.effects.replay import Returned, ReturnedSize
 from dsjit.trace.guards.guard import Guard
 from dsjit.trace.looks.segments import Segment
 from dsjit.trace.recording.source import SourceFinder
 from dsjit.trace.recording.untraceable import Untraceable
-from dsjit.trace.shapes.rehearsal import Rehearsal
 
 __all__ = ["EagerVerdict", "Jitted"]
 
@@ -110,8 +117,8 @@ class Jitted:
                         missed = missed or (tree, found)
                         continue
                     leaf, inputs, outputs = found
-            except VerificationError:
-                raise
+            except (OffloadError, VerificationError):
+                raise  # eager would take the memory that offload_dir is to save
             except Exception as error:
                 failure = error
                 break
@@ -382,15 +389,15 @@ class Jitted:
         kwargs: dict[str, Any],
     ) -> bool:
         """Compile the call for many sizes, if it is one."""
-        with_budget = captured.joint is not None and self._options.memory_budget is not None
-        if self._options.backend != "llvm" or with_budget or captured.opened - captured.closed:
+        exact = captured.joint is not None and self._options.saves_memory
+        if self._options.backend != "llvm" or exact or captured.opened - captured.closed:
             return False
         with timer.stage("rehearsal"), self._session.tracing():
             found = self._open_calls.open(captured, self._target, args, kwargs, self._name)
         if found is None:
             return False
         inputs = tuple(zip(found.inputs, found.places, strict=True))
-        trace = Trace(found.guard, inputs, found.segments, _open_finisher(found), captured.effects)
+        trace = Trace(found.guard, inputs, found.segments, open_finisher(found), captured.effects)
         try:
             self._plant(trace, captured, timer, missed, found.joint)
         except Mismatch as stop:
@@ -451,7 +458,7 @@ def _trace_of(captured: Capture) -> Trace:
     """A call for exact sizes."""
     assert captured.guard is not None
     inputs = tuple(zip(captured.inputs, captured.places, strict=True))
-    return Trace(captured.guard, inputs, captured.segments, _finisher(captured), captured.effects)
+    return Trace(captured.guard, inputs, captured.segments, finisher(captured), captured.effects)
 
 
 def _known(source: Source) -> Source:
@@ -467,32 +474,3 @@ def _hidden_from_autograd(run: Runner, captured: Capture) -> Runner:
 
 def _rejit(target: Callable[..., Any], options: Options) -> Any:
     raise TypeError("a jitted function cannot be unpickled: pickle the original function and jit it again")
-
-
-def _finisher(captured: Capture) -> Callable[[Any, Any, Any], Any]:
-    """From input and output tensors, and the call's arguments, to the function's result (and its effects)."""
-    recipe = captured.recipe
-    assert recipe is not None
-    if recipe.first_output:
-        return lambda inputs, outputs, call: outputs[0]
-    return recipe.finish if recipe.events or recipe.writes else recipe.make
-
-
-def _open_finisher(found: Rehearsal) -> Callable[[Any, Any, Any], Any]:
-    """The same for a call of many sizes."""
-    template, polynomials, shapes = found.returned, found.sizes, found.segments[-1].sizes
-    sizes = [] if shapes is None else [polynomial.at(shapes.typical) for polynomial in polynomials]
-    typical: tuple[Returned | ReturnedSize, ...] = fill(template, sizes)
-    recipe = found.description.recipe(typical)
-    if recipe.first_output:
-        return lambda inputs, outputs, call: outputs[0]
-    if not polynomials or shapes is None:
-        return recipe.finish
-    sources = shapes.sources
-
-    def finish(inputs: Any, outputs: Any, call: Any) -> Any:
-        point = [inputs[number].shape[dim] for number, dim in sources]
-        returned = fill(template, [polynomial.at(point) for polynomial in polynomials])
-        return replace(recipe, returned=returned).finish(inputs, outputs, call)
-
-    return finish

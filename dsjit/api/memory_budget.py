@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Final, TypeAlias
 
-from dsjit.api.compile import Compilation
-from dsjit.codegen.footprint import peak_of_tensors
+from dsjit.codegen.footprint import Footprint
+from dsjit.codegen.low_memory import LowMemory
 from dsjit.errors import MemoryBudgetError
-from dsjit.ir.graph import Graph, Node, Source
+from dsjit.ir.graph import Graph, Node, Source, Value
 from dsjit.ir.joint_graph import JointGraph
 from dsjit.ir.print_graph import op_name
 from dsjit.passes.kept_layouts import keep_channels_last
@@ -17,13 +17,30 @@ from dsjit.passes.partition import Partition, can_compute_again, partition
 from dsjit.passes.recompute_cost import recompute_seconds
 from dsjit.passes.segments import forward_nodes, segments
 
-__all__ = ["Kept", "TrainingMemory", "TrainingPlan", "kept_values", "plan_training"]
+__all__ = [
+    "Kept",
+    "RecomputedPart",
+    "TrainingMemory",
+    "TrainingPlan",
+    "kept_values",
+    "low_memory",
+    "offloadable",
+    "plan_training",
+    "training_memory",
+]
 
-SEGMENTS: Final = (4, 8, 16, 32, 64)
-"""Into how many parts a forward is cut, to compute some of them again."""
+SEGMENTS: Final = (16, 32, 8, 64, 4)
+"""Into how many parts a forward is cut, to compute some of them again; the first number that suffices is taken. More
+parts leave more between them to be kept, fewer take more memory for each one."""
 
 NODES_PER_SEGMENT: Final = 8
 """A part has at least so many nodes."""
+
+OFFLOAD_BYTES: Final = 2**20
+"""What is smaller is kept in memory."""
+
+FILE_BYTES_PER_SECOND: Final = 0.8e9
+"""Written to a file or read from it, checksum included: what the page cache of the kernel takes."""
 
 STEPS: Final = 3
 """How often the number of parts that are computed again is corrected, after a first guess."""
@@ -31,12 +48,25 @@ STEPS: Final = 3
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A value that is kept for the backward and that nobody else holds. source: the line that made it."""
+    """A value that is kept for the backward and that nobody else holds. source: the line that made it. offloaded: to a
+    file."""
 
     op: str
     source: Source
     shape: tuple[int, ...]
     nbytes: int
+    offloaded: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RecomputedPart:
+    """Of the forward. first, last: lines of the ops that it begins and ends with. ops: how many there are. seconds:
+    modelled, to compute again what the backward wants of them."""
+
+    first: Source
+    last: Source
+    ops: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +76,9 @@ class TrainingMemory:
     kept: by nobody but the backward. peak: of all that the call and its backward take together, at most: results, what
         is kept, gradients (all that the backward returns), working memory.
     segments, recomputed: parts of the forward, and how many of them, the first ones, the backward computes again.
-    seconds: modelled time that computing again takes; what is free inside kernels is not counted.
-    budget: what was allowed.
+    seconds: modelled time that computing again takes (what is free inside kernels is not counted), and files.
+    budget: what was allowed, if anything was said. offloaded: bytes that go to a file meanwhile.
+    parts: that are computed again, in the order of the forward.
     """
 
     kept: int
@@ -55,115 +86,203 @@ class TrainingMemory:
     segments: int
     recomputed: int
     seconds: float
-    budget: int
+    budget: int | None
+    offloaded: int = 0
+    parts: tuple[RecomputedPart, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """The halves, compiled, and what they take."""
+    """What to keep, and what the call and its backward then take."""
 
     partition: Partition
-    forward: Compilation
-    backward: Compilation
     memory: TrainingMemory
+    forward: LowMemory
+    backward: LowMemory
 
 
-def kept_values(joint: JointGraph, halves: Partition) -> tuple[Kept, ...]:
-    """What is kept besides arguments and results of the call, largest first."""
-    producers = joint.graph.producers()
+Predict: TypeAlias = Callable[[Graph], Callable[[LowMemory], Footprint]]
+"""Of a half."""
+
+
+def kept_values(joint: JointGraph, halves: Partition, stored: Collection[Value]) -> tuple[Kept, ...]:
+    """What is kept besides arguments and results of the call, largest first. stored: in a file."""
+    producers, made = joint.graph.producers(), halves.forward.producers()
     primals = set(joint.graph.inputs)
-    found = [
-        Kept(op_name(producers[value].op), producers[value].source, value.type.shape, value.type.nbytes)
-        for value in halves.kept
-        if value not in halves.shared and value not in primals
-    ]
+    found: list[Kept] = []
+    for value, output in zip(halves.own, halves.forward.outputs[joint.results :], strict=True):
+        if value in primals:
+            continue
+        # What `keep_channels_last` hands over is a copy of what was made.
+        node = producers[value] if value in producers else producers[made[output].args[0]]
+        found.append(Kept(op_name(node.op), node.source, value.type.shape, value.type.nbytes, value in stored))
     return tuple(sorted(found, key=lambda kept: -kept.nbytes))
 
 
-def plan_training(joint: JointGraph, budget: int, compile: Callable[[Graph], Compilation]) -> TrainingPlan:
-    """Of the plans that keep to `budget` bytes, the one that computes the least again (by modelled time).
+def low_memory(
+    halves: Partition, results: int, stored: Collection[Value], directory: str
+) -> tuple[LowMemory, LowMemory]:
+    """For a forward of so many results, and its backward. stored: what of `halves.own` goes to a file."""
+    outputs = [results + number for number, value in enumerate(halves.own) if value in stored]
+    inputs = [number for number, value in enumerate(halves.kept) if value in stored]
+    return (
+        LowMemory(stored=frozenset(outputs), directory=directory),
+        LowMemory(halves.released, fetched=frozenset(inputs), directory=directory),
+    )
 
-    The first segments of the forward are computed again, as their results are kept longest; how many is found by trial,
-    each trial being compiled: what is predicted is what the Programs' memory plans say.
+
+def offloadable(halves: Partition) -> tuple[Value, ...]:
+    """What is kept, is large enough for a file, and nobody else holds: what is kept longest first."""
+    return tuple([value for value in halves.own if value.type.nbytes >= OFFLOAD_BYTES])
+
+
+def plan_training(joint: JointGraph, budget: int, predict: Predict, directory: str | None = None) -> TrainingPlan:
+    """A plan that keeps to `budget` bytes, and of those with as many segments the one that computes the least again.
+
+    The first segments of the forward are computed again, each when the backward comes to it, as what is kept of them is
+    kept longest (Chen et al., 2016). How many is found by trial, of which nothing is compiled: what is predicted is
+    what the plans of the Programs' memory say.
+    directory: where what is kept may go; then the faster of both ways is taken, by modelled time.
 
     Raises MemoryBudgetError, which names the smallest budget that a plan was found for.
     """
-    nodes = forward_nodes(joint)
-    plain = _planned(joint, nodes, 1, 0, budget, compile)
+    planner = _Planner(joint, forward_nodes(joint), budget, predict)
+    plain = planner.plan(1, 0)
     if plain.memory.peak <= budget:
         return plain
     fitting: list[TrainingPlan] = []
     smallest = plain.memory.peak
+    if directory is not None:
+        offloaded = planner.offload(plain.partition, directory)
+        smallest = min(smallest, offloaded.memory.peak)
+        if offloaded.memory.peak <= budget:
+            fitting.append(offloaded)
     for count in SEGMENTS:
-        parts = len(segments(joint.graph, nodes, count))
-        if parts < count // 2 or len(nodes) < NODES_PER_SEGMENT * count:
-            break
-        for plan in _trials(joint, nodes, count, parts, budget, plain.memory.peak, compile):
+        parts = len(segments(joint.graph, planner.nodes, count))
+        if parts < count // 2 or len(planner.nodes) < NODES_PER_SEGMENT * count:
+            continue
+        found = None
+        for plan in planner.trials(count, parts, plain.memory.peak):
             smallest = min(smallest, plan.memory.peak)
             if plan.memory.peak <= budget:
-                fitting.append(plan)
-    if not fitting:
-        raise MemoryBudgetError(
-            f"{joint.graph.name} cannot keep to memory_budget={budget} bytes: a call and its backward take "
-            f"{plain.memory.peak} bytes beyond the arguments when nothing is computed again, and {smallest} bytes at "
-            f"least; use memory_budget={smallest} or more, or smaller inputs (at {nodes[0].source})"
-        )
-    return min(fitting, key=lambda plan: plan.memory.seconds)
-
-
-def _trials(
-    joint: JointGraph,
-    nodes: list[Node],
-    count: int,
-    parts: int,
-    budget: int,
-    most: int,
-    compile: Callable[[Graph], Compilation],
-) -> Iterator[TrainingPlan]:
-    """Plans for one number of segments: all but the last computed again, then as few as seem to fit."""
-    low, high = 0, parts - 1
-    plan = _planned(joint, nodes, count, high, budget, compile)
-    yield plan
-    if plan.memory.peak > budget:
-        return
-    least, above = plan.memory.peak, most
-    for _ in range(STEPS):
-        if high - low < 2:
-            return
-        share = (above - budget) / max(above - least, 1)
-        guess = min(max(low + round(share * (high - low)), low + 1), high - 1)
-        plan = _planned(joint, nodes, count, guess, budget, compile)
-        yield plan
-        if plan.memory.peak <= budget:
-            high, least = guess, plan.memory.peak
-        else:
-            low, above = guess, plan.memory.peak
-
-
-def _planned(
-    joint: JointGraph,
-    nodes: list[Node],
-    count: int,
-    recomputed: int,
-    budget: int,
-    compile: Callable[[Graph], Compilation],
-) -> TrainingPlan:
-    chosen = segments(joint.graph, nodes, count)[:recomputed]
-    halves = keep_channels_last(partition(joint, chosen))
-    forward, backward = compile(halves.forward), compile(halves.backward)
-    results = set(joint.graph.outputs[: joint.results])
-    kept = sum(
-        value.type.nbytes for value in halves.kept if value not in halves.shared and value not in joint.graph.inputs
+                found = plan  # each that fits computes less again than those before
+        if found is not None:
+            fitting.append(found)
+            break
+    if fitting:
+        return min(fitting, key=lambda plan: plan.memory.seconds)
+    raise MemoryBudgetError(
+        f"{joint.graph.name} cannot keep to memory_budget={budget} bytes: a call and its backward take "
+        f"{plain.memory.peak} bytes beyond the arguments when nothing is computed again, and {smallest} bytes at "
+        f"least; use memory_budget={smallest} or more, or smaller inputs (at {planner.nodes[0].source})"
     )
-    returned = sum(value.type.nbytes for value in results)
-    during_forward = forward.program.arena_bytes + _tensors(forward)
-    during_backward = forward.program.arena_bytes + returned + kept + backward.program.arena_bytes + _tensors(backward)
+
+
+_Predictions: TypeAlias = tuple[Callable[[LowMemory], Footprint], Callable[[LowMemory], Footprint]]
+"""Of a forward and its backward."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Planner:
+    """nodes: of the forward."""
+
+    joint: JointGraph
+    nodes: list[Node]
+    budget: int
+    predict: Predict
+
+    def trials(self, count: int, parts: int, most: int) -> Iterator[TrainingPlan]:
+        """Plans for one number of segments: all but the last computed again, then as few as seem to fit.
+
+        most: the peak when nothing is.
+        """
+        low, high = 0, parts - 1
+        plan = self.plan(count, high)
+        yield plan
+        if plan.memory.peak > self.budget:
+            return
+        least, above = plan.memory.peak, most
+        for _ in range(STEPS):
+            if high - low < 2:
+                return
+            share = (above - self.budget) / max(above - least, 1)
+            guess = min(max(low + round(share * (high - low)), low + 1), high - 1)
+            plan = self.plan(count, guess)
+            yield plan
+            if plan.memory.peak <= self.budget:
+                high, least = guess, plan.memory.peak
+            else:
+                low, above = guess, plan.memory.peak
+
+    def plan(self, count: int, recomputed: int) -> TrainingPlan:
+        """The first `recomputed` of `count` segments are computed again."""
+        chosen = segments(self.joint.graph, self.nodes, count)[:recomputed]
+        halves = keep_channels_last(partition(self.joint, chosen))
+        return self._planned(halves, self._predictions(halves), chosen, count, (), "")
+
+    def offload(self, halves: Partition, directory: str) -> TrainingPlan:
+        """As little as suffices goes to a file, or all that can."""
+        predictions = self._predictions(halves)
+        values = offloadable(halves)
+        low, high = 0, len(values)  # the first is too little
+        best = self._planned(halves, predictions, (), 1, values, directory)
+        if best.memory.peak > self.budget:
+            return best
+        while high - low > 1:
+            middle = (low + high) // 2
+            plan = self._planned(halves, predictions, (), 1, values[:middle], directory)
+            if plan.memory.peak <= self.budget:
+                high, best = middle, plan
+            else:
+                low = middle
+        return best
+
+    def _predictions(self, halves: Partition) -> _Predictions:
+        return self.predict(halves.forward), self.predict(halves.backward)
+
+    def _planned(
+        self,
+        halves: Partition,
+        predictions: _Predictions,
+        chosen: Sequence[Sequence[Node]],
+        count: int,
+        stored: Collection[Value],
+        directory: str,
+    ) -> TrainingPlan:
+        ways = low_memory(halves, self.joint.results, stored, directory)
+        forward, backward = (predict(way) for predict, way in zip(predictions, ways, strict=True))
+        memory = training_memory(self.joint, halves, forward, backward, self.nodes)
+        offloaded = sum(value.type.nbytes for value in stored)
+        found = replace(
+            memory,
+            kept=memory.kept - offloaded,
+            segments=count,
+            recomputed=len(chosen),
+            seconds=memory.seconds + 2 * offloaded / FILE_BYTES_PER_SECOND,
+            budget=self.budget,
+            offloaded=offloaded,
+            parts=tuple([_part(halves, nodes) for nodes in chosen]),
+        )
+        return TrainingPlan(halves, found, *ways)
+
+
+def training_memory(
+    joint: JointGraph, halves: Partition, forward: Footprint, backward: Footprint, nodes: Sequence[Node]
+) -> TrainingMemory:
+    """Without a budget. nodes: of the joint graph's forward."""
+    kept = sum(value.type.nbytes for value in halves.own if value not in joint.graph.inputs)
+    returned = sum(value.type.nbytes for value in set(joint.graph.outputs[: joint.results]))
+    # One arena serves both, and each half frees what it has made but for its results and what is kept.
+    peak = max(forward.arena, backward.arena) + max(forward.tensors, returned + backward.tensors)
+    return TrainingMemory(kept, peak, 1, 0, _seconds_again(halves, nodes), None)
+
+
+def _part(halves: Partition, nodes: Sequence[Node]) -> RecomputedPart:
+    return RecomputedPart(nodes[0].source, nodes[-1].source, len(nodes), _seconds_again(halves, nodes))
+
+
+def _seconds_again(halves: Partition, nodes: Sequence[Node]) -> float:
+    """Modelled time of what the backward computes again of these nodes."""
     early = {value for node in nodes for value in node.outputs}
     again = [node for node in halves.backward.nodes if not early.isdisjoint(node.outputs)]
-    seconds = sum(recompute_seconds(node) for node in again if not can_compute_again(node))
-    memory = TrainingMemory(kept, max(during_forward, during_backward), max(count, 1), recomputed, seconds, budget)
-    return TrainingPlan(halves, forward, backward, memory)
-
-
-def _tensors(compilation: Compilation) -> int:
-    return peak_of_tensors(compilation.optimized, compilation.steps, compilation.plan.views)
+    return sum(recompute_seconds(node) for node in again if not can_compute_again(node))

@@ -8,73 +8,29 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
+from torch._C._autograd import _get_current_graph_task_keep_graph, _top_saved_tensors_default_hooks
 
 from dsjit.api.compile import Compilation
 from dsjit.api.memory_budget import TrainingMemory
+from dsjit.api.training_groups import Backward, Group, OpenTraining, Point, Runner, make_groups
+from dsjit.codegen.low_memory import LowMemory
+from dsjit.codegen.offload import StoredTensor, TensorInMemory
+from dsjit.codegen.program import GuestProgram, Program
 from dsjit.codegen.sized_program import KEPT_SHAPES, SizedProgram
 from dsjit.errors import DsjitWarning, GradientError
 from dsjit.ir.graph import Graph, TensorType, Value
 from dsjit.ir.graph_template import GraphTemplate
-from dsjit.ir.joint_graph import JointGraph, JointTemplate
+from dsjit.ir.joint_graph import JointGraph
 from dsjit.passes.partition import Partition
 from dsjit.passes.reference import run_reference
 from dsjit.passes.undefined_gradients import without_gradients
 
-__all__ = ["OpenTraining", "Point", "Training", "make_training"]
-
-Point: TypeAlias = tuple[int, ...]
-"""The open sizes of a call."""
-
-Runner: TypeAlias = Callable[[Point, Sequence[torch.Tensor]], Sequence[torch.Tensor]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Backward:
-    """run: from what is kept and the defined gradients of results to gradients. places: of each gradient among those;
-    None when it is undefined. compilation: None when the Graph runs op by op."""
-
-    graph: Graph | GraphTemplate
-    places: tuple[int | None, ...]
-    run: Runner
-    compilation: Compilation | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class OpenTraining:
-    """What a Training for many sizes has beside one for exact sizes. backward: of `Partition`.
-
-    layouts: by the sizes, the types of the gradients of results, and `JointGraph.shapes`.
-    """
-
-    joint: JointTemplate
-    backward: GraphTemplate
-    layouts: dict[Point, tuple[tuple[TensorType, ...], tuple[tuple[int, ...] | None, ...]]] = field(
-        default_factory=dict
-    )
-
-
-@dataclass(slots=True, eq=False)
-class _Group:
-    """Results that one node of autograd's graph makes.
-
-    members: numbers of results. tangents: their places among the differentiated results. ends: numbers of the primals,
-    and behind them of the leaves, that gradients flow to. graph: from what is `kept` (numbers among what the partition
-    keeps) and the gradients of the members to gradients, of which each end has that of number `places`.
-    backwards: by which gradients of results are defined, compiled when first wanted.
-    """
-
-    members: tuple[int, ...]
-    tangents: tuple[int, ...]
-    ends: tuple[int, ...]
-    kept: tuple[int, ...]
-    graph: Graph | GraphTemplate
-    places: tuple[int, ...]
-    backwards: dict[tuple[bool, ...], _Backward] = field(default_factory=dict)
+__all__ = ["Training", "make_training"]
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -90,10 +46,10 @@ class Training:
     forward: Compilation
     joint: JointGraph
     partition: Partition
-    compile: Callable[[Graph | GraphTemplate], Compilation]
+    compile: Callable[[Graph | GraphTemplate, LowMemory | None], Compilation]
     kept: tuple[int, ...]
     tangents: tuple[TensorType, ...]
-    groups: tuple[_Group, ...]
+    groups: tuple[Group, ...]
     memory: TrainingMemory | None = None
     sizes: OpenTraining | None = None
 
@@ -140,14 +96,14 @@ class Training:
             return ()
         return tuple([inputs[number].shape[dim] for number, dim in self.sizes.joint.sources])
 
-    def backward(self, group: _Group, defined: tuple[bool, ...]) -> _Backward:
+    def backward(self, group: Group, defined: tuple[bool, ...]) -> Backward:
         """The backward for these gradients of the group's results."""
         found = group.backwards.get(defined)
         if found is None:
             graph = group.graph
             places: tuple[int | None, ...] = group.places
             if not all(defined):
-                start = len(group.kept)
+                start = len(group.order)
 
                 def narrowed(each: Graph) -> tuple[Graph, tuple[int | None, ...]]:
                     tangents = each.inputs[start:]
@@ -161,24 +117,28 @@ class Training:
                 else:
                     graph, left = narrowed(graph)
                 places = tuple([left[place] for place in group.places])
-            found = group.backwards[defined] = _Backward(graph, places, *self._compiled(graph))
+            run, compilation = self._compiled(graph, group.low_memory)
+            found = Backward(graph, places, run, compilation, proven=self.memory is not None)
+            group.backwards[defined] = found
         return found
 
-    def compile_backwards(self) -> None:
-        """Compile what is wanted when all results are differentiated."""
-        for group in self.groups:
-            self.backward(group, (True,) * len(group.members))
-
-    def _compiled(self, graph: Graph | GraphTemplate) -> tuple[Runner, Compilation | None]:
+    def _compiled(
+        self, graph: Graph | GraphTemplate, low_memory: LowMemory | None
+    ) -> tuple[Runner, Compilation | None]:
         try:
-            compilation = self.compile(graph)
+            compilation = self.compile(graph, low_memory)
         except Exception as error:  # whatever a compiler may stumble over, op by op it runs
             self._warn(error)
-            return functools.partial(_run_reference, graph), None
-        program = compilation.program
+            return functools.partial(_run_op_by_op, graph), None
+        program, host = compilation.program, self.forward.program
         if isinstance(program, SizedProgram):
-            return program.run_at, compilation
-        return lambda point, inputs: program(inputs), compilation
+            sized = program
+            return lambda point, inputs: sized.run_at(point, list(inputs)), compilation
+        if isinstance(program, Program) and isinstance(host, Program):
+            guest = GuestProgram(program, host)
+            return lambda point, inputs: guest(inputs), compilation
+        alone = program
+        return lambda point, inputs: alone(inputs), compilation
 
     def _warn(self, error: Exception) -> None:
         text = f"the backward of {self.joint.graph.name} runs op by op, without generated kernels: {error!r}"
@@ -196,9 +156,10 @@ class Training:
         return layouts[point]
 
     def run_backward(
-        self, group: _Group, point: Point, kept: Sequence[torch.Tensor], tangents: Sequence[torch.Tensor | None]
+        self, group: Group, point: Point, kept: list[torch.Tensor], tangents: Sequence[torch.Tensor | None]
     ) -> list[torch.Tensor | None]:
-        """The gradients of the group's ends. tangents: of its results, in order."""
+        """The gradients of the group's ends. tangents: of its results, in order. kept: what its graph takes of that;
+        emptied. What nobody else holds of it is freed after its last use."""
         defined = tuple([tangent is not None for tangent in tangents])
         backward = self.backward(group, defined)
         types, shapes = self._layout(point)
@@ -208,11 +169,17 @@ class Training:
             if tangent is not None
         ]
         taken = [*kept, *given]
+        kept.clear()
+        # A backward that has never run through may be one that cannot: then all is wanted for the reference.
+        held = [] if backward.proven else list(taken)
         try:
-            found = backward.run(point, taken)
+            found = backward.run(point, _handed_over(taken))
+            backward.proven = self.sizes is None  # each choice of sizes has a Program of its own
         except Exception as error:  # nothing was written yet, and what eager raises the reference raises, too
-            reference = functools.partial(_run_reference, backward.graph)
-            found = reference(point, taken)
+            if not (held or taken):
+                raise
+            reference = functools.partial(_run_op_by_op, backward.graph)
+            found = reference(point, held or taken)
             if not isinstance(error, MemoryError):  # there may be more memory at the next call
                 group.backwards[defined] = replace(backward, run=reference, compilation=None)
             self._warn(error)
@@ -224,20 +191,18 @@ class Training:
         ]
 
 
-def _run_reference(
-    graph: Graph | GraphTemplate, point: Point, inputs: Sequence[torch.Tensor]
-) -> Sequence[torch.Tensor]:
-    return run_reference(graph.at(point) if isinstance(graph, GraphTemplate) else graph, inputs)
-
-
 def make_training(
     joint: JointGraph,
     partition: Partition,
     forward: Compilation,
-    compile: Callable[[Graph | GraphTemplate], Compilation],
+    compile: Callable[[Graph | GraphTemplate, LowMemory | None], Compilation],
+    *,
+    low_memory: LowMemory | None = None,
+    memory: TrainingMemory | None = None,
     sizes: OpenTraining | None = None,
 ) -> Training:
-    """forward: compiled from `partition.forward`. compile: compiles a backward. Raises Mismatch."""
+    """forward: compiled from `partition.forward`. compile: compiles a backward. low_memory: for that of the partition.
+    memory: what was planned. Raises Mismatch."""
     primals = {value: number for number, value in enumerate(partition.forward.inputs)}
     results = {value: number for number, value in enumerate(partition.forward.outputs[: joint.results])}
     place: dict[Value, int] = {}
@@ -256,46 +221,26 @@ def make_training(
         compile,
         tuple([place[value] for value in partition.kept]),
         tuple([value.type for value in tangents]),
-        tuple(_groups(joint, partition, sizes)),
-        sizes=sizes,
+        tuple(make_groups(joint, partition, low_memory, sizes)),
+        memory,
+        sizes,
     )
 
 
-def _groups(joint: JointGraph, partition: Partition, sizes: OpenTraining | None) -> Iterator[_Group]:
-    graph = partition.backward
-    start = len(partition.kept)
-    ends = [(end, number) for end, number in enumerate(joint.gradients) if number is not None]
-    if len(joint.groups) <= 1:
-        yield _Group(
-            joint.differentiated, tuple(range(len(joint.differentiated))), tuple([end for end, _ in ends]),
-            tuple(range(start)), graph if sizes is None else sizes.backward, tuple([number for _, number in ends]),
-        )  # fmt: skip
-        return
-    for members in joint.groups:
+def _run_op_by_op(graph: Graph | GraphTemplate, point: Point, inputs: Iterable[torch.Tensor]) -> Sequence[torch.Tensor]:
+    return run_reference(graph.at(point) if isinstance(graph, GraphTemplate) else graph, _in_memory(inputs))
 
-        def without_others(each: Graph, members: Sequence[int] = members) -> tuple[Graph, tuple[int | None, ...]]:
-            tangents = each.inputs[start:]
-            others = [value for number, value in enumerate(tangents) if number not in members]
-            return without_gradients(each, tangents, others)
 
-        mine, places = without_others(graph)
-        read = {*mine.outputs, *(value for node in mine.nodes for value in node.inputs())}
-        kept = tuple([number for number in range(start) if mine.inputs[number] in read])
-        chosen = (*kept, *range(start, start + len(members)))
+def _in_memory(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """The tensors, those in files fetched."""
+    return [tensor.fetch() if isinstance(tensor, StoredTensor | TensorInMemory) else tensor for tensor in tensors]
 
-        def narrowed(each: Graph, chosen: Sequence[int] = chosen) -> Graph:
-            found, _ = without_others(each)
-            return replace(found, inputs=tuple([found.inputs[number] for number in chosen]))
 
-        reached = [(end, place) for end, number in ends if (place := places[number]) is not None]
-        yield _Group(
-            tuple([joint.differentiated[number] for number in members]),
-            members,
-            tuple([end for end, _ in reached]),
-            kept,
-            narrowed(graph) if sizes is None else sizes.backward.rewritten(sizes.joint.typical, narrowed),
-            tuple([place for _, place in reached]),
-        )
+def _handed_over(tensors: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The tensors, one by one; who takes them is then the only one to hold them."""
+    tensors.reverse()
+    while tensors:
+        yield tensors.pop()
 
 
 def _laid_out(tangent: torch.Tensor, type_: TensorType) -> torch.Tensor:
@@ -310,7 +255,7 @@ class _Run:
     """One call. results: of the group. kept: all that is kept."""
 
     training: Training
-    group: _Group
+    group: Group
     point: Point
     results: Sequence[torch.Tensor]
     kept: Sequence[torch.Tensor]
@@ -321,9 +266,15 @@ class Compiled(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, run: _Run, *ends: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        ctx.training, ctx.group, ctx.point = run.training, run.group, run.point
+        group, kept = run.group, run.kept
+        ctx.training, ctx.group, ctx.point = run.training, group, run.point
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*[run.kept[number] for number in run.group.kept])
+        own = [kept[number] for number in group.own]
+        # Autograd would hold these until the whole backward has run; hooks of the user's must see them, though.
+        hooked = bool(own) and _top_saved_tensors_default_hooks(True) is not None
+        ctx.own = [] if hooked else own
+        ctx.in_files = [isinstance(tensor, StoredTensor) for tensor in own] if hooked else []
+        ctx.save_for_backward(*[kept[number] for number in group.shared], *(_in_memory(own) if hooked else ()))
         return tuple(run.results)
 
     @staticmethod
@@ -337,5 +288,21 @@ class Compiled(torch.autograd.Function):
         if all(tangent is None for tangent in tangents):
             # Of a later call that this one's results do not reach: what was saved may be freed already.
             return (None,) * (1 + max(len(ctx.group.ends), 1))
-        gradients = training.run_backward(ctx.group, ctx.point, ctx.saved_tensors, tangents)
+        group: Group = ctx.group
+        every = list(ctx.saved_tensors)  # raises what eager does when the backward has run before
+        if ctx.own is None:
+            raise GradientError(
+                f"a backward through {training.joint.graph.name} failed before, and what was kept for it is gone: "
+                "call the function again"
+            )
+        if ctx.in_files:
+            first = len(group.shared)
+            stored = zip(every[first:], ctx.in_files, strict=True)
+            every[first:] = [TensorInMemory(tensor) if in_file else tensor for tensor, in_file in stored]
+        every += ctx.own
+        if ctx.own and not _get_current_graph_task_keep_graph():
+            ctx.own = None
+        kept = [every[number] for number in group.order]
+        every.clear()
+        gradients = training.run_backward(group, ctx.point, kept, tangents)
         return (None, *(gradients or [None]))

@@ -9,86 +9,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import astuple, dataclass, field
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any
 
 import torch
 from torch._ops import OpOverload
 from torch.autograd.graph import increment_version
 
-from dsjit.codegen.gemm import MatmulPlan, plan_matmul
 from dsjit.codegen.llvm.engine import CompiledKernel
-from dsjit.codegen.llvm.executor import Call, DeviceKernel, GemmCall, KernelCall, gemm_available
+from dsjit.codegen.llvm.executor import Call, DeviceKernel, GemmCall, KernelCall
+from dsjit.codegen.low_memory import LARGE_BUFFER, WORTH_A_BREAK, LowMemory, MemorySchedule, memory_schedule
+from dsjit.codegen.offload import OffloadFile, read_in_order, span_bytes
 from dsjit.codegen.placement import Home, Place, Placement, Step, holders, last_reads, place_values
 from dsjit.codegen.program import CPU_EXECUTOR, ArenaTensor, Executor, Program, ProgramParts, address_writer, link
-from dsjit.codegen.templates.convolution import ConvolutionPlan, ConvolutionTemplate, plan_convolution
+from dsjit.codegen.steps import NativePlan, library_aliases
+from dsjit.codegen.templates.convolution import ConvolutionPlan
 from dsjit.codegen.watch import StepWatch, watched_values
 from dsjit.fusion.affine import Affine, NotAffine, linearize
 from dsjit.fusion.lower import FusedKernel
-from dsjit.fusion.planner import LibraryUnit
 from dsjit.fusion.views import Views
 from dsjit.ir.graph import Arg, Graph, Node, Value
 from dsjit.ops.library import fast_callable, out_variant
 from dsjit.ops.properties import is_dynamic
 from dsjit.ops.strided import strided_view
 
-__all__ = ["NativePlan", "assemble", "assemble_parts", "choose_steps", "library_aliases", "templates_of"]
-
-NativePlan: TypeAlias = MatmulPlan | ConvolutionPlan
-"""How a library node runs as a native step."""
-
-
-def choose_steps(units: Sequence[FusedKernel | LibraryUnit], views: Views) -> tuple[list[Step], dict[Node, NativePlan]]:
-    """The steps of a Program, and which library nodes run as native matrix products or templates."""
-    native: dict[Node, NativePlan] = {}
-    steps: list[Step] = []
-    for unit in units:
-        planned = False
-        if isinstance(unit, LibraryUnit) and not unit.view and not unit.node.mutates:
-            plan = _plan_native(unit.node, views)
-            if plan is not None:
-                native[unit.node] = plan
-            planned = plan is not None or _takes_out(unit.node)
-        steps.append(Step(unit, planned))
-    return steps, native
-
-
-def library_aliases(steps: Sequence[Step]) -> dict[Value, Value]:
-    """The results of library calls that are views, and what each is a view of."""
-    found: dict[Value, Value] = {}
-    for step in steps:
-        if isinstance(step.work, LibraryUnit) and not step.planned and (step.work.view or _aliases(step.work.node)):
-            found.update((value, step.work.node.args[0]) for value in step.work.node.outputs)
-    return found
-
-
-def templates_of(native: Mapping[Node, NativePlan]) -> dict[Node, ConvolutionTemplate]:
-    """The templates that have to be compiled, by node."""
-    return {node: plan.template for node, plan in native.items() if isinstance(plan, ConvolutionPlan)}
-
-
-def _plan_native(node: Node, views: Views) -> NativePlan | None:
-    if gemm_available() and (product := plan_matmul(node, views)) is not None:
-        return product
-    return plan_convolution(node, views)
-
-
-def _takes_out(node: Node) -> bool:
-    if not isinstance(node.op, OpOverload) or len(node.outputs) != 1 or node.effect or node.output.type.numel == 0:
-        return False
-    if is_dynamic(node):  # `out=` would be resized, away from the buffer
-        return False
-    return out_variant(node.op) is not None and _is_dense(node.output)
-
-
-def _is_dense(value: Value) -> bool:
-    """Whether the elements fill a stretch of memory without holes or overlaps."""
-    dims = sorted((s, n) for n, s in zip(value.type.shape, value.type.strides, strict=True) if n != 1)
-    expected = 1
-    for stride, size in dims:
-        if stride != expected:
-            return False
-        expected *= size
-    return True
+__all__ = ["assemble", "assemble_parts"]
 
 
 def assemble(
@@ -100,14 +45,16 @@ def assemble(
     watch: StepWatch | None = None,
     check: bool = False,
     executor: Executor = CPU_EXECUTOR,
+    low_memory: LowMemory | None = None,
 ) -> Program:
     """The Program that runs `steps` in order and returns the Graph's outputs.
 
     native: which library nodes run natively. kernels: of the fused kernels, and of the nodes that have a template.
     watch: is told what each step left in memory; the Program is then not reentrant. check: verify the memory plan;
         raises VerificationError. executor: runs the kernels.
+    low_memory: makes a Program that takes little memory at once.
     """
-    assembler = _Assembler(graph, steps, native, views, kernels, watch=watch, executor=executor)
+    assembler = _Assembler(graph, steps, native, views, kernels, watch=watch, executor=executor, low_memory=low_memory)
     return link(assembler.assemble(), check=check)
 
 
@@ -136,8 +83,10 @@ class _Assembler:
     sizes: Mapping[FusedKernel, tuple[int, ...]] | None = None
     watch: StepWatch | None = None
     executor: Executor = CPU_EXECUTOR
+    low_memory: LowMemory | None = None
     aliases: dict[Value, Value] = field(init=False)
     placement: Placement = field(init=False)
+    schedule: MemorySchedule | None = None
     lines: list[str] = field(default_factory=list)
     names: dict[str, Any] = field(default_factory=dict)
     slots: dict[Place, int] = field(default_factory=dict)
@@ -146,6 +95,7 @@ class _Assembler:
     pending: list[Call] = field(default_factory=list)
     sequences: dict[str, tuple[Call, ...]] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
+    dropped_bytes: int = 0
     arena_tensors: dict[ArenaTensor, int] = field(default_factory=dict)
     variables: dict[Value, str] = field(default_factory=dict)
     constants: list[torch.Tensor] = field(default_factory=list)
@@ -154,14 +104,25 @@ class _Assembler:
         self.aliases = library_aliases(self.steps)
         self.constants = list(self.graph.constants.values())
         self.placement = place_values(
-            self.graph, self.steps, self.views, self.aliases, self.native, overwrites=self.executor.overwrites
-        )
+            self.graph, self.steps, self.views, self.aliases, self.native, overwrites=self.executor.overwrites,
+            apart=LARGE_BUFFER if self.low_memory is not None and self.watch is None else None,
+        )  # fmt: skip
+        if self.low_memory is not None and self.watch is None:  # a watch wants all memory before the first step
+            self.schedule = memory_schedule(
+                self.graph, self.steps, self.views, self.aliases, self.placement, self.low_memory
+            )
         for step in self.steps:
             for value in self._native_values(step):
                 place = self.placement.places[value]
-                if place.home in (Home.INPUT, Home.OUTPUT) and place not in self.slots:
+                if place.home in (Home.INPUT, Home.OUTPUT) and place not in self.slots and not self._comes_late(place):
                     self.slots[place] = len(self.slots)
                     self.changing.append(place)
+
+    def _comes_late(self, place: Place) -> bool:
+        """Whether the tensor is made or fetched just before a step."""
+        if self.schedule is None or self.low_memory is None:
+            return False
+        return place.home is Home.OUTPUT or place.number in self.low_memory.fetched
 
     def _native_values(self, step: Step) -> tuple[Value, ...]:
         if isinstance(step.work, FusedKernel):
@@ -174,6 +135,8 @@ class _Assembler:
     def assemble(self) -> ProgramParts:
         dying = self._deaths()
         for number, step in enumerate(self.steps):
+            if self.schedule is not None:
+                self._before_step(number, self.schedule)
             if isinstance(step.work, FusedKernel):
                 self._kernel(step.work)
             elif step.work.node in self.native:
@@ -184,7 +147,10 @@ class _Assembler:
             if self.watch is not None:
                 self._flush()
                 self._watched(number, self.watch)
-            self.dropped += dying.get(number, ())
+            for value in dying.get(number, ()):
+                self._let_go(value, f"t{value.id}")
+            if self.schedule is not None:
+                self._after_step(number, self.schedule)
             if not self.pending:
                 self._drop()
         self._flush()
@@ -208,8 +174,10 @@ class _Assembler:
         lines: list[str] = []
         if self.graph.inputs:
             lines.append(f"{', '.join(f'a{i}' for i in range(len(self.graph.inputs)))}, = inputs")
+        if self.low_memory is not None:
+            lines += self._file_lines(self.low_memory)
         lines.append("b = frame.tensors")
-        for number, value in enumerate(self.placement.outputs):
+        for number, value in enumerate(self.placement.outputs if self.schedule is None else ()):
             lines.append(f"o{number} = {self._allocation(value)}")
         if self.watch is not None:
             self.names["before_steps"] = self.watch.before_steps
@@ -224,9 +192,26 @@ class _Assembler:
             lines.append(f"put(frame.buffer, 0, *map(data_ptr, ({tensors},)))")
         if self.slots:
             lines.append("address = frame.address")
-            if any(place.home is Home.LIBRARY for place in self.slots):
+            if self.schedule is not None or any(place.home is Home.LIBRARY for place in self.slots):
                 lines.append("table = frame.table")
         return "def run(inputs, frame, threads):", lines
+
+    def _file_lines(self, low_memory: LowMemory) -> list[str]:
+        """What opens the file that outputs go to, and begins to read inputs."""
+        lines: list[str] = []
+        if low_memory.stored:
+            types = [self.graph.outputs[number].type for number in low_memory.stored]
+            total = sum(span_bytes(type_.shape, type_.strides, type_.dtype.itemsize) for type_ in types)
+            self.names["open_file"] = partial(OffloadFile, low_memory.directory, total)
+            lines.append("file = open_file()")
+        if low_memory.fetched:
+            fetched = self.schedule.fetched if self.schedule is not None else {0: sorted(low_memory.fetched)}
+            order = [number for step in sorted(fetched) for number in fetched[step]]
+            self.names["read_in_order"] = read_in_order
+            lines.append(f"read_in_order(({''.join(f'a{number}, ' for number in order)}))")
+            if self.schedule is None:
+                lines += [f"a{number} = a{number}.fetch()" for number in order]
+        return lines
 
     def _allocation(self, value: Value) -> str:
         type_ = value.type
@@ -251,7 +236,7 @@ class _Assembler:
     def _kernel(self, fused: FusedKernel) -> None:
         for value in fused.writes:
             place = self.placement.places[value]
-            if place.home is Home.LIBRARY:
+            if place.home is Home.LIBRARY and value not in self.variables:
                 holder = next(v for v in fused.reads if self.placement.places[v] == place)
                 self.variables[value] = self.variables[holder]
         slots = tuple(self._slot(value) for value in fused.values)
@@ -293,6 +278,42 @@ class _Assembler:
         if self.dropped:
             self.lines.append(f"del {', '.join(self.dropped)}")
             self.dropped = []
+        self.dropped_bytes = 0
+
+    # -- low memory ----------------------------------------------------------------------------------------------
+
+    def _before_step(self, number: int, schedule: MemorySchedule) -> None:
+        for fetched in schedule.fetched.get(number, ()):
+            self._flush()
+            self.lines.append(f"a{fetched} = a{fetched}.fetch()")
+            self._put_address(Place(Home.INPUT, fetched), f"a{fetched}")
+        values = schedule.made.get(number, [])
+        if sum(value.type.nbytes for value in values) >= WORTH_A_BREAK:
+            self._flush()
+        for value in values:
+            place = self.placement.places[value]
+            if place.home is Home.LIBRARY:
+                self.variables[value] = f"t{value.id}"
+            name = self._base_tensor(value)
+            self.lines.append(f"{name} = {self._allocation(value)}")
+            self._put_address(place, name)
+
+    def _put_address(self, place: Place, name: str) -> None:
+        slot = self.slots.setdefault(place, len(self.slots))
+        self.lines.append(f"table[{slot}] = {name}.data_ptr()")
+
+    def _after_step(self, number: int, schedule: MemorySchedule) -> None:
+        for left in schedule.left.get(number, ()):
+            self._let_go(self.graph.inputs[left], f"a{left}")
+        if self.dropped_bytes >= WORTH_A_BREAK or number in schedule.stored:
+            self._flush()
+        for output in schedule.stored.get(number, ()):
+            name = self._base_tensor(self.graph.outputs[output])
+            self.lines.append(f"{name} = file.put({name})")
+
+    def _let_go(self, value: Value, name: str) -> None:
+        self.dropped.append(name)
+        self.dropped_bytes += value.type.nbytes
 
     # -- library calls -------------------------------------------------------------------------------------------
 
@@ -399,12 +420,12 @@ class _Assembler:
         number = self.arena_tensors.setdefault(spec, len(self.arena_tensors))
         return f"b[{number}]"
 
-    def _deaths(self) -> dict[int, list[str]]:
+    def _deaths(self) -> dict[int, list[Value]]:
         """After which step each library tensor is dropped, so that its memory is free for the next one."""
-        table: dict[int, list[str]] = {}
+        table: dict[int, list[Value]] = {}
         for value, step in self.placement.last_use.items():
             if step < len(self.steps):
-                table.setdefault(step, []).append(f"t{value.id}")
+                table.setdefault(step, []).append(value)
         return table
 
     # -- the end -------------------------------------------------------------------------------------------------
@@ -428,6 +449,10 @@ class _Assembler:
             else:
                 held.add(root)
                 results.append(name)
+        if self.low_memory is not None:
+            early = self.schedule.stored.values() if self.schedule is not None else ()
+            for number in self.low_memory.stored.difference(*early):
+                results[number] = f"file.put({results[number]})"
         targets = {write.target for write in self.graph.writes}
         copies, in_place = list[str](), list[str]()
         for write in self.graph.writes:
@@ -459,13 +484,6 @@ class _Assembler:
             name = self.bound[key] = f"{prefix}{len(self.bound)}"
             self.names[name] = value
         return name
-
-
-def _aliases(node: Node) -> bool:
-    schema = getattr(node.op, "_schema", None)
-    if schema is None:
-        return node.op is strided_view
-    return any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
 
 
 def _returns_many(node: Node) -> bool:

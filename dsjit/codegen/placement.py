@@ -24,7 +24,7 @@ class Home(Enum):
     CONSTANT = "the program"
     ARENA = "the arena, shared by liveness"
     OUTPUT = "a tensor made for each call, which the caller gets"
-    LIBRARY = "a tensor that a library call returned"
+    LIBRARY = "a tensor that a library call returned, or one made for a large buffer"
     NOWHERE = "no memory: the address is 0"
 
 
@@ -80,11 +80,13 @@ def place_values(
     native: Container[Node] = frozenset(),
     *,
     overwrites: bool = True,
+    apart: int | None = None,
 ) -> Placement:
     """Assign a Place to every Value in memory.
 
     aliases: results of library calls that are views of another Value's memory. native: nodes whose library steps run
-    without Python, and so do not raise. overwrites: a kernel may write over an operand.
+    without Python, and so do not raise. overwrites: a kernel may write over an operand. apart: buffers of so many bytes
+    are tensors of their own (`Home.LIBRARY`), not parts of the arena.
     """
     placement = Placement()
     places = placement.places
@@ -116,6 +118,11 @@ def place_values(
             if overwrites and isinstance(step.work, FusedKernel):
                 source = _reusable(step.work, value, number, last, places, taken, returned)
             if value in returned:
+                owned = apart is not None and source is not None and source not in aliases
+                if owned and source is not None and places[source].home is Home.LIBRARY:
+                    taken.add(source)
+                    places[value] = places[source]
+                    continue
                 places[value] = Place(Home.OUTPUT, len(placement.outputs))
                 placement.outputs.append(value)
                 if source is not None and _alone(source, lifetimes):
@@ -129,6 +136,10 @@ def place_values(
                 if places[source].home is Home.LIBRARY:
                     places[value] = places[source]
                     continue
+            if apart is not None and source is None and _span_bytes(value) >= apart:
+                places[value] = Place(Home.LIBRARY, value.id)
+                placement.last_use[value] = last.get(value, number)
+                continue
             places[value] = Place(Home.ARENA, 0)
             lifetimes.append(Lifetime(value, _span_bytes(value), number, last.get(value, number), source))
     _extend_library_uses(placement, last)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from types import FunctionType
@@ -25,8 +25,8 @@ from dsjit.codegen.memory_plan import Lifetime, MemoryPlan, check_plan, plan_mem
 from dsjit.errors import VerificationError
 
 __all__ = [
-    "CPU_EXECUTOR", "ArenaTensor", "Executor", "Frame", "Program", "ProgramParts", "Run", "address_writer",
-    "compile_source", "link", "link_planned",
+    "CPU_EXECUTOR", "ArenaTensor", "Executor", "Frame", "GuestProgram", "Program", "ProgramParts", "Run",
+    "address_writer", "compile_source", "link", "link_planned",
 ]  # fmt: skip
 
 
@@ -82,7 +82,7 @@ class Frame:
     """The private memory of one run of a Program.
 
     arena: bytes. tensors: what library calls read and write there. table: addresses by slot, as a `memoryview` of
-    int64 over `buffer`. address: where the table lies.
+    int64 over `buffer`. address: where the table lies. guests: the frames of other Programs in the same arena.
     """
 
     arena: torch.Tensor
@@ -90,9 +90,10 @@ class Frame:
     buffer: Any
     table: memoryview
     address: int
+    guests: list[tuple[Program, Frame]] = field(default_factory=list)
 
 
-Run: TypeAlias = Callable[[Sequence[torch.Tensor], Frame, int], list[torch.Tensor]]
+Run: TypeAlias = Callable[[Iterable[torch.Tensor], Frame, int], list[torch.Tensor]]
 
 
 @dataclass(slots=True)
@@ -122,7 +123,7 @@ class Program:
     device: torch.device
     frames: list[Frame] = field(default_factory=list)
 
-    def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def __call__(self, inputs: Iterable[torch.Tensor]) -> list[torch.Tensor]:
         """Run on tensors of exactly the types that the Graph's inputs have. Reentrant: each run takes a frame."""
         try:
             frame = self.frames.pop()
@@ -149,6 +150,33 @@ class Program:
             for offset, spec in self.arena_tensors
         ]
         return Frame(arena, tensors, buffer, table, ctypes.addressof(buffer))
+
+
+@dataclass(frozen=True, slots=True)
+class GuestProgram:
+    """`program`, run in the arenas of `host`: for two Programs of which one runs after the other."""
+
+    program: Program
+    host: Program
+
+    def __call__(self, inputs: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+        """As `Program.__call__`."""
+        try:
+            frame = self.host.frames.pop()
+        except IndexError:  # the host has not run yet, or runs in another thread
+            frame = None
+        if frame is None or frame.arena.numel() < self.program.arena_bytes:
+            del frame  # its memory is free for the larger arena
+            size = max(self.program.arena_bytes, self.host.arena_bytes, 1)
+            frame = self.host.new_frame(torch.empty(size, dtype=torch.uint8, device=self.host.device))
+        own = next((guest for program, guest in frame.guests if program is self.program), None)
+        if own is None:
+            own = self.program.new_frame(frame.arena)
+            frame.guests.append((self.program, own))
+        try:
+            return self.program.run(inputs, own, torch.get_num_threads())
+        finally:
+            self.host.frames.append(frame)
 
 
 def compile_source(source: str) -> FunctionType:

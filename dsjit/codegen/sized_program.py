@@ -199,7 +199,7 @@ def make_sized_program(
         maker.make([tuple(each.names.values()) for each in parts]),
         Made(tuple, tuple([words for _, words in encoded.values()])),
     ]
-    polynomials, count = tuple(maker.sizes), len(sources)
+    polynomials, count = tuple(maker.sizes), len(typical)
     program = SizedProgram(
         sources,
         first,

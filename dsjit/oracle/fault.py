@@ -13,11 +13,12 @@ from typing import Final, Literal, TypeAlias
 
 import torch
 
-from dsjit.codegen.assemble import NativePlan, assemble
+from dsjit.codegen.assemble import assemble
 from dsjit.codegen.interpret import InterpretedProgram
 from dsjit.codegen.llvm.engine import CompiledKernel
 from dsjit.codegen.llvm.executor import DeviceKernel
 from dsjit.codegen.placement import Step
+from dsjit.codegen.steps import NativePlan
 from dsjit.codegen.watch import StepWatch
 from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.views import Views

@@ -71,6 +71,16 @@ class Partition:
     kept: tuple[Value, ...]
     shared: frozenset[Value]
 
+    @property
+    def own(self) -> tuple[Value, ...]:
+        """What is kept for the backward alone: the last results of the forward."""
+        return tuple([value for value in self.kept if value not in self.shared])
+
+    @property
+    def released(self) -> frozenset[int]:
+        """Numbers of the backward's inputs that nobody else holds: their memory is free after their last use."""
+        return frozenset([number for number, value in enumerate(self.kept) if value not in self.shared])
+
 
 def partition(
     joint: JointGraph, recomputed: Sequence[Collection[Node]] = (), like: Partition | None = None

@@ -7,7 +7,7 @@ which the GPU stamps when it gets there; nobody waits for it. What the stamps ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from types import FunctionType
 from typing import Any
 
@@ -51,7 +51,7 @@ class DeviceTimedRun:
             for name, sequence in program.sequences.items()
         }
 
-    def __call__(self, inputs: Sequence[torch.Tensor], frame: Frame, threads: int) -> list[torch.Tensor]:
+    def __call__(self, inputs: Iterable[torch.Tensor], frame: Frame, threads: int) -> list[torch.Tensor]:
         events = [self._new_event() for _ in range(self._layout.size)]
         begin = now()
         outputs: list[torch.Tensor] = self._function(events)(inputs, frame, threads)

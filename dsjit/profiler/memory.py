@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from dsjit.codegen.assemble import library_aliases
 from dsjit.codegen.placement import Home, place_values
+from dsjit.codegen.steps import library_aliases
 from dsjit.fusion.views import is_view
 from dsjit.ir.graph import UNKNOWN_SOURCE, Node, Value
 from dsjit.ir.print_graph import op_name

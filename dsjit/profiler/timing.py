@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import FunctionType
@@ -126,7 +126,7 @@ class TimedRun:
         self._ranges = ranges
         self._idle: list[_Twin] = []
 
-    def __call__(self, inputs: Sequence[torch.Tensor], frame: Frame, threads: int) -> list[torch.Tensor]:
+    def __call__(self, inputs: Iterable[torch.Tensor], frame: Frame, threads: int) -> list[torch.Tensor]:
         try:
             twin = self._idle.pop()
         except IndexError:

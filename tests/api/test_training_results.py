@@ -7,6 +7,9 @@ import torch
 
 import dsjit
 
+pytestmark = pytest.mark.filterwarnings("error::dsjit.DsjitWarning")
+"""A backward that runs op by op says so."""
+
 
 def run(function, differentiate, count=3):
     """What `differentiate` says of the results of `function`, eagerly and compiled, several times."""

@@ -12,6 +12,9 @@ from torch.nn import functional as F
 import dsjit
 from tests.api.training import adamw, assert_same, assert_same_result, batch, pair, plain
 
+pytestmark = pytest.mark.filterwarnings("error::dsjit.DsjitWarning")
+"""A backward that runs op by op says so."""
+
 
 class Block(nn.Module):
     """One layer of a transformer, on tokens."""

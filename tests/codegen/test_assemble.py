@@ -7,10 +7,11 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 
-from dsjit.codegen.assemble import assemble, choose_steps
+from dsjit.codegen.assemble import assemble
 from dsjit.codegen.llvm.engine import KernelCache
 from dsjit.codegen.placement import Step
 from dsjit.codegen.program import Program
+from dsjit.codegen.steps import choose_steps
 from dsjit.fusion.group import Group
 from dsjit.fusion.limits import Limits
 from dsjit.fusion.lower import FusedKernel, lower_group

@@ -8,7 +8,7 @@ from unittest import mock
 import torch
 
 from dsjit.api import compile as api_compile
-from dsjit.codegen import assemble, placement
+from dsjit.codegen import placement, steps
 from dsjit.codegen.llvm import casts, engine, memory, reductions, spellings, statements
 from dsjit.codegen.llvm.math import MATH
 from dsjit.fusion import views
@@ -335,7 +335,7 @@ MISCOMPILES: tuple[Miscompile, ...] = (
         "product_short",
         "a matrix product leaves its last term out",
         attribute(
-            assemble,
+            steps,
             "plan_matmul",
             lambda f: (
                 lambda node, views: None if f(node, views) is None else replace(f(node, views), k=f(node, views).k - 1)

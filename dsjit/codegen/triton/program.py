@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
@@ -45,7 +45,7 @@ class GpuProgram:
     new_event: Callable[[], DeviceEvent]
     streams: dict[int, Program] = field(default_factory=dict)
 
-    def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def __call__(self, inputs: Iterable[torch.Tensor]) -> list[torch.Tensor]:
         with self.device_guard():
             stream = self.current_stream()
             program = self.streams.get(stream)

@@ -1,0 +1,105 @@
+"""When a Program that is to take little memory makes, lets go, stores and fetches its tensors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from dsjit.codegen.placement import Home, Place, Placement, Step, holders, last_reads
+from dsjit.fusion.lower import FusedKernel
+from dsjit.fusion.views import Views
+from dsjit.ir.graph import Graph, Value
+
+__all__ = ["LARGE_BUFFER", "WORTH_A_BREAK", "LowMemory", "MemorySchedule", "memory_schedule"]
+
+LARGE_BUFFER: Final = 32 * 2**20
+"""Bytes of a buffer that is a tensor of its own, rather than a part of the arena, which lives on from run to run.
+Making it costs the page faults that eager pays for each of its tensors."""
+
+WORTH_A_BREAK: Final = 256 * 1024
+"""Bytes to be freed, or not to be taken yet, for which a native sequence is broken (one more call, of about 2 us)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LowMemory:
+    """For a Program that takes little memory at once: results and large buffers are made when they are first written.
+
+    released: numbers of inputs that are let go after their last use, as large buffers are. A caller that hands them
+        over, as an iterator that holds none, has their memory free for what follows.
+    stored: numbers of outputs that are put into a file of `directory` after their last use; a StoredTensor stands for
+        each. fetched: numbers of inputs that come as such, and are read just before their first use.
+    """
+
+    released: frozenset[int] = frozenset()
+    stored: frozenset[int] = frozenset()
+    fetched: frozenset[int] = frozenset()
+    directory: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MemorySchedule:
+    """By step. Before it: `fetched` inputs; `made`, the results and large buffers that it is the first to write. After
+    it: `left`, the inputs that are let go; `stored` outputs, those that no other result shares memory with (others are
+    stored at the end)."""
+
+    fetched: dict[int, list[int]] = field(default_factory=dict)
+    made: dict[int, list[Value]] = field(default_factory=dict)
+    left: dict[int, list[int]] = field(default_factory=dict)
+    stored: dict[int, list[int]] = field(default_factory=dict)
+
+
+def memory_schedule(
+    graph: Graph,
+    steps: Sequence[Step],
+    views: Views,
+    aliases: Mapping[Value, Value],
+    placement: Placement,
+    low_memory: LowMemory,
+) -> MemorySchedule:
+    """placement, aliases: of the same steps; large buffers are tensors of their own."""
+    found = MemorySchedule()
+    first, last = _uses(steps, views, aliases)
+    for number in sorted(low_memory.fetched, key=lambda number: first.get(graph.inputs[number], len(steps))):
+        if graph.inputs[number] in first:
+            found.fetched.setdefault(first[graph.inputs[number]], []).append(number)
+    read = last_reads(graph, steps, views, aliases)
+    for number in sorted(low_memory.released):
+        if (step := read.get(graph.inputs[number], 0)) < len(steps):
+            found.left.setdefault(step, []).append(number)
+    made: set[Place] = set()
+    for number, each in enumerate(steps):
+        for value in each.writes:
+            place = placement.places[value]
+            own = place.home is Home.OUTPUT or (
+                place == Place(Home.LIBRARY, value.id) and (isinstance(each.work, FusedKernel) or each.planned)
+            )
+            if own and place not in made:
+                made.add(place)
+                value = placement.outputs[place.number] if place.home is Home.OUTPUT else value
+                found.made.setdefault(number, []).append(value)
+    owners = [holders(value, views, aliases)[-1] for value in graph.outputs]
+    shared = Counter(owners)
+    untouched = {*graph.inputs, *graph.constants, *[write.value for write in graph.writes]}
+    for number in sorted(low_memory.stored):
+        value = graph.outputs[number]
+        if owners[number] is not value or shared[value] > 1 or value in untouched or value not in last:
+            continue
+        if placement.places[value].home in (Home.OUTPUT, Home.LIBRARY):
+            found.stored.setdefault(last[value], []).append(number)
+    return found
+
+
+def _uses(
+    steps: Sequence[Step], views: Views, aliases: Mapping[Value, Value]
+) -> tuple[dict[Value, int], dict[Value, int]]:
+    """The first and the last step that reads or writes each Value, or a view of it."""
+    first: dict[Value, int] = {}
+    last: dict[Value, int] = {}
+    for number, step in enumerate(steps):
+        for value in (*step.reads, *step.writes):
+            for holder in holders(value, views, aliases):
+                first.setdefault(holder, number)
+                last[holder] = number
+    return first, last

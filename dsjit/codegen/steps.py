@@ -1,0 +1,86 @@
+"""Which steps a Program takes for its units of work, and which library nodes run natively."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+from torch._ops import OpOverload
+
+from dsjit.codegen.gemm import MatmulPlan, plan_matmul
+from dsjit.codegen.llvm.executor import gemm_available
+from dsjit.codegen.placement import Step
+from dsjit.codegen.templates.convolution import ConvolutionPlan, ConvolutionTemplate, plan_convolution
+from dsjit.fusion.lower import FusedKernel
+from dsjit.fusion.planner import LibraryUnit
+from dsjit.fusion.views import Views
+from dsjit.ir.graph import Node, Value
+from dsjit.ops.library import out_variant
+from dsjit.ops.properties import is_dynamic
+from dsjit.ops.strided import strided_view
+
+__all__ = ["NativePlan", "choose_steps", "library_aliases", "templates_of"]
+
+NativePlan: TypeAlias = MatmulPlan | ConvolutionPlan
+"""How a library node runs as a native step."""
+
+
+def choose_steps(units: Sequence[FusedKernel | LibraryUnit], views: Views) -> tuple[list[Step], dict[Node, NativePlan]]:
+    """The steps of a Program, and which library nodes run as native matrix products or templates."""
+    native: dict[Node, NativePlan] = {}
+    steps: list[Step] = []
+    for unit in units:
+        planned = False
+        if isinstance(unit, LibraryUnit) and not unit.view and not unit.node.mutates:
+            plan = _plan_native(unit.node, views)
+            if plan is not None:
+                native[unit.node] = plan
+            planned = plan is not None or _takes_out(unit.node)
+        steps.append(Step(unit, planned))
+    return steps, native
+
+
+def library_aliases(steps: Sequence[Step]) -> dict[Value, Value]:
+    """The results of library calls that are views, and what each is a view of."""
+    found: dict[Value, Value] = {}
+    for step in steps:
+        if isinstance(step.work, LibraryUnit) and not step.planned and (step.work.view or _aliases(step.work.node)):
+            found.update((value, step.work.node.args[0]) for value in step.work.node.outputs)
+    return found
+
+
+def templates_of(native: Mapping[Node, NativePlan]) -> dict[Node, ConvolutionTemplate]:
+    """The templates that have to be compiled, by node."""
+    return {node: plan.template for node, plan in native.items() if isinstance(plan, ConvolutionPlan)}
+
+
+def _plan_native(node: Node, views: Views) -> NativePlan | None:
+    if gemm_available() and (product := plan_matmul(node, views)) is not None:
+        return product
+    return plan_convolution(node, views)
+
+
+def _takes_out(node: Node) -> bool:
+    if not isinstance(node.op, OpOverload) or len(node.outputs) != 1 or node.effect or node.output.type.numel == 0:
+        return False
+    if is_dynamic(node):  # `out=` would be resized, away from the buffer
+        return False
+    return out_variant(node.op) is not None and _is_dense(node.output)
+
+
+def _is_dense(value: Value) -> bool:
+    """Whether the elements fill a stretch of memory without holes or overlaps."""
+    dims = sorted((s, n) for n, s in zip(value.type.shape, value.type.strides, strict=True) if n != 1)
+    expected = 1
+    for stride, size in dims:
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _aliases(node: Node) -> bool:
+    schema = getattr(node.op, "_schema", None)
+    if schema is None:
+        return node.op is strided_view
+    return any(r.alias_info is not None and not r.alias_info.is_write for r in schema.returns)
