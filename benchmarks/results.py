@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.comparison import Comparison
 from benchmarks.machine import Machine
 from benchmarks.overhead import Overhead
 from benchmarks.training.results import TrainingResult
@@ -49,7 +50,7 @@ class ContenderResult:
 
 
 @dataclass(frozen=True, slots=True)
-class WorkloadResult:
+class WorkloadResult(Comparison):
     """All contenders on one workload at its first input shape, and dsjit's outputs at every shape."""
 
     name: str
@@ -64,16 +65,6 @@ class WorkloadResult:
     def contender(self, name: str) -> ContenderResult:
         """The result of the contender called `name`; an empty one if it did not take part."""
         return next((result for result in self.contenders if result.contender == name), ContenderResult(name))
-
-    def speed(self, contender: str, over: str) -> float | None:
-        """How many times as fast `contender` is as `over`: the median of the rounds' ratios."""
-        pairs = list(zip(self.contender(over).rounds, self.contender(contender).rounds, strict=False))
-        return statistics.median(slow / fast for slow, fast in pairs) if pairs else None
-
-    def cold_fraction(self, contender: str, of: str) -> float | None:
-        """The cold compile time of `contender` as a fraction of the other's."""
-        one, other = self.contender(contender).cold, self.contender(of).cold
-        return one.compile / other.compile if one and other and other.compile else None
 
     @property
     def equal(self) -> bool | None:

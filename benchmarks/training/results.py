@@ -6,6 +6,7 @@ import dataclasses
 import statistics
 from dataclasses import dataclass
 
+from benchmarks.comparison import Comparison
 from benchmarks.training.tasks import StepMemory
 from benchmarks.worker import Cold
 
@@ -36,7 +37,7 @@ class TrainingFigures:
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingResult:
+class TrainingResult(Comparison):
     """All contenders on one training workload. `nudged`: eager's losses from parameters half of which were rounded to
     the next float. `saved`, `peak`: what is promised, as shares of eager's bytes. `check_error` says why there are no
     gradients in float64."""
@@ -53,16 +54,6 @@ class TrainingResult:
     def contender(self, name: str) -> TrainingFigures:
         """The figures of the contender called `name`; empty ones if it did not take part."""
         return next((each for each in self.contenders if each.contender == name), TrainingFigures(name))
-
-    def speed(self, contender: str, over: str) -> float | None:
-        """How many times as fast `contender` is as `over`: the median of the rounds' ratios."""
-        pairs = list(zip(self.contender(over).rounds, self.contender(contender).rounds, strict=False))
-        return statistics.median(slow / fast for slow, fast in pairs) if pairs else None
-
-    def cold_fraction(self, contender: str, of: str) -> float | None:
-        """The cold compile time of `contender` as a fraction of the other's."""
-        one, other = self.contender(contender).cold, self.contender(of).cold
-        return one.compile / other.compile if one and other and other.compile else None
 
     def saved_share(self, contender: str, of: str) -> float | None:
         """Bytes that are saved for the backward, as a share of the other's."""

@@ -163,14 +163,16 @@ class StateWatch:
             return ()
         context, by_shape = self._context(), kind is OutcomeKind.SHAPE
         joins = stack.is_whole and context in self._begun and self._visit("joins", _JOINS)
+        loop = [] if stack.loop is None else stack.activations[: stack.loop + 1]
+        place = (self._mark(loop[-1].frame), stack.places[: len(loop)]) if loop else None
+        loops = place is not None and self._visit(place, _ROUNDS)
         found: list[PythonState] = []
-        if stack.loop is not None:
-            loop = stack.activations[: stack.loop + 1]
-            place = self._mark(loop[-1].frame), stack.places[: stack.loop + 1]
-            if self._visit(place, _ROUNDS) and self._observer.is_settled():
-                self._trace_counters(place, loop, looked, tensors)
-                found += self._state(self._known, (place, kind, context), loop, looked, tensors, by_shape)
-        if joins and self._observer.is_settled():
+        if not (loops or joins) or not self._observer.is_settled():
+            return ()
+        if loops:
+            self._trace_counters(place, loop, looked, tensors)
+            found += self._state(self._known, (place, kind, context), loop, looked, tensors, by_shape)
+        if joins:
             places = tuple([(each.frame.f_code, _Itself(each.frame.f_globals)) for each in stack.activations])
             offsets = tuple([offset for _, offset in stack.places])
             where = kind, places, offsets, context
