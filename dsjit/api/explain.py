@@ -234,7 +234,7 @@ def _print_list(console: Console, heading: str, lines: Sequence[str]) -> None:
     if lines:
         console.print(escape(heading))
         for line in lines:
-            console.print(f"  {escape(line)}", highlight=False)
+            console.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
 
 
 def _plain(value: Any) -> Any:
