@@ -12,13 +12,14 @@ FILES = sorted((ROOT / "dsjit").rglob("*.py"))
 
 MAY_IMPORT = {
     "errors": set(),
+    "once": set(),
     "config": {"errors"},
     "ir": {"errors"},
     "ops": {"errors", "ir"},
-    "trace": {"errors", "config", "ir", "ops"},
+    "trace": {"errors", "once", "config", "ir", "ops"},
     "passes": {"errors", "config", "ir", "ops"},
     "fusion": {"errors", "config", "ir", "ops", "passes"},
-    "codegen": {"errors", "config", "ir", "ops", "passes", "fusion"},
+    "codegen": {"errors", "once", "config", "ir", "ops", "passes", "fusion"},
     "oracle": {"errors", "config", "ir", "ops", "passes", "fusion", "codegen"},
     "profiler": {"errors", "config", "ir", "ops", "passes", "fusion", "codegen"},
 }

@@ -23,12 +23,12 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from typing import Any, Final
 
 from dsjit.codegen.llvm.engine import CompiledModule, compile_module
 from dsjit.codegen.llvm.symbols import native_symbol
 from dsjit.codegen.llvm.target import host_target
+from dsjit.once import once
 
 __all__ = ["Driver", "driver", "driver_text", "has_threads"]
 
@@ -57,7 +57,7 @@ def has_threads() -> bool:
     return all(native_symbol(name) is not None for name in names)
 
 
-@cache
+@once
 def driver() -> Driver:
     """The driver of this process. Raises BackendError when LLVM cannot compile it."""
     module = compile_module(driver_text(has_threads()), host_target(), optimise=False)

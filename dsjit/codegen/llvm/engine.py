@@ -7,7 +7,6 @@ import re
 import threading
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any, Final
 
 import llvmlite.binding as llvm
@@ -21,6 +20,7 @@ from dsjit.codegen.structure import kernel_structure
 from dsjit.codegen.work import KernelWork
 from dsjit.errors import BackendError
 from dsjit.ir.kernel import Kernel
+from dsjit.once import once
 
 __all__ = ["CompiledKernel", "CompiledModule", "KernelCache", "Lookup", "assembly", "compile_module"]
 
@@ -61,7 +61,7 @@ class _Jit:
 _LAST_KNOWN_LLVM: Final = 22
 
 
-@cache
+@once
 def _initialise() -> None:
     # Loop strength reduction takes a quarter of the code generator's time and gains nothing on these loops, whose
     # addresses are printed in their final form. LLVM has no other switch for it than this one, which is process-wide,
@@ -73,7 +73,7 @@ def _initialise() -> None:
     llvm.initialize_native_asmparser()
 
 
-@cache
+@once
 def _jit(target: Target, optimisation: int) -> _Jit:
     return _Jit(target, optimisation)
 

@@ -15,7 +15,21 @@ from typing import Any, Final, TypeAlias
 
 import torch
 
-from dsjit.trace.reads.paths import ABSENT, Attribute, Closure, Item, Slot, Step, instance_dict, static_lookup
+from dsjit.trace.reads.paths import (
+    ABSENT,
+    Attribute,
+    Closure,
+    Contents,
+    Index,
+    InstanceKeys,
+    Item,
+    Keys,
+    Length,
+    Slot,
+    Step,
+    instance_dict,
+    static_lookup,
+)
 
 __all__ = ["MODULE_TABLES", "Before", "Copy", "Key", "own_iter"]
 
@@ -57,7 +71,8 @@ class Copy:
 
 def own_iter(container: Any) -> Any:
     """Iterates over a container, or the keys of a dictionary, without running code of its class's own."""
-    native = next(kind for kind in _KINDS if isinstance(container, kind))
+    kind = type(container)
+    native = kind if kind in _KINDS else next(base for base in _KINDS if issubclass(kind, base))
     return native.__iter__(container)
 
 
@@ -122,6 +137,16 @@ class Before:
         """What a container held when it was met (which is now, unless it was copied before)."""
         self.take_container(container)
         return self.copies[id(container)].content
+
+    def has_copy(self, obj: Any, step: Step) -> bool:
+        """Whether comparing with a copy tells if `step` from `obj` finds something else now."""
+        if isinstance(step, Attribute):
+            return id(instance_dict(obj)) in self.copies
+        if isinstance(step, Slot):
+            return step.name in self.slots.get(id(obj), ())
+        if isinstance(step, InstanceKeys):
+            return True
+        return isinstance(step, Item | Index | Length | Keys | Contents) and id(obj) in self.copies
 
     def key(self, obj: Any, step: Step) -> Key:
         """Where `step` from `obj` reads."""

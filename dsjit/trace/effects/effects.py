@@ -12,6 +12,7 @@ import torch
 from dsjit.ir.graph import UNKNOWN_SOURCE, Source
 from dsjit.trace.effects.accumulators import Accumulators
 from dsjit.trace.effects.before import MODULE_TABLES, Copy, Key, own_iter
+from dsjit.trace.effects.settled import SettledCheck
 from dsjit.trace.effects.stand_in import behind
 from dsjit.trace.effects.writes import (
     AddEntry,
@@ -33,17 +34,12 @@ from dsjit.trace.reads.paths import (
     Asked,
     Attribute,
     Closure,
-    Contents,
-    Index,
     InstanceKeys,
     Item,
-    Keys,
-    Length,
     Lookup,
     Path,
     Root,
     Slot,
-    Step,
     instance_dict,
     static_lookup,
 )
@@ -134,6 +130,7 @@ class EffectFinder:
         self.classes = classes
         self.sources = sources
         self.attributes: set[int] = set()
+        self._settled = SettledCheck(notes, classes)
 
     def find(self, grad_mode: bool) -> tuple[Effect, ...]:
         """Every change. grad_mode: that of the call."""
@@ -149,7 +146,9 @@ class EffectFinder:
     def finds_nothing(self, grad_mode: bool) -> bool:
         """Whether nothing has changed so far, as far as changes can be seen."""
         unseen = any(map(may_change_unseen, self.notes.held.values()))
-        return not unseen and self.accumulators.is_settled() and not self.find(grad_mode)
+        if unseen or not self.accumulators.is_settled():
+            return False
+        return self._settled.nothing_changed() or not self.find(grad_mode)
 
     def _instances(self) -> Iterator[Effect]:
         for key, (obj, cls) in self.before.instances.items():
@@ -224,7 +223,7 @@ class EffectFinder:
         found = zip(self.notes.facts, self.notes.found, strict=True)
         for node, step, value in (*((n, fact.step, v) for fact, (n, v) in found), *self.notes.stored):
             obj, path = node.obj, node.path
-            if isinstance(obj, torch.Generator):
+            if issubclass(type(obj), torch.Generator):
                 continue  # the recorder knows what was drawn
             if isinstance(step, Asked) and isinstance(value, torch.Tensor):
                 continue  # made of what is there, of which there is a copy
@@ -232,7 +231,7 @@ class EffectFinder:
             if self.notes.unchanged(value, now) or (type(value) is tuple and Constant(value).matches(now)):
                 continue
             key = self.before.key(obj, step)
-            if key in done or self._has_copy(obj, step):
+            if key in done or self.before.has_copy(obj, step):
                 continue
             done.add(key)
             amounts = self.accumulators.amounts.get(key)
@@ -248,16 +247,6 @@ class EffectFinder:
                 yield Effect(path, "attribute", "grad", obj, SetSlot("grad"), now)
             elif not isinstance(step, Lookup):
                 yield Effect(path, "attribute", getattr(step, "name", str(path.then(step))), obj, None, None)
-
-    def _has_copy(self, obj: Any, step: Step) -> bool:
-        """Whether the change is found by comparing with a copy."""
-        if isinstance(step, Attribute):
-            return id(instance_dict(obj)) in self.before.copies
-        if isinstance(step, Slot):
-            return step.name in self.before.slots.get(id(obj), ())
-        if isinstance(step, InstanceKeys):
-            return True
-        return isinstance(step, Item | Index | Length | Keys | Contents) and id(obj) in self.before.copies
 
     def _classes(self) -> Iterator[Effect]:
         """Class attributes that differ from what they were when the class was met."""

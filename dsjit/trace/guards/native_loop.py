@@ -22,11 +22,11 @@ the storage's address. Where these are is found, and proved, by `trace.guards.te
 from __future__ import annotations
 
 import ctypes
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from dsjit.once import once
 from dsjit.trace.guards.native_code import compile_native
 from dsjit.trace.guards.table import HEADER_WORDS, ROW_WORDS, ROWS_AHEAD
 from dsjit.trace.guards.tensor_layout import TensorLayout, find_tensor_layout
@@ -412,10 +412,9 @@ class NativeLoop:
 
     verify: Callable[..., Any]
     layout: TensorLayout
-    keep_alive: tuple[Any, ...]
 
 
-@functools.cache
+@once
 def native_loop() -> NativeLoop | None:
     """The loop for this process, or None where this interpreter or torch build does not allow it."""
     layout = find_tensor_layout()
@@ -425,6 +424,7 @@ def native_loop() -> NativeLoop | None:
     definition = _MethodDef(b"verify", engine.get_function_address("verify"), _METH_FASTCALL, None)
     make = ctypes.pythonapi.PyCFunction_NewEx
     make.restype = ctypes.py_object
-    make.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_void_p]
-    verify = make(ctypes.addressof(definition), None, None)
-    return NativeLoop(verify, layout, (definition, engine))
+    make.argtypes = [ctypes.c_void_p, ctypes.py_object, ctypes.c_void_p]
+    # The function owns what it runs.
+    verify = make(ctypes.addressof(definition), (definition, engine), None)
+    return NativeLoop(verify, layout)

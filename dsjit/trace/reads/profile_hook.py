@@ -14,6 +14,7 @@ import types
 from collections.abc import Callable
 from typing import Any, Final
 
+from dsjit.once import once
 from dsjit.trace.guards.native_code import compile_native
 
 __all__ = ["ProfileHook"]
@@ -170,7 +171,7 @@ def _method_address(function: Any) -> int:
     return ctypes.c_size_t.from_address(id(function) + _METHOD_OFFSET).value
 
 
-@functools.cache
+@once
 def _native_hook() -> Callable[[tuple[Any, ...]], None] | None:
     """Installs the native hook with its state, or None where built-in functions are not laid out as is thought."""
     if _method_address(len) == _method_address(max) or _method_address([].append) != _method_address([1].append):

@@ -28,6 +28,14 @@ def test_this_interpreter_has_what_the_loop_needs() -> None:
     assert type_versions_work()
 
 
+def test_the_function_keeps_its_machine_code_alive() -> None:
+    loop = native_loop()
+    assert loop is not None
+    definition, engine = loop.verify.__self__
+    assert ctypes.addressof(definition) == ctypes.c_size_t.from_address(id(loop.verify) + 16).value
+    assert definition.ml_meth == engine.get_function_address("verify")
+
+
 def test_version_tags_change_with_what_they_tag() -> None:
     class Base:
         pass
