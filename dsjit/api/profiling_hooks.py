@@ -226,6 +226,7 @@ class Watcher:
             program.run = program.function
         for sized in self._sized.values():
             sized.on_program = None
+            sized.programs.clear()
         self._attached, self._sized, self._gpu = {}, {}, {}
 
 

@@ -30,8 +30,8 @@ from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.views import Views
 from dsjit.ir.graph import Arg, Graph, Node, Value
 from dsjit.ops.library import fast_callable, out_variant
-from dsjit.ops.properties import is_dynamic
-from dsjit.ops.strided import strided_view
+from dsjit.ops.properties import is_dynamic, returns_many
+from dsjit.ops.strided import fresh_copy, strided_view
 
 __all__ = ["assemble", "assemble_parts"]
 
@@ -98,6 +98,7 @@ class _Assembler:
     dropped_bytes: int = 0
     arena_tensors: dict[ArenaTensor, int] = field(default_factory=dict)
     variables: dict[Value, str] = field(default_factory=dict)
+    held: dict[str, str] = field(default_factory=dict)
     constants: list[torch.Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -336,7 +337,7 @@ class _Assembler:
         targets = [self.variables[value] for value in returned]
         if not targets:
             self.lines.append(call)
-        elif len(targets) == 1 and not _returns_many(node):
+        elif len(targets) == 1 and not returns_many(node):
             self.lines.append(f"{targets[0]} = {call}")
         else:
             self.lines.append(f"{', '.join(targets)}, = {call}")
@@ -347,7 +348,7 @@ class _Assembler:
                 # Kernels rely on the strides that the Graph states; a library may lay its result out otherwise.
                 name = self.variables[value]
                 strides = self._bind("s", value.type.strides)
-                self.names["fresh_copy"] = _fresh_copy
+                self.names["fresh_copy"] = fresh_copy
                 # Another shape than the recorded one is for the reader of the result to notice.
                 right = f"{name}.shape == {self._bind('s', value.type.shape)} and " if is_dynamic(node) else ""
                 self.lines.append(f"if {right}{name}.stride() != {strides}: {name} = fresh_copy({name}, {strides})")
@@ -360,7 +361,7 @@ class _Assembler:
 
     def _argument(self, arg: Arg) -> str:
         if isinstance(arg, Value):
-            return self._tensor(arg)
+            return self._held(self._tensor(arg))
         if isinstance(arg, tuple) and arg and self.sizes is not None and all(type(item) is int for item in arg):
             return self._bind("s", arg)
         if isinstance(arg, tuple):
@@ -368,6 +369,15 @@ class _Assembler:
         if arg is None or type(arg) in (bool, int, str):
             return self._integer(arg) if type(arg) is int else repr(arg)
         return self._bind("k", arg)
+
+    def _held(self, tensor: str) -> str:
+        """A variable for a view of what lives as long as the run, which other calls may want, too."""
+        if self.low_memory is not None or not tensor.startswith(("strided_view(a", "strided_view(o")):
+            return tensor
+        if tensor not in self.held:
+            self.held[tensor] = f"h{len(self.held)}"
+            self.lines.append(f"{self.held[tensor]} = {tensor}")
+        return self.held[tensor]
 
     def _integer(self, number: int) -> str:
         return self._bind("i", number) if self.sizes is not None else repr(number)
@@ -442,7 +452,7 @@ class _Assembler:
                 if home is Home.INPUT and value in self.aliases:
                     results.append(name)
                     continue
-                self.names["fresh_copy"] = _fresh_copy
+                self.names["fresh_copy"] = fresh_copy
                 strides = self._bind("s", value.type.strides)
                 results.append(f"r{len(self.lines)}")
                 self.lines.append(f"{results[-1]} = fresh_copy({name}, {strides})")
@@ -484,15 +494,3 @@ class _Assembler:
             name = self.bound[key] = f"{prefix}{len(self.bound)}"
             self.names[name] = value
         return name
-
-
-def _returns_many(node: Node) -> bool:
-    schema = getattr(node.op, "_schema", None)
-    if schema is None:
-        return False
-    return len(schema.returns) > 1 or "[]" in str(schema.returns[0].type)
-
-
-def _fresh_copy(tensor: torch.Tensor, strides: tuple[int, ...]) -> torch.Tensor:
-    result = torch.empty_strided(tensor.shape, strides, dtype=tensor.dtype, device=tensor.device)
-    return result.copy_(tensor)

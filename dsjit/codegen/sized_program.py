@@ -1,23 +1,23 @@
-"""A Program for many shapes: one set of kernels, one source, and for each shape that is met a Program made of them.
+"""A Program for many shapes: one set of kernels, one source, and for each shape the numbers that it changes.
 
 What a shape changes (extents, strides, the memory plan, the sizes that kernels and matrix products take) is a list of
-polynomials in the open sizes. A shape that is met for the first time evaluates them; nothing is traced or compiled.
+polynomials in the open sizes. A shape that is met for the first time evaluates them, in some ten microseconds; nothing
+is traced, compiled or linked.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+import ctypes
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from types import FunctionType
 from typing import Any, Final
 
 import torch
 
-from dsjit.codegen.llvm.executor import Call, OpenSequence
+from dsjit.codegen.llvm.executor import Call, FrameSequence, OpenSequence
 from dsjit.codegen.memory_plan import MemoryPlan, plan_memory
-from dsjit.codegen.program import CPU_EXECUTOR, Frame, Program, ProgramParts, compile_source, link_planned
+from dsjit.codegen.program import ArenaTensor, Program, ProgramParts, compile_source, link_planned
 from dsjit.ir.kernel import Kernel, SizeParam
 from dsjit.ir.polynomial import Polynomial, PolynomialFit
 from dsjit.ir.template import Fixed, Made, Mismatch, Template, TemplateMaker, compile_filling, fill
@@ -25,7 +25,7 @@ from dsjit.ir.template import Fixed, Made, Mismatch, Template, TemplateMaker, co
 __all__ = ["KEPT_SHAPES", "KernelForSizes", "SizedProgram", "SizeSource", "kernels_for_sizes", "make_sized_program"]
 
 KEPT_SHAPES: Final = 512
-"""Shapes whose Programs are kept: as many as there may be numbers of rows that data select."""
+"""Shapes whose numbers are kept: as many as there may be numbers of rows that data select."""
 
 KEPT_BYTES: Final = 1 << 28
 """Memory that is kept for the next run, though the last one needed less than half of it."""
@@ -63,35 +63,79 @@ def kernels_for_sizes(
     return found
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Filling:
+    """What one shape makes of a SizedProgram.
+
+    names: what is behind the names of `run` that depend on sizes. words: of the native sequences, encoded.
+    arena_tensors: with their byte offsets. plan: of the arena; key: tells plans apart.
+    """
+
+    names: tuple[Any, ...]
+    words: tuple[bytes, ...]
+    arena_tensors: tuple[tuple[int, ArenaTensor], ...]
+    plan: MemoryPlan[int]
+    key: tuple[int, ...]
+
+
+@dataclass(slots=True, eq=False)
+class SizedFrame:
+    """The private memory of one run, as a `program.Frame`, for all shapes of one memory plan.
+
+    typed: the arena as elements of each dtype. sequences: native sequences, whose words are in this frame; filling:
+        what they are filled with.
+    """
+
+    typed: Mapping[torch.dtype, torch.Tensor]
+    buffer: Any
+    table: memoryview
+    address: int
+    sequences: list[FrameSequence]
+    tensors: list[torch.Tensor] = field(default_factory=list)
+    filling: Filling | None = None
+
+    def fill(self, filling: Filling) -> None:
+        """Make it one for this shape."""
+        for sequence, words in zip(self.sequences, filling.words, strict=True):
+            sequence.words[:] = words
+        self.tensors = [
+            self.typed[spec.dtype].as_strided(spec.shape, spec.strides, offset // spec.dtype.itemsize)
+            for offset, spec in filling.arena_tensors
+        ]
+        self.filling = filling
+
+
 @dataclass(slots=True, eq=False)
 class SharedMemory:
-    """An arena in which one run after the other takes place. frames: by the sizes of the Programs."""
+    """An arena in which one run after the other takes place. frames: by the keys of the memory plans."""
 
     arena: torch.Tensor
-    frames: dict[tuple[int, ...], Frame] = field(default_factory=dict)
+    frames: dict[tuple[int, ...], SizedFrame] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
 class SizedProgram:
-    """Called as a `Program`, with tensors of any shape that its guard admits.
+    """Called as a `Program`, with tensors of any shape that its guard admits. For CPUs.
 
-    sources: where the open sizes are read. parts: at one choice of them. filling: for others, gives what depends on
-    them: tensors in the arena, the bytes of buffers, what is behind `names`, and the words of `sequences`, whose calls
-    `calls` gives; where there is no OpenSequence, they are encoded each time. plans: by the sizes of buffers, rounded
-    up.
-    example: the Program of the shape that it was made from. on_program: is told each Program that is made for a shape.
-    memories: those that no run has at the moment.
+    sources: where the open sizes are read. parts: at one choice of them. opened: names of `run` that depend on sizes.
+    numbers: for open sizes, gives tensors in the arena, the bytes of buffers, what is behind `opened`, what is behind
+    all names, and the words of `sequences`, whose calls `calls` gives; where there is no OpenSequence, they are encoded
+    each time. plans: by the sizes of buffers, rounded up.
+    example: the Program of the shape that it was made from. on_program: while it is set, each shape has a Program of
+    its own, and it is told of a new one. memories: those that no run has at the moment.
     """
 
     sources: tuple[SizeSource, ...]
     parts: ProgramParts
-    names: tuple[str, ...]
+    opened: tuple[str, ...]
     sequences: Mapping[str, OpenSequence | None]
-    filling: Callable[..., tuple[Any, ...]]
+    numbers: Callable[..., tuple[Any, ...]]
     calls: Callable[..., tuple[Any, ...]]
     function: FunctionType
+    run: Callable[[Iterable[torch.Tensor], SizedFrame, int, tuple[Any, ...]], list[torch.Tensor]]
     plans: dict[tuple[int, ...], MemoryPlan[int]] = field(default_factory=dict)
-    programs: OrderedDict[tuple[int, ...], Program] = field(default_factory=OrderedDict)
+    fillings: dict[tuple[int, ...], Filling] = field(default_factory=dict)
+    programs: dict[tuple[int, ...], Program] = field(default_factory=dict)
     memories: list[SharedMemory] = field(default_factory=list)
     example: Program = field(init=False)
     on_program: Callable[[Program], None] | None = None
@@ -101,24 +145,25 @@ class SizedProgram:
 
     def run_at(self, point: tuple[int, ...], inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The same, when the open sizes are known: inputs need not tell them."""
-        program = self.programs.get(point)
-        if program is None:
-            self._make_room()
-            program = self.programs[point] = self.at(point)
-            if self.on_program is not None:
-                self.on_program(program)
-        memory = self._memory_for(program)
-        frame = memory.frames.get(point)
+        if self.on_program is not None:
+            return self._observed(point, self.on_program)(inputs)
+        filling = self.fillings.get(point)
+        if filling is None:
+            filling = self._fill(point)
+        memory = self._memory_for(filling.plan)
+        frame = memory.frames.get(filling.key)
         if frame is None:
-            frame = memory.frames[point] = program.new_frame(memory.arena)
+            frame = memory.frames[filling.key] = self._new_frame(filling, memory.arena)
+        if frame.filling is not filling:
+            frame.fill(filling)
         try:
-            return program.run(inputs, frame, torch.get_num_threads())
+            return self.run(inputs, frame, torch.get_num_threads(), filling.names)
         finally:
             self.memories.append(memory)
 
-    def _memory_for(self, program: Program) -> SharedMemory:
+    def _memory_for(self, plan: MemoryPlan[int]) -> SharedMemory:
         """Memory that no other run has now: new memory is slow at first."""
-        needed = max(program.arena_bytes, 1)
+        needed = max(plan.nbytes, 1)
         try:
             memory = self.memories.pop()
         except IndexError:  # another thread runs
@@ -127,24 +172,56 @@ class SizedProgram:
             if needed <= memory.arena.numel() <= max(KEPT_BYTES, 2 * needed):
                 return memory
             needed += needed // 128 * 64 if needed < KEPT_BYTES else 0
-        return SharedMemory(torch.empty(needed, dtype=torch.uint8, device=program.device))
+        return SharedMemory(torch.empty(needed, dtype=torch.uint8))
 
-    def _make_room(self) -> None:
-        if len(self.programs) >= KEPT_SHAPES:
-            oldest, _ = self.programs.popitem(last=False)
-            for memory in list(self.memories):
-                memory.frames.pop(oldest, None)
+    def _fill(self, point: tuple[int, ...]) -> Filling:
+        """The numbers of a shape that was not met lately."""
+        arena_tensors, bytes_of_buffers, opened, _, words = self.numbers(*point)
+        key = tuple([_rounded(nbytes) for nbytes in bytes_of_buffers])
+        plan = self._plan(key)
+        encoded = [
+            OpenSequence.packed(self._calls(name, point)) if sequence is None else sequence.filled(mine)
+            for (name, sequence), mine in zip(self.sequences.items(), words, strict=True)
+        ]
+        placed = tuple([(plan.offsets[spec.buffer] + spec.shift, spec) for spec in arena_tensors])
+        if len(self.fillings) >= KEPT_SHAPES:
+            self.fillings.pop(next(iter(self.fillings)), None)
+        filling = self.fillings[point] = Filling(opened, tuple(encoded), placed, plan, key)
+        return filling
+
+    def _new_frame(self, filling: Filling, arena: torch.Tensor) -> SizedFrame:
+        parts = self.parts
+        buffer = (ctypes.c_int64 * max(parts.slots, 1))()
+        base = arena.data_ptr()
+        for slot, number in parts.fixed:
+            buffer[slot] = base + filling.plan.offsets[number]
+        for slot, tensor in parts.constants:
+            buffer[slot] = tensor.data_ptr()
+        table = memoryview(buffer).cast("B").cast("q")
+        sequences = [
+            FrameSequence(words, parts.sequences[name])
+            for name, words in zip(self.sequences, filling.words, strict=True)
+        ]
+        typed = {spec.dtype: arena.view(spec.dtype) for _, spec in filling.arena_tensors}
+        return SizedFrame(typed, buffer, table, ctypes.addressof(buffer), sequences)
+
+    def _observed(self, point: tuple[int, ...], tell: Callable[[Program], None]) -> Program:
+        """The Program of this shape alone."""
+        program = self.programs.get(point)
+        if program is None:
+            if len(self.programs) >= KEPT_SHAPES:
+                self.programs.pop(next(iter(self.programs)), None)
+            program = self.programs[point] = self.at(point)
+            tell(program)
+        return program
 
     def at(self, point: Sequence[int]) -> Program:
-        """The Program for these open sizes."""
-        arena_tensors, bytes_of_buffers, names, words = self.filling(*point)
+        """A Program for these open sizes alone."""
+        arena_tensors, bytes_of_buffers, _, names, _ = self.numbers(*point)
         plan = self._plan(tuple([_rounded(nbytes) for nbytes in bytes_of_buffers]))
-        sequences = {
-            name: self.parts.executor.build(self._calls(name, point)) if opened is None
-            else opened.at(mine, partial(self._calls, name, tuple(point)))
-            for (name, opened), mine in zip(self.sequences.items(), words, strict=True)
-        }  # fmt: skip
-        parts = replace(self.parts, names=dict(zip(self.names, names, strict=True)), arena_tensors=arena_tensors)
+        sequences = {name: self.parts.executor.build(self._calls(name, point)) for name in self.sequences}
+        every = dict(zip(self.parts.names, names, strict=True))
+        parts = replace(self.parts, names=every, arena_tensors=arena_tensors)
         return link_planned(parts, self.function, plan, sequences)
 
     def _calls(self, name: str, point: Sequence[int]) -> tuple[Call, ...]:
@@ -157,6 +234,7 @@ class SizedProgram:
         if plan is None:
             if len(self.plans) >= KEPT_SHAPES:
                 self.plans.clear()
+                self.memories.clear()  # with the frames of these plans
             buffers = [replace(buffer, nbytes=n) for buffer, n in zip(self.parts.buffers, sizes, strict=True)]
             plan = self.plans[sizes] = plan_memory(buffers)
         return plan
@@ -191,33 +269,48 @@ def make_sized_program(
     names, sequences = tuple(first.names), tuple(first.sequences)
     if any((tuple(each.names), tuple(each.sequences)) != (names, sequences) for each in parts):
         raise Mismatch("other names are used for other sizes")
-    encoded = {name: _encoded(maker, [each.sequences[name] for each in parts], first) for name in sequences}
+    behind = maker.make_mapping([each.names for each in parts])
+    opened = tuple([name for name, template in behind.items() if not isinstance(template, Fixed)])
+    encoded = {name: _encoded(maker, [each.sequences[name] for each in parts]) for name in sequences}
     calls = [maker.make([each.sequences[name] for each in parts]) for name in sequences]
     templates = [
         maker.make([each.arena_tensors for each in parts]),
         maker.make([tuple([buffer.nbytes for buffer in each.buffers]) for each in parts]),
-        maker.make([tuple(each.names.values()) for each in parts]),
+        Made(tuple, tuple([behind[name] for name in opened])),
+        Made(tuple, tuple(behind.values())),
         Made(tuple, tuple([words for _, words in encoded.values()])),
     ]
     polynomials, count = tuple(maker.sizes), len(typical)
+    function = compile_source(_with_sizes(first.source, opened, sequences))
+    fixed = {name: template.value for name, template in behind.items() if isinstance(template, Fixed)}
     program = SizedProgram(
         sources,
         first,
-        names,
-        {name: opened for name, (opened, _) in encoded.items()},
+        opened,
+        {name: sequence for name, (sequence, _) in encoded.items()},
         compile_filling(templates, polynomials, count),
         compile_filling(calls, polynomials, count),
         compile_source(first.source),
+        FunctionType(function.__code__, {**function.__globals__, **fixed}, "run"),
     )
     program.example = program.at(typical)
     return program
 
 
-def _encoded(
-    maker: TemplateMaker, columns: Sequence[tuple[Call, ...]], parts: ProgramParts
-) -> tuple[OpenSequence | None, Template]:
+def _with_sizes(source: str, opened: Sequence[str], sequences: Sequence[str]) -> str:
+    """The source of `run(inputs, frame, threads, sizes)`, which takes from there what depends on sizes, and native
+    sequences from its frame."""
+    header, body = source.split("\n", 1)
+    lines = [header.replace("threads)", "threads, sizes)")]
+    for names, whole in ((opened, "sizes"), (sequences, "frame.sequences")):
+        if names:
+            lines.append(f"    {', '.join(names)}, = {whole}")
+    return "\n".join([*lines, body])
+
+
+def _encoded(maker: TemplateMaker, columns: Sequence[tuple[Call, ...]]) -> tuple[OpenSequence | None, Template]:
     """A native sequence, whose calls these are at each point, and its words."""
-    opened = OpenSequence.of(columns[0]) if parts.executor is CPU_EXECUTOR else None
+    opened = OpenSequence.of(columns[0])
     if opened is not None:
         try:
             return opened, maker.make([opened.words(calls) for calls in columns])

@@ -11,7 +11,16 @@ import torch
 from dsjit.ir.graph import Node, Value
 from dsjit.ops.strided import strided_view
 
-__all__ = ["dynamic_dims", "is_dynamic", "is_pure", "is_reproducible", "is_undefined", "may_raise", "shares_memory"]
+__all__ = [
+    "dynamic_dims",
+    "is_dynamic",
+    "is_pure",
+    "is_reproducible",
+    "is_undefined",
+    "may_raise",
+    "returns_many",
+    "shares_memory",
+]
 
 aten = torch.ops.aten
 
@@ -132,3 +141,11 @@ def _indexed_dims(node: Node) -> tuple[tuple[int, ...], ...] | None:
             return None
     together = given == list(range(given[0], given[-1] + 1))
     return ((given[0] if together else 0,),)
+
+
+def returns_many(node: Node) -> bool:
+    """Whether the op returns a sequence of tensors, if of one alone."""
+    schema = getattr(node.op, "_schema", None)
+    if schema is None:
+        return False
+    return len(schema.returns) > 1 or "[]" in str(schema.returns[0].type)

@@ -23,6 +23,7 @@ __all__ = [
     "Call",
     "CopyCall",
     "DeviceKernel",
+    "FrameSequence",
     "GemmCall",
     "KernelCall",
     "OpenSequence",
@@ -137,7 +138,7 @@ Call: TypeAlias = KernelCall | GemmCall | CopyCall
 
 @dataclass(frozen=True, slots=True)
 class StepSequence:
-    """Encoded steps. count: of the calls; `given` makes them.
+    """Encoded steps. calls: what was encoded.
 
     run: `run(table_address, threads)`: the table is an array of int64, the addresses of buffers by slot; threads is
         how many to use at most. Returns when all is done; lets other Python threads run meanwhile.
@@ -145,17 +146,12 @@ class StepSequence:
         clock of `time.monotonic_ns()`, before the first step and after each.
     """
 
-    count: int
-    given: Callable[[], tuple[Call, ...]]
+    calls: tuple[Call, ...]
     run: Callable[[int, int], None]
     run_timed: Callable[[int, int, int], None]
 
-    @property
-    def calls(self) -> tuple[Call, ...]:
-        return self.given()
-
     def __len__(self) -> int:
-        return self.count
+        return len(self.calls)
 
 
 def gemm_available(dtype: torch.dtype = torch.float32) -> bool:
@@ -165,8 +161,14 @@ def gemm_available(dtype: torch.dtype = torch.float32) -> bool:
 
 def build_sequence(calls: Sequence[Call]) -> StepSequence:
     """Encodes `calls` for the native driver. Raises BackendError when a GemmCall has no BLAS to call."""
-    kept = tuple(calls)
-    return _sequence(encoded(kept), kept, lambda: kept)
+    native, kept = driver(), tuple(calls)
+    steps, count = _owning_array(encoded(kept), kept), len(kept)
+    run = partial(native.run, steps, count)
+
+    def run_timed(table: int, threads: int, timestamps: int) -> None:
+        native.run_timed(steps, count, table, threads, timestamps)
+
+    return StepSequence(kept, run, run_timed)
 
 
 def encoded(calls: Sequence[Call]) -> list[int]:
@@ -177,18 +179,6 @@ def encoded(calls: Sequence[Call]) -> list[int]:
         step = _encode(call, native)
         words += [step[0], len(step) + 1, *step[1:]]
     return words
-
-
-def _sequence(words: Sequence[int], kept: tuple[Call, ...], given: Callable[[], tuple[Call, ...]]) -> StepSequence:
-    """kept: calls whose machine code has to stay."""
-    native, count = driver(), len(kept)
-    steps = _owning_array(words, kept)
-    run = partial(native.run, steps, count)
-
-    def run_timed(table: int, threads: int, timestamps: int) -> None:
-        native.run_timed(steps, count, table, threads, timestamps)
-
-    return StepSequence(count, given, run, run_timed)
 
 
 def _owning_array(words: Sequence[int], owned: object) -> Any:
@@ -240,14 +230,37 @@ class OpenSequence:
             words[position] = words[position + 1] = 0
         return tuple(words)
 
-    def at(self, words: tuple[int, ...], given: Callable[[], tuple[Call, ...]]) -> StepSequence:
-        """words: as `words` has them. given: makes the calls that they are made of."""
+    def filled(self, words: tuple[int, ...]) -> bytes:
+        """All words, with what is counted. words: as `words` has them."""
         counted = list(words)
         for position, work, places in self.counted:
             values = {name: words[place] for name, place in places}
             items = work.item_count(values)
             counted[position : position + 2] = items, _useful_threads(items, work.item_cost(values))
-        return _sequence(counted, self.calls, given)
+        return _packer(len(counted))(*counted)
+
+    @staticmethod
+    def packed(calls: Sequence[Call]) -> bytes:
+        """All words of calls."""
+        words = encoded(calls)
+        return _packer(len(words))(*words)
+
+
+class FrameSequence:
+    """A native sequence with words of its own, which change from run to run. Called as `StepSequence.run`.
+
+    words: their bytes, to be written to. kept: calls whose machine code has to stay.
+    """
+
+    __slots__ = ("_count", "_kept", "_run", "_steps", "words")
+
+    def __init__(self, words: bytes, kept: tuple[Call, ...]) -> None:
+        self._steps = ctypes.create_string_buffer(words, max(len(words), 8))
+        self._kept, self._count, self._run = kept, len(kept), driver().run
+        self.words = memoryview(self._steps).cast("B")[: len(words)]
+
+    def __call__(self, table: int, threads: int) -> None:
+        self._run(self._steps, self._count, table, threads)
 
 
 def _encode(call: Call, native: Driver) -> list[int]:

@@ -123,7 +123,7 @@ def build_launches(calls: Sequence[Call]) -> StepSequence:
     count = 1 + max((slot for call in calls if isinstance(call, KernelCall) for slot in call.slots), default=0)
     kept = tuple(calls)
     run = partial(_run, launches, ctypes.c_int64 * count)
-    return StepSequence(len(kept), lambda: kept, run, _refuse_timing)
+    return StepSequence(kept, run, _refuse_timing)
 
 
 def _run(launches: Sequence[Launch], table_type: type[ctypes.Array[ctypes.c_int64]], table: int, threads: int) -> None:

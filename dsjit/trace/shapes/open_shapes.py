@@ -39,7 +39,8 @@ class OpenShapes:
     _inputs: tuple[int, ...] = field(init=False)
     _extents: tuple[tuple[Polynomial, int], ...] = field(init=False)
     _compiled: tuple[Any, ...] = field(init=False)
-    _types: Callable[..., tuple[TensorType, ...]] = field(init=False)
+    _layouts: Callable[..., tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]] = field(init=False)
+    _allows: Callable[..., bool] = field(init=False)
     _known: dict[Any, bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -50,8 +51,12 @@ class OpenShapes:
         polynomials = [self.template.sizes[number] for number in extents]
         self._extents = tuple([(each, self.smallest if each.is_variable else SMALLEST) for each in polynomials])
         self._compiled = tuple([compile(text, "<condition>", "eval") for text in self.conditions])
-        opened = [inputs[number] for number in self._inputs]
-        self._types = compile_filling(opened, self.template.sizes, len(self.sources))
+        layouts = [_layout(inputs[number]) for number in self._inputs]
+        self._layouts = compile_filling(layouts, self.template.sizes, len(self.sources))
+        ranges = [f"{extent} >= {smallest}" for extent, smallest in self._extents]
+        names = ", ".join([f"s{number}" for number in range(len(self.sources))])
+        rules = " and ".join([f"({each})" for each in (*ranges, *self.conditions)]) or "True"
+        self._allows = eval(f"lambda {names}: {rules}", {"max": max, "min": min})
 
     @property
     def inputs(self) -> tuple[int, ...]:
@@ -71,8 +76,18 @@ class OpenShapes:
         if known is None:
             if len(self._known) >= SHAPES_REMEMBERED:
                 self._known.clear()
-            known = self._known[key] = self.why_not(inputs) is None
+            known = self._known[key] = self._serves(inputs)
         return known
+
+    def _serves(self, inputs: Sequence[torch.Tensor]) -> bool:
+        """Whether `why_not` says nothing."""
+        point = tuple([inputs[number].shape[dim] for number, dim in self.sources])
+        layouts = tuple([(inputs[number].shape, inputs[number].stride()) for number in self._inputs])
+        return (
+            self._allows(*point)
+            and layouts == self._layouts(*point)
+            and (not self.ruled.example.nodes or keeps_shape_rules(self.ruled.at(point)))
+        )
 
     def why_not(self, inputs: Sequence[torch.Tensor]) -> str | None:
         """What keeps these inputs from being served, in words."""
@@ -80,10 +95,10 @@ class OpenShapes:
         for extent, smallest in self._extents:
             if extent.at(point) < smallest:
                 return f"the size {extent} is {extent.at(point)}, and must be {smallest} or more"
-        for number, type_ in zip(self._inputs, self._types(*point), strict=True):
+        for number, layout in zip(self._inputs, self._layouts(*point), strict=True):
             shape, strides = tuple(inputs[number].shape), inputs[number].stride()
-            if shape != type_.shape or strides != type_.strides:
-                expected = f"shape {type_.shape}, strides {type_.strides}"
+            if (shape, strides) != layout:
+                expected = f"shape {layout[0]}, strides {layout[1]}"
                 return f"input {number} has shape {shape}, strides {strides}, not {expected}"
         broken = self.broken_condition(point)
         if broken is not None:
@@ -142,6 +157,12 @@ def _open_extents(template: Template, found: dict[int, None]) -> None:
         return
     for part in parts:
         _open_extents(part, found)
+
+
+def _layout(type_: Template) -> Template:
+    """Shape and strides of a tensor type with open sizes."""
+    assert isinstance(type_, Made)
+    return Made(tuple, (type_.parts[0], type_.parts[2]))
 
 
 def _free(template: Template, example: tuple[int, ...]) -> tuple[int | None, ...]:
