@@ -40,6 +40,7 @@ from dsjit.trace.effects.forbidden import (
     forbidden_builtin,
     forbidden_code,
 )
+from dsjit.trace.effects.given_data import GivenData
 from dsjit.trace.effects.replay import HELD, Location
 from dsjit.trace.guards.guard import Guard
 from dsjit.trace.guards.overlap import SharedMemory
@@ -113,6 +114,7 @@ class Observer:
         self._hook = ProfileHook(self._on_code, self._on_builtin, self._unobservable)
         self._problems: list[Problem] = []
         self._effects: tuple[Effect, ...] = ()
+        self.given_data = GivenData(self._notes)
         self._busy = False
         self._open_numbers = OpenNumbers(self._notes)
         self._gradients = GradientWatch(self._notes, self.refuse)
@@ -190,7 +192,11 @@ class Observer:
     def is_settled(self) -> bool:
         """Whether what existed before the call is now as it was then, as far as what it is can be known."""
         with self.open_places.withdrawn():
-            return not self._problems and bool(self._undisturbed(self._finder.finds_nothing, self._state.grad_mode))
+            return (
+                not self._problems
+                and self.given_data.is_empty()
+                and bool(self._undisturbed(self._finder.finds_nothing, self._state.grad_mode))
+            )
 
     def locate(self, obj: object) -> Location | None:
         """How a compiled call finds an object that existed before."""
@@ -497,4 +503,4 @@ class Observer:
             new = stored_attribute(node.obj, name)
             if old is not ABSENT and self._notes.unchanged(old, new):
                 note_stored(self._notes, node, name)
-        self._effects = self._finder.find(self._state.grad_mode)
+        self._effects = (*self._finder.find(self._state.grad_mode), *self.given_data.effects())

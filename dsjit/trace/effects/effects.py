@@ -40,6 +40,7 @@ from dsjit.trace.reads.paths import (
     Keys,
     Length,
     Lookup,
+    Member,
     Path,
     Root,
     Slot,
@@ -207,7 +208,7 @@ class EffectFinder:
                     value = dict.get(live, name, ABSENT) if amounts is None else amounts
                     yield Effect(node.path, "item", name, live, write, value)
             elif grown is not None:
-                yield Effect(node.path, "contents", None, live, Extend(), live[len(copy.content) :])
+                yield Effect(node.path, "contents", None, live, Extend(), self._added(live, copy.content, grown))
             else:
                 start = self._common(copy.content, live) if isinstance(live, list) else 0
                 elements = list(own_iter(live))
@@ -257,7 +258,7 @@ class EffectFinder:
             return step.name in self.before.slots.get(id(obj), ())
         if isinstance(step, InstanceKeys):
             return True
-        return isinstance(step, Item | Index | Length | Keys | Contents) and id(obj) in self.before.copies
+        return isinstance(step, Item | Index | Length | Keys | Contents | Member) and id(obj) in self.before.copies
 
     def _classes(self) -> Iterator[Effect]:
         """Class attributes that differ from what they were when the class was met."""
@@ -298,6 +299,12 @@ class EffectFinder:
             elif not self.notes.unchanged(old[key], value):
                 changed.append((key, False))
         return changed
+
+    def _added(self, live: Any, before: list[Any], grown: tuple[Any, ...]) -> list[Any]:
+        """The elements that were added to a list, a deque or a set."""
+        if isinstance(live, set):
+            return list(grown)
+        return list(own_iter(live))[len(before) if isinstance(live, list) else len(live) - grown[0] :]
 
     def _common(self, old: Iterable[Any], live: list[Any]) -> int:
         """How many elements at the start are still the same."""

@@ -30,6 +30,7 @@ from dsjit.trace.looks.segments import Look, Recording
 from dsjit.trace.numbers.calls import call_with_numbers
 from dsjit.trace.numbers.numbers import Numbers
 from dsjit.trace.numbers.taken import take_converted, take_item
+from dsjit.trace.recording.data_writes import DataWrites
 from dsjit.trace.recording.drawn import DrawnGenerators, StateOf
 from dsjit.trace.recording.escape import EscapeWatch
 from dsjit.trace.recording.generator import GeneratorWatch
@@ -103,6 +104,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             functools.partial(take_converted, self),
         )
         self.escapes.is_made = self.memory.is_made
+        self.data_writes = DataWrites(self.memory)
+        self.escapes.on_data = self._listener(self.data_writes.on_data)
         self.on_generator = self._listener(self._on_generator)
         self.generator = GeneratorWatch(self.on_generator)
         self.state_at: StateAtLook = lambda kind, looked, tensors: ()

@@ -29,7 +29,7 @@ from dsjit.ops.properties import is_dynamic
 from dsjit.trace.effects.stand_in import Shown, StandIn
 from dsjit.trace.looks.segments import Look
 from dsjit.trace.numbers.taken import value_to_hand_out
-from dsjit.trace.recording.escape import LOOKS
+from dsjit.trace.recording.escape import LOOKS, SET_DATA
 from dsjit.trace.recording.memory import CannotTrace
 from dsjit.trace.recording.recorder import Recorder
 from dsjit.trace.shapes.data_sizes import DataSizes, DynamicResult
@@ -215,6 +215,8 @@ class Lockstep(TorchFunctionMode):
             try:
                 with _pop_mode_temporarily(), torch._C.DisableTorchFunction(), recorder:
                     results.append(function(*leg_args, **leg_kwargs))
+                if function == SET_DATA:
+                    recorder.memory.give_data(*leg_args)
             except Exception as error:
                 name = getattr(function, "__name__", str(function))
                 raise self.abandon(f"{name} fails for the sizes {self.points[number]} ({error})") from None
