@@ -346,6 +346,7 @@ def conclude(
     needs: Mapping[int, Iterable[Value]] = MappingProxyType({}),
 ) -> Conclusion:
     """The end of a recording, whose result and effects hold `items`. needs: see `cut`. Raises CannotTrace."""
+    recorder.borrowed.check(items)
     if carries_gradients(recorder, items):
         recorded = record_joint(recorder, items, name)
         return Conclusion(

@@ -191,12 +191,9 @@ class Observer:
 
     def is_settled(self) -> bool:
         """Whether what existed before the call is now as it was then, as far as what it is can be known."""
+        settled = not self._problems and self.given_data.is_empty()
         with self.open_places.withdrawn():
-            return (
-                not self._problems
-                and self.given_data.is_empty()
-                and bool(self._undisturbed(self._finder.finds_nothing, self._state.grad_mode))
-            )
+            return settled and bool(self._undisturbed(self._finder.finds_nothing, self._state.grad_mode))
 
     def locate(self, obj: object) -> Location | None:
         """How a compiled call finds an object that existed before."""

@@ -229,6 +229,7 @@ class Accumulators:
                 return False
             self.grown[id(live)] = tuple(grown.puts)
             return True
+        assert isinstance(before, dict)
         changed = [key for key in {**before, **live} if before.get(key, ABSENT) is not live.get(key, ABSENT)]
         if grown.puts.keys() & grown.adds.keys():
             return False

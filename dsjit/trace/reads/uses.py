@@ -173,12 +173,12 @@ class _Code:
             del stack[-2:]
             return Load(Use.ITEM, key)
         if name == "CALL" and 1 <= count <= 2 and stack[-count - 2].tag is _Tag.METHOD:
-            method, key = stack[-count - 2].operand, stack[-count].operand
+            method, first = stack[-count - 2].operand, stack[-count].operand
             plain = "KW_NAMES" not in [self.instructions[position - back].opname for back in (1, 2)]
             rest = {entry.tag for entry in stack[-count:]}
-            if method == ("method", "get") and key is not None and plain and rest == {_Tag.OTHER}:
+            if method == ("method", "get") and first is not None and plain and rest == {_Tag.OTHER}:
                 del stack[-count - 2 :]
-                return Load(Use.ITEM, key)
+                return Load(Use.ITEM, first)
         return None
 
     def _step(
