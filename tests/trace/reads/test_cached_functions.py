@@ -83,7 +83,7 @@ def test_a_function_that_is_replaced_is_noticed(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
-        (lambda x: x + pair(4)[0], "whose cache holds more than constants and tensors"),
+        (lambda x: x + pair(4)[0], "a tensor of unknown origin is used"),
         (lambda x: x * factor.cache_info().hits, "uses cache_info of a function with a cache"),
         (lambda x, inside={"f": factor}: x * inside["f"]("a"), "whose cache cannot be guarded"),
     ],
