@@ -43,7 +43,7 @@ class Quotient:
 
     def at(self, sizes: Sequence[int]) -> int:
         """The value where s0, s1, ... are `sizes`."""
-        if isinstance(sizes, FreePoint):
+        if isinstance(sizes, FreePoint) and self in sizes.quotients:
             return sizes.quotients[self]
         return self.dividend.at(sizes) // self.divisor
 

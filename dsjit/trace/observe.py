@@ -23,7 +23,7 @@ import types
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
-from typing import Any, Final
+from typing import Any
 
 import torch
 
@@ -66,7 +66,7 @@ from dsjit.trace.reads.paths import (
 )
 from dsjit.trace.reads.profile_hook import ProfileHook
 from dsjit.trace.reads.scopes import Scopes
-from dsjit.trace.reads.stored import note_module_entry, note_places, note_stored, stored_step
+from dsjit.trace.reads.stored import MODULE_WRITERS, note_module_entry, note_places, note_stored, stored_step
 from dsjit.trace.reads.torch_state import TorchState, foreign_modes
 from dsjit.trace.reads.uses import may_add
 from dsjit.trace.recording.drawn import met_state
@@ -75,12 +75,6 @@ from dsjit.trace.training.gradients import GradientWatch, runs_backward
 from dsjit.trace.training.open_numbers import OpenNumbers
 
 __all__ = ["Effect", "EffectKind", "Observer", "Problem"]
-
-_MODULE_WRITERS: Final = frozenset(
-    getattr(torch.nn.Module, name).__code__
-    for name in ("__setattr__", "__delattr__", "register_buffer", "register_parameter", "add_module")
-)
-"""What they look up in a module's `__dict__` is noted by `Observer.on_write`, or as single reads."""
 
 
 class Observer:
@@ -371,7 +365,7 @@ class Observer:
                 return False
             if type(value) in CANDIDATES or self._notes.numbers.is_traced(value):
                 frame = sys._getframe(2)
-                if name == "__dict__" and frame.f_code in _MODULE_WRITERS:
+                if name == "__dict__" and frame.f_code in MODULE_WRITERS:
                     return False
                 adds = may_add(frame.f_code, name) and not self.open_places.is_open(node, name)
                 if adds and self._undisturbed(self._note_addition, node, name, value, frame):

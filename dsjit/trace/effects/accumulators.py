@@ -255,8 +255,8 @@ class Accumulators:
     def _finish_deque(self, grown: _Grown, before: Any) -> bool:
         """Each append was counted, so what is new is at the end, as far as there is room."""
         live = grown.node.obj
-        if grown.appended is None:
-            return False
+        if grown.appended is None or (before and all(element is before[0] for element in (*before, *live))):
+            return False  # one more and one less of the same would not be told apart
         new = min(grown.appended, len(live))
         expected = [*before, *list(live)[len(live) - new :]]
         if live.maxlen is not None:

@@ -57,6 +57,11 @@ SET_DATA: Final = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 _GRAD: Final = tuple([getattr(torch.Tensor.grad, name) for name in ("__get__", "__set__")])
 
 
+def _is_of_transform(tensor: torch.Tensor) -> bool:
+    """Whether it stands for a tensor inside a transform (`torch.func.grad`), which has made it for that."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
+
+
 class EscapeWatch(TorchFunctionMode):
     """Calls `on_escape(reason)` when memory leaves the tensor world, and `on_look(kind, tensor)` before Python sees
     something of a tensor; while it sees it, `looking` is true.
@@ -96,7 +101,7 @@ class EscapeWatch(TorchFunctionMode):
         if function in _REQUIRE and len(args) == 2 and args[0].requires_grad is args[1]:
             reason = None  # it is as it was
             self.on_gradient_read()
-        elif function in _REQUIRE and self.is_made(args[0]):
+        elif function in _REQUIRE and (self.is_made(args[0]) or _is_of_transform(args[0])):
             reason = None  # nobody else has it
         if reason is not None:
             self.on_escape(reason)

@@ -36,16 +36,10 @@ from dsjit.trace.recording.drawn import DrawnGenerators, StateOf
 from dsjit.trace.recording.escape import EscapeWatch
 from dsjit.trace.recording.generator import GeneratorWatch
 from dsjit.trace.recording.list_writes import LIST_WRITES
-from dsjit.trace.recording.memory import (
-    CannotTrace,
-    Memory,
-    RootView,
-    TracedTensor,
-    result_type,
-    tensor_type,
-)
+from dsjit.trace.recording.memory import CannotTrace, Memory, RootView, TracedTensor, result_type, tensor_type
 from dsjit.trace.recording.schema import (
     HONEST_TWINS,
+    LAYOUT_QUESTIONS,
     UNDECLARED_WRITES,
     functional_dtype,
     functional_variant,
@@ -385,6 +379,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _record_numbers(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], source: Source) -> None:
         """The op returned Python numbers: what it looked at is what Python saw."""
+        if func in LAYOUT_QUESTIONS:
+            return
         if func is aten.equal.default:
             self._look(OutcomeKind.EQUAL, args, source)
             return

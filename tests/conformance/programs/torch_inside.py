@@ -67,6 +67,7 @@ def autocast_is_entered_inside(play: Play) -> None:
 with warnings.catch_warnings():  # of torch's, about what the first transform of a process loads
     warnings.simplefilter("ignore")
     torch.func.jvp(lambda v: v * v, (torch.ones(1),), (torch.ones(1),))
+    torch.func.vmap(torch.func.grad(lambda v: (v * v).sum()))(torch.ones(1, 1))
 
 
 @program(traces=None, exact=False)
