@@ -126,7 +126,8 @@ class Lockstep(TorchFunctionMode):
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
-        del _SYMBOL.__divmod__
+        if "__divmod__" in vars(_SYMBOL):  # another thread may have ended, too
+            del _SYMBOL.__divmod__
         _LEN.leave()
 
     # -- what Python asks of sizes -------------------------------------------------------------------------------

@@ -34,42 +34,51 @@ def counts_are_got_with_a_default(play: Play) -> None:
 
 @program(traces=2)
 def names_are_put_into_a_set(play: Play) -> None:
-    seen: set[str] = set()
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: set[str] = set()
 
-    def f(x: torch.Tensor, name: str) -> torch.Tensor:
-        seen.add(name)
-        return x + 1
+        def forward(self, x: torch.Tensor, name: str) -> torch.Tensor:
+            self.seen.add(name)
+            return x + 1
 
-    jitted = play.jit(f)
+    jitted = play.jit(Net())
     for name in ("a", "a", "b", "b", "a", "b"):
         play(jitted, whole(2), name)
 
 
 @program(traces=4)
 def a_set_is_asked_and_then_filled(play: Play) -> None:
-    seen: set[str] = set()
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.seen: set[str] = set()
 
-    def f(x: torch.Tensor, name: str) -> torch.Tensor:
-        if name not in seen:
-            seen.add(name)
-            return x * 10
-        return x + 1
+        def forward(self, x: torch.Tensor, name: str) -> torch.Tensor:
+            if name not in self.seen:
+                self.seen.add(name)
+                return x * 10
+            return x + 1
 
-    jitted = play.jit(f)
+    jitted = play.jit(Net())
     for name in ("a", "a", "b", "a", "b", "b"):
         play(jitted, whole(2), name)
 
 
 @program(traces=2)
 def a_deque_takes_the_last_losses(play: Play) -> None:
-    recent: deque[float] = deque(maxlen=3)
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.recent: deque[float] = deque(maxlen=3)
 
-    def f(x: torch.Tensor) -> torch.Tensor:
-        loss = x.sum()
-        recent.append(loss.item())
-        return loss
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            loss = x.sum()
+            self.recent.append(loss.item())
+            return loss
 
-    jitted = play.jit(f)
+    jitted = play.jit(Net())
     for start in range(6):
         play(jitted, whole(2, start=start))
 

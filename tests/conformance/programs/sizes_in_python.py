@@ -112,19 +112,22 @@ def positions_relative_to_each_other(play: Play) -> None:
     play_lengths(play, play.jit(f), 2)
 
 
-@program(traces=None)
+@program(traces=8)
 def a_mask_is_kept_for_each_length(play: Play) -> None:
-    masks: dict[int, torch.Tensor] = {}
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.masks: dict[int, torch.Tensor] = {}
 
-    def f(x: torch.Tensor) -> torch.Tensor:
-        n = x.shape[0]
-        if n not in masks:
-            masks[n] = torch.ones(n, n).tril()
-        return masks[n] @ x
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            n = x.shape[0]
+            if n not in self.masks:
+                self.masks[n] = torch.ones(n, n).tril()
+            return self.masks[n] @ x
 
-    jitted = play.jit(f)
-    for length in (3, 4, 3, 4, 3, 4):
-        play(jitted, whole(length, 2))
+    net = play.jit(Net())
+    for length in (3, 4, 5, 3, 4, 5, 6, 3, 4, 5, 6):
+        play(net, whole(length, 2))
 
 
 @program(traces=4)
@@ -169,7 +172,7 @@ def shifts_powers_and_roots_of_a_size(play: Play) -> None:
     play_lengths(play, play.jit(f), 2)
 
 
-@program(traces=None, compiled=False)
+@program(traces=2)
 def numpy_computes_with_sizes(play: Play) -> None:
     def f(x: torch.Tensor) -> torch.Tensor:
         steps = np.linspace(0, x.shape[0] - 1, num=3).astype(np.int64)
