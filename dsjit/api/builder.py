@@ -31,10 +31,8 @@ from dsjit.codegen.triton.load import triton_interpreter
 from dsjit.config import Options, parse_bytes
 from dsjit.dump import Dump, open_dump
 from dsjit.ir.graph import Graph
-from dsjit.ir.graph_template import GraphTemplate, integers_in, make_graph_template
+from dsjit.ir.graph_template import GraphTemplate, make_graph_template
 from dsjit.ir.joint_graph import JointGraph, JointTemplate
-from dsjit.ir.polynomial import PolynomialFit
-from dsjit.ir.probes import probe_points
 from dsjit.ir.structure_graph import graph_structure
 from dsjit.ir.template import TemplateMaker
 from dsjit.passes.kept_layouts import keep_channels_last
@@ -113,14 +111,17 @@ class Builder:
     def open_training(self, sizes: OpenShapes, joint: JointTemplate, timer: StageTimer) -> Step:
         """The same for many sizes. sizes: of the segment. Raises Mismatch when no program serves them all."""
         session = self.session
-        key = (self.options.numerics, joint.example.structure, joint.example.regions, joint.sources)
+        key = (
+            self.options.numerics, joint.example.structure, joint.example.regions, joint.sources,
+            joint.template.quotients,
+        )  # fmt: skip
         structure = (*key, *map(graph_structure, joint.template.canonical()))
         training = session.trainings.get(structure)
         if training is None:
             typical = joint.typical
-            points = probe_points(typical, integers_in(joint.template.example))
+            fit = joint.template.probes(typical)
             with timer.stage("passes"):
-                joints = [joint.at(point) for point in points]
+                joints = [joint.at(point) for point in fit.points]
                 simplified = [replace(each, graph=run_passes(each.graph, passes=JOINT_PASSES)) for each in joints]
             with timer.stage("partition"):
                 regions = [checkpointed_nodes(each) for each in simplified]
@@ -128,7 +129,7 @@ class Builder:
                 rest = zip(simplified[1:], regions[1:], strict=True)
                 halves = [first, *[partition(each, chosen, like=first) for each, chosen in rest]]
                 forwards, backwards = (
-                    make_graph_template([getattr(each, half) for each in halves], TemplateMaker(PolynomialFit(points)))
+                    make_graph_template([getattr(each, half) for each in halves], TemplateMaker(fit))
                     for half in ("forward", "backward")
                 )
             forward = self._template(forwards, joint.sources, typical, timer)
@@ -152,7 +153,7 @@ class Builder:
         session = self.session
         sources = tuple([SizeSource(*place) for place in places])
         return self._found_or_made(
-            (places, *map(graph_structure, template.canonical())),
+            (places, template.quotients, *map(graph_structure, template.canonical())),
             lambda dump: compile_template(
                 template, sources, typical, self.options.numerics, session.environment, session.kernels, timer,
                 dump, session.fuel,

@@ -29,11 +29,9 @@ from dsjit.fusion.group import Group
 from dsjit.fusion.lower import FusedKernel, lower_group
 from dsjit.fusion.planner import FusionPlan, LibraryUnit, plan_fusion
 from dsjit.ir.graph import Graph, Node
-from dsjit.ir.graph_template import GraphTemplate, integers_in
-from dsjit.ir.polynomial import PolynomialFit
+from dsjit.ir.graph_template import GraphTemplate
 from dsjit.ir.print_graph import print_graph
 from dsjit.ir.print_kernel import print_kernel
-from dsjit.ir.probes import probe_points
 from dsjit.ir.verify_kernel import verify_kernel
 from dsjit.passes.fuel import Fuel
 from dsjit.passes.pipeline import SIZED_PASSES, run_passes
@@ -227,8 +225,8 @@ def compile_template(
     Raises Mismatch when the choices lead to programs of different structure, and what `compile_graph` raises.
     """
     fast = numerics == "fast"
-    points = probe_points(typical, integers_in(template.example))
-    fit = PolynomialFit(points)
+    fit = template.probes(typical)
+    points = fit.points
     with timer.stage("passes"):
         captured = [template.at(point) for point in points]
         fuels = [None if fuel is None else fuel.fork() for _ in points]

@@ -360,7 +360,8 @@ def _structure(segment: Segment, ids: Mapping[int, int]) -> Hashable:
     reads = segment.reads
     sources = tuple([(ids[reads[number]], dim) for number, dim in segment.sizes.sources])
     graphs = [_with_some_shape(graph, segment.look) for graph in segment.sizes.template.canonical()]
-    return sources, *[graph_structure(graph, names=ids) for graph in graphs]
+    quotients = segment.sizes.template.quotients
+    return sources, quotients, *[graph_structure(graph, names=ids) for graph in graphs]
 
 
 def _with_some_shape(graph: Graph, look: Look | None) -> Graph:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from dsjit.ir.graph import Arg, Graph, Node, TensorType, Value, Write, map_values
-from dsjit.ir.polynomial import Polynomial, PolynomialFit
+from dsjit.ir.polynomial import Polynomial, PolynomialFit, Quotient, quotients_of
 from dsjit.ir.probes import probe_points
-from dsjit.ir.template import Template, TemplateMaker, fill
+from dsjit.ir.template import Mismatch, Template, TemplateMaker, fill
 
 __all__ = ["GraphTemplate", "integers_in", "make_graph_template"]
 
@@ -37,8 +37,20 @@ class GraphTemplate:
     def rewritten(self, typical: Sequence[int], rewrite: Callable[[Graph], Graph]) -> GraphTemplate:
         """The template of what `rewrite` makes of the Graphs, which has to do the same for all sizes. typical: sizes to
         expect. Raises Mismatch."""
-        points = probe_points(typical, integers_in(self.example))
-        return make_graph_template([rewrite(self.at(point)) for point in points], TemplateMaker(PolynomialFit(points)))
+        fit = self.probes(typical)
+        return make_graph_template([rewrite(self.at(point)) for point in fit.points], TemplateMaker(fit))
+
+    def probes(self, typical: Sequence[int]) -> PolynomialFit:
+        """Choices of sizes, by which a compiler of Graphs is probed. Raises Mismatch when there are too few."""
+        points = probe_points(typical, integers_in(self.example), self.sizes)
+        if points is None:
+            raise Mismatch("sizes that are divided cannot be told apart")
+        return PolynomialFit(points, self.quotients)
+
+    @property
+    def quotients(self) -> tuple[Quotient, ...]:
+        """Rounded quotients of sizes, on which others depend."""
+        return quotients_of(self.sizes)
 
     @property
     def variables(self) -> frozenset[int]:
@@ -52,7 +64,8 @@ class GraphTemplate:
     def canonical(self) -> tuple[Graph, ...]:
         """Graphs for sizes that are the same for each template: templates are equal when these are."""
         count = max(self.variables, default=-1) + 1
-        return tuple([self.at([base + number for number in range(count)]) for base in (911, 2011)])
+        bases = (911, 2012, 3013) if self.quotients else (911, 2011)  # which leave different remainders
+        return tuple([self.at([base + number for number in range(count)]) for base in bases])
 
     def input_types(self, point: Sequence[int]) -> tuple[TensorType, ...]:
         """The types of the inputs for these sizes."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
+
+from dsjit.ir.polynomial import FreePoint, Polynomial, Quotient, quotients_of
 
 __all__ = ["leg_points", "probe_points"]
 
@@ -11,8 +15,16 @@ PROBES: Final = 4
 LEGS: Final = 5
 
 
-def probe_points(typical: Sequence[int], avoid: Collection[int]) -> tuple[tuple[int, ...], ...]:
-    """Points near `typical`, of primes that differ from each other and from the numbers in `avoid`."""
+def probe_points(
+    typical: Sequence[int], avoid: Collection[int], sizes: Sequence[Polynomial] = ()
+) -> tuple[tuple[int, ...], ...] | None:
+    """Points near `typical`, of primes that differ from each other and from the numbers in `avoid`.
+
+    sizes: what is computed from the sizes. Where something is divided there, the points are others near; None when
+    there are none at which all of them differ.
+    """
+    quotients = quotients_of(sizes)
+    count = PROBES + bool(quotients)
     columns: list[list[int]] = []
     taken = set(avoid)
     for size in typical:
@@ -21,25 +33,90 @@ def probe_points(typical: Sequence[int], avoid: Collection[int]) -> tuple[tuple[
             if prime not in taken:
                 column.append(prime)
                 taken.add(prime)
-                if len(column) == PROBES:
+                if len(column) == count:
                     break
         columns.append(column)
-    return tuple(zip(*columns, strict=True))
+    points = list(zip(*columns, strict=True))
+    return tuple(points) if not quotients else _divided_points(points, avoid, sizes, quotients)
+
+
+def _divided_points(
+    points: Sequence[tuple[int, ...]],
+    avoid: Collection[int],
+    sizes: Sequence[Polynomial],
+    quotients: Sequence[Quotient],
+) -> tuple[tuple[int, ...], ...] | None:
+    """Points near these at which all `sizes` differ, and no quotient is met twice."""
+    divided = frozenset().union(*[quotient.dividend.variables for quotient in quotients])
+    found: list[FreePoint] = []
+    taken = set(avoid)
+    for number, point in enumerate(points):
+        for small, shift in itertools.product((0, _SMALL), range(_FARTHEST)):
+            sizes_there = [size + shift * (place in divided) for place, size in enumerate(point)]
+            moved = _free_point(sizes_there, quotients, number)
+            if moved is None or not taken.isdisjoint(moved):
+                continue
+            values = {size.at(moved) for size in sizes}
+            fresh = all(_is_fresh(quotient, moved, found) for quotient in quotients)
+            known = avoid if not small else [each for each in avoid if each > small]
+            if fresh and len(values) == len(set(sizes)) and values.isdisjoint(known):
+                found.append(moved)
+                taken.update(moved)
+                break
+        else:
+            return None
+    return tuple(found)
+
+
+def _is_fresh(quotient: Quotient, point: FreePoint, former: Sequence[FreePoint]) -> bool:
+    """Whether it is another one than at the former points, with another remainder than at the last of them."""
+    if any(quotient.at(point) == quotient.at(each) for each in former):
+        return False
+    return not former or quotient.remainder is not None or _rest(quotient, point) != _rest(quotient, former[-1])
+
+
+def _rest(quotient: Quotient, point: FreePoint) -> int:
+    return quotient.dividend.at(point) - quotient.divisor * quotient.at(point)
+
+
+def _free_point(sizes: Sequence[int], quotients: Sequence[Quotient], number: int) -> FreePoint | None:
+    """These sizes, with quotients that leave a remainder: where that can only be 1 (of halves), it is 3 at every other
+    point, by its `number`, as if one half were shorter. None where they do not."""
+    point = FreePoint(sizes)
+    point.quotients = chosen = {}
+    for quotient in quotients:
+        value, divisor = quotient.dividend.at(point), quotient.divisor
+        remainder = value % divisor
+        if remainder != (quotient.remainder if quotient.remainder is not None else remainder or None):
+            return None
+        if quotient.remainder is None and divisor == 2 and number % 2:
+            remainder += divisor
+        chosen[quotient] = (value - remainder) // divisor
+    return point
 
 
 def leg_points(
-    sizes: Sequence[int], lowest: Sequence[int], allowed: Callable[[tuple[int, ...]], bool]
+    sizes: Sequence[int],
+    lowest: Sequence[int],
+    allowed: Callable[[tuple[int, ...]], bool],
+    divisors: Mapping[int, int] = MappingProxyType({}),
 ) -> tuple[tuple[int, ...], ...] | None:
     """`sizes`, `lowest` when it can be, and further points around, from `lowest` on, that `allowed` accepts; None when
     there are too few. No coordinate repeats but within `lowest`. When that is not accepted, each coordinate takes its
-    lowest number in a point of its own."""
+    lowest number in a point of its own.
+
+    divisors: by the number of a size, what it is divided by: there are more points then, with other quotients.
+    """
     points = [tuple(sizes)]
     taken = set(sizes)
-    for target in (0.67, 0.0, 0.34, 1.0, 1.5, 2.0, 0.5, 0.84):
-        for attempt in range(4):
+    count = LEGS + 2 * bool(divisors)
+    for number, target in enumerate((0.67, 0.0, 0.34, 1.0, 1.5, 2.0, 0.5, 0.84)):
+        for attempt in _ATTEMPTS:
             point: list[int] = []
-            for size, least in zip(sizes, lowest, strict=True):
-                wanted = max(round(size * target), least) + 3 * attempt
+            for place, (size, least) in enumerate(zip(sizes, lowest, strict=True)):
+                wanted = max(round(size * target), least) + attempt
+                if place in divisors:
+                    wanted = least + (number + 1) * (divisors[place] + 1) + attempt
                 point.append(_near(wanted, taken | set(point)) if target or attempt else least)
             if tuple(point) not in points and allowed(tuple(point)):
                 points.append(tuple(point))
@@ -49,9 +126,19 @@ def leg_points(
                 break
         if not target and tuple(lowest) not in points:
             _add_lowest_apart(points, taken, lowest, allowed)
-        if len(points) == LEGS:
+        if len(points) == count:
             return tuple(points)
     return None
+
+
+_ATTEMPTS: Final = (0, 3, 6, 9, *sorted(set(range(1, 65)) - {3, 6, 9}))
+"""What is added to a point until it is allowed: to get beyond a limit, and to every remainder."""
+
+_FARTHEST: Final = 512
+"""How far sizes that are divided are from those that were asked for."""
+
+_SMALL: Final = 16
+"""Remainders are small numbers: where need be, they are among those that are avoided."""
 
 
 def _add_lowest_apart(

@@ -104,6 +104,7 @@ def capture(
         )
         recorder.escapes.on_gradient_read = functools.partial(setattr, observer, "asks_for_gradients", True)
         recorder.escapes.on_grad = observer.on_grad
+        recorder.data_writes.may_set = observer.given_data.meet
         recorder.freed = observer.freed
         leaks.listen(observer.tell_again, recorder.numbers.pin_all, recorder.numbers.reveal)
         observer.listen_to_numbers(recorder.numbers)
@@ -345,6 +346,7 @@ def conclude(
     needs: Mapping[int, Iterable[Value]] = MappingProxyType({}),
 ) -> Conclusion:
     """The end of a recording, whose result and effects hold `items`. needs: see `cut`. Raises CannotTrace."""
+    recorder.borrowed.check(items)
     if carries_gradients(recorder, items):
         recorded = record_joint(recorder, items, name)
         return Conclusion(

@@ -23,7 +23,7 @@ import types
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
-from typing import Any, Final
+from typing import Any
 
 import torch
 
@@ -40,6 +40,7 @@ from dsjit.trace.effects.forbidden import (
     forbidden_builtin,
     forbidden_code,
 )
+from dsjit.trace.effects.given_data import GivenData
 from dsjit.trace.effects.replay import HELD, Location
 from dsjit.trace.guards.guard import Guard
 from dsjit.trace.guards.overlap import SharedMemory
@@ -65,7 +66,7 @@ from dsjit.trace.reads.paths import (
 )
 from dsjit.trace.reads.profile_hook import ProfileHook
 from dsjit.trace.reads.scopes import Scopes
-from dsjit.trace.reads.stored import note_module_entry, note_places, note_stored, stored_step
+from dsjit.trace.reads.stored import MODULE_WRITERS, note_module_entry, note_places, note_stored, stored_step
 from dsjit.trace.reads.torch_state import TorchState, foreign_modes
 from dsjit.trace.reads.uses import may_add
 from dsjit.trace.recording.drawn import met_state
@@ -74,12 +75,6 @@ from dsjit.trace.training.gradients import GradientWatch, runs_backward
 from dsjit.trace.training.open_numbers import OpenNumbers
 
 __all__ = ["Effect", "EffectKind", "Observer", "Problem"]
-
-_MODULE_WRITERS: Final = frozenset(
-    getattr(torch.nn.Module, name).__code__
-    for name in ("__setattr__", "__delattr__", "register_buffer", "register_parameter", "add_module")
-)
-"""What they look up in a module's `__dict__` is noted by `Observer.on_write`, or as single reads."""
 
 
 class Observer:
@@ -113,6 +108,7 @@ class Observer:
         self._hook = ProfileHook(self._on_code, self._on_builtin, self._unobservable)
         self._problems: list[Problem] = []
         self._effects: tuple[Effect, ...] = ()
+        self.given_data = GivenData(self._notes)
         self._busy = False
         self._open_numbers = OpenNumbers(self._notes)
         self._gradients = GradientWatch(self._notes, self.refuse)
@@ -189,8 +185,9 @@ class Observer:
 
     def is_settled(self) -> bool:
         """Whether what existed before the call is now as it was then, as far as what it is can be known."""
+        settled = not self._problems and self.given_data.is_empty()
         with self.open_places.withdrawn():
-            return not self._problems and bool(self._undisturbed(self._finder.finds_nothing, self._state.grad_mode))
+            return settled and bool(self._undisturbed(self._finder.finds_nothing, self._state.grad_mode))
 
     def locate(self, obj: object) -> Location | None:
         """How a compiled call finds an object that existed before."""
@@ -368,7 +365,7 @@ class Observer:
                 return False
             if type(value) in CANDIDATES or self._notes.numbers.is_traced(value):
                 frame = sys._getframe(2)
-                if name == "__dict__" and frame.f_code in _MODULE_WRITERS:
+                if name == "__dict__" and frame.f_code in MODULE_WRITERS:
                     return False
                 adds = may_add(frame.f_code, name) and not self.open_places.is_open(node, name)
                 if adds and self._undisturbed(self._note_addition, node, name, value, frame):
@@ -497,4 +494,4 @@ class Observer:
             new = stored_attribute(node.obj, name)
             if old is not ABSENT and self._notes.unchanged(old, new):
                 note_stored(self._notes, node, name)
-        self._effects = self._finder.find(self._state.grad_mode)
+        self._effects = (*self._finder.find(self._state.grad_mode), *self.given_data.effects())

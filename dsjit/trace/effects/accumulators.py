@@ -8,7 +8,7 @@ before.
 from __future__ import annotations
 
 import types
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -23,7 +23,7 @@ __all__ = ["CANDIDATES", "Accumulators"]
 
 _NUMBERS: Final = frozenset({int, float})
 _TABLES: Final = frozenset({dict, defaultdict, Counter})
-CANDIDATES: Final = _NUMBERS | _TABLES | {list}
+CANDIDATES: Final = _NUMBERS | _TABLES | {list, set, deque}
 """Types of what may be added to."""
 
 
@@ -41,20 +41,22 @@ class _Counted:
 
 @dataclass(slots=True)
 class _Grown:
-    """puts, adds: keys of a dictionary that are stored to, and that are added to. stores: as in `_Counted`."""
+    """puts, adds: keys of a dictionary that are stored to, and that are added to; elements that are put into a set.
+    stores: as in `_Counted`. appended: how often something was appended to a deque; None when that is not known."""
 
     node: Node
     stores: set[tuple[int, int]] = field(default_factory=set)
     puts: dict[Any, None] = field(default_factory=dict)
     adds: dict[Any, None] = field(default_factory=dict)
+    appended: int | None = 0
 
 
 class Accumulators:
     """What is added to, so far. `amounts` and `grown` are known once `finish` was called.
 
     amounts: by `Before.key`: what to add, in order.
-    grown: ids of the lists that got longer, and of the dictionaries of which some entries were set or added to, with
-        their keys.
+    grown: ids of the lists and deques that were appended to, and of the dictionaries and sets of which some entries
+        were set or added to, with their keys; of a deque, how many elements are new.
     sums: ids of the traced numbers that were left where something was added; each is there once.
     """
 
@@ -79,7 +81,10 @@ class Accumulators:
         keys = [] if load.key is None else [_value_of(load.key, frame)]
         if not self._grow(node, step, value, [load], keys):
             return False
-        self._containers[id(value)].stores.add((id(frame.f_code), load.store))
+        grown = self._containers[id(value)]
+        grown.stores.add((id(frame.f_code), load.store))
+        if grown.appended is not None:
+            grown.appended += 1
         return True
 
     def read_name(self, node: Node, step: Step, value: Any, loads: Sequence[Load]) -> bool:
@@ -98,7 +103,10 @@ class Accumulators:
     def hold(self, node: Node, step: Step, value: Any, loads: Sequence[Load]) -> bool:
         """The same for a container."""
         keys = [load.key[1] if load.key[0] == "constant" else ABSENT for load in loads if load.key is not None]
-        return type(value) not in _NUMBERS and self._grow(node, step, value, loads, keys)
+        if type(value) in _NUMBERS or not self._grow(node, step, value, loads, keys):
+            return False
+        self._containers[id(value)].appended = None
+        return True
 
     def has_read(self, key: Key) -> bool:
         """Whether what is there was read for an addition."""
@@ -135,8 +143,11 @@ class Accumulators:
         if not self._notes.note_light(node, step, value):
             return False
         grown = self._containers.setdefault(id(value), _Grown(self._notes.nodes[id(value)]))
-        for load, key in zip(loads, keys, strict=False):
-            (grown.puts if load.use is Use.PUT else grown.adds)[key] = None
+        for load, key in zip([each for each in loads if each.key is not None], keys, strict=True):
+            if load.use is Use.ITEM:
+                self._notes.note_entry(grown.node, key)
+            else:
+                (grown.adds if load.use is Use.ADD_ITEM else grown.puts)[key] = None
         return True
 
     def stores(self, obj: object, step: Step, frame: types.FrameType, current: Any, value: Any) -> bool:
@@ -206,11 +217,19 @@ class Accumulators:
     def _finish_container(self, grown: _Grown) -> bool:
         live, notes = grown.node.obj, self._notes
         before = notes.before.content(live)
-        if isinstance(before, list):
+        if isinstance(live, list):
             if len(live) < len(before) or any(a is not b for a, b in zip(live, before, strict=False)):
                 return False
             self.grown[id(live)] = ()
             return True
+        if isinstance(live, deque):
+            return self._finish_deque(grown, before)
+        if isinstance(live, set):
+            if not all(map(is_constant, (*before, *live))) or set(live) != {*before, *grown.puts}:
+                return False
+            self.grown[id(live)] = tuple(grown.puts)
+            return True
+        assert isinstance(before, dict)
         changed = [key for key in {**before, **live} if before.get(key, ABSENT) is not live.get(key, ABSENT)]
         if grown.puts.keys() & grown.adds.keys():
             return False
@@ -233,6 +252,20 @@ class Accumulators:
         self.grown[id(live)] = tuple(changed)
         return True
 
+    def _finish_deque(self, grown: _Grown, before: Any) -> bool:
+        """Each append was counted, so what is new is at the end, as far as there is room."""
+        live = grown.node.obj
+        if grown.appended is None or (before and all(element is before[0] for element in (*before, *live))):
+            return False  # one more and one less of the same would not be told apart
+        new = min(grown.appended, len(live))
+        expected = [*before, *list(live)[len(live) - new :]]
+        if live.maxlen is not None:
+            expected = expected[max(len(expected) - live.maxlen, 0) :]
+        if len(expected) != len(live) or any(a is not b for a, b in zip(expected, live, strict=True)):
+            return False
+        self.grown[id(live)] = (new,)
+        return True
+
     def _amounts(self, old: Any, new: Any) -> tuple[int | float, ...] | None:
         """What was added to `old`, in order, by `+=` alone, so that it became `new`; None when that is not known."""
         traced = self._notes.numbers.is_traced(new)
@@ -252,7 +285,9 @@ def fits(kind: type, load: Load) -> bool:
     """Whether a container of this type can be put into without guarding what it holds."""
     if kind is list:
         return load.use is Use.APPEND or (load.use is Use.ADD and load.in_place)
-    return load.use in (Use.PUT, Use.ADD_ITEM)
+    if kind is deque:
+        return load.use is Use.APPEND
+    return load.use in ((Use.ADD_ELEMENT, Use.ITEM) if kind is set else (Use.PUT, Use.ADD_ITEM, Use.ITEM))
 
 
 def _value_of(operand: tuple[str, Any] | None, frame: types.FrameType) -> Any:

@@ -25,6 +25,7 @@ from dsjit.trace.reads.paths import (
     Item,
     Keys,
     Length,
+    Member,
     Slot,
     Step,
     instance_dict,
@@ -146,7 +147,7 @@ class Before:
             return step.name in self.slots.get(id(obj), ())
         if isinstance(step, InstanceKeys):
             return True
-        return isinstance(step, Item | Index | Length | Keys | Contents) and id(obj) in self.copies
+        return isinstance(step, Item | Index | Length | Keys | Contents | Member) and id(obj) in self.copies
 
     def key(self, obj: Any, step: Step) -> Key:
         """Where `step` from `obj` reads."""

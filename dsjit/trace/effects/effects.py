@@ -206,7 +206,7 @@ class EffectFinder:
                     value = dict.get(live, name, ABSENT) if amounts is None else amounts
                     yield Effect(node.path, "item", name, live, write, value)
             elif grown is not None:
-                yield Effect(node.path, "contents", None, live, Extend(), live[len(copy.content) :])
+                yield Effect(node.path, "contents", None, live, Extend(), self._added(live, copy.content, grown))
             else:
                 start = self._common(copy.content, live) if isinstance(live, list) else 0
                 elements = list(own_iter(live))
@@ -287,6 +287,12 @@ class EffectFinder:
             elif not self.notes.unchanged(old[key], value):
                 changed.append((key, False))
         return changed
+
+    def _added(self, live: Any, before: list[Any], grown: tuple[Any, ...]) -> list[Any]:
+        """The elements that were added to a list, a deque or a set."""
+        if isinstance(live, set):
+            return list(grown)
+        return list(own_iter(live))[len(before) if isinstance(live, list) else len(live) - grown[0] :]
 
     def _common(self, old: Iterable[Any], live: list[Any]) -> int:
         """How many elements at the start are still the same."""

@@ -19,6 +19,7 @@ __all__ = [
     "Extend",
     "SetCell",
     "SetClass",
+    "SetData",
     "SetEntry",
     "SetGenerator",
     "SetSlot",
@@ -155,10 +156,15 @@ class SetTail:
 
 @dataclass(frozen=True, slots=True)
 class Extend:
-    """Appends elements to a list."""
+    """Appends elements to a list or a deque, or puts them into a set."""
 
     def apply(self, owner: Any, value: Any) -> None:
-        list.extend(owner, value)
+        if isinstance(owner, list):
+            list.extend(owner, value)
+        elif isinstance(owner, deque):
+            deque.extend(owner, value)
+        else:
+            set.update(owner, value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +175,17 @@ class SetGenerator:
         owner.set_state(value)
 
 
-Write: TypeAlias = SetEntry | AddEntry | SetSlot | AddSlot | SetCell | SetClass | SetTail | Extend | SetGenerator
+@dataclass(frozen=True, slots=True)
+class SetData:
+    """Replaces the `.data` of a tensor."""
+
+    def apply(self, owner: Any, value: Any) -> None:
+        owner.data = value
+
+
+Write: TypeAlias = (
+    SetEntry | AddEntry | SetSlot | AddSlot | SetCell | SetClass | SetTail | Extend | SetGenerator | SetData
+)
 
 
 def written_place(write: Write, owner: Any) -> Key | None:

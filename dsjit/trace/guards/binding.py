@@ -24,6 +24,7 @@ from dsjit.trace.reads.paths import (
     Item,
     Keys,
     Length,
+    Member,
     Referent,
     Slot,
     instance_dict,
@@ -173,7 +174,7 @@ class _Job:
         elif isinstance(step, Referent):
             # The call says None once the referent is gone, so that no later row reads from where it was.
             self.table.row(RowKind.CALL, id(obj), self.address(fact) or id(None))
-        elif isinstance(step, Contents | Length | Index):
+        elif isinstance(step, Contents | Member | Length | Index):
             self.leave([fact])
 
     def dictionary(self, entries: dict[Any, Any], items: list[tuple[Any, Fact]], whole: bool) -> None:

@@ -428,6 +428,8 @@ def _harmful_note(owner: object, value: object) -> str | None:
     """What is harmful about `value`, which `owner` holds."""
     if value is type and owner is vars(builtins):
         return None  # seen in the instructions
+    if type(value).__name__ == "instancemethod" and isinstance(owner, type) and owner.__module__.startswith("torch"):
+        return None  # of pybind11: what it is called on is harmful itself, or of torch
     return harmful_value(value)
 
 

@@ -1,9 +1,11 @@
-"""Functions with a cache (`functools.lru_cache`), as far as they turn constants into a constant.
+"""Functions with a cache (`functools.lru_cache`), as far as they turn constants into a constant or a tensor.
 
 What such a function answers does not follow from what Python code can read: the cache may hold what was so long ago.
 So while a trace runs, stand-ins take the place of these functions in the globals and closures of the code that runs,
 and note each answer. A guard asks the function again, as long as the cache has lost nothing, as far as its statistics
 tell: asking must not compute what eager would not compute.
+
+A tensor that was made in the call is a key that no other call has: then the function computes, as one without a cache.
 """
 
 from __future__ import annotations
@@ -31,6 +33,10 @@ class AnswerListener(Protocol):
     def on_answer(self, function: Any, step: Asked, answer: Any) -> None: ...
 
     def on_problem(self, reason: str) -> None: ...
+
+    def is_made(self, argument: Any) -> bool:
+        """Whether it is a tensor that was made in the call."""
+        ...
 
 
 class _Current(threading.local):
@@ -66,7 +72,7 @@ class _Cached(StandIn):
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         listener, function = _CURRENT.listener, self.original
-        if listener is None:
+        if listener is None or any(map(listener.is_made, (*args, *kwargs.values()))):
             return function(*args, **kwargs)
         misses = function.cache_info().misses
         answer = function(*args, **kwargs)

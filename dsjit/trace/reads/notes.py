@@ -52,6 +52,7 @@ from dsjit.trace.reads.paths import (
     Item,
     Keys,
     Length,
+    Member,
     Path,
     Referent,
     Root,
@@ -250,6 +251,14 @@ class Notes:
         self._record(node, step, OfType(type(container)), container, child.slot, path)
         self.before.take_container(container)
         return True
+
+    def note_entry(self, container: Node, key: Any) -> None:
+        """What a dictionary holds under `key`, or whether an element is in a set."""
+        content = self.before.content(container.obj)
+        if isinstance(content, dict):
+            self.note(container, Item(key), content.get(key, ABSENT))
+        elif Member(key) not in container.known:
+            self.note_keys(container, Member(key), key in content)
 
     def note_number(self, node: Node, step: Step, number: int | float) -> None:
         """A number of this type is there, whatever its value."""

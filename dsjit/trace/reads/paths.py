@@ -26,6 +26,7 @@ __all__ = [
     "Keys",
     "Length",
     "Lookup",
+    "Member",
     "Path",
     "Referent",
     "Root",
@@ -230,6 +231,19 @@ class Contents:
 
 
 @dataclass(frozen=True, slots=True)
+class Member:
+    """Whether an element, a constant, is in a set."""
+
+    element: Any
+
+    def get(self, container: Any) -> Any:
+        return set.__contains__(container, self.element)
+
+    def render(self, prefix: str) -> str:
+        return f"({self.element!r} in {prefix})"
+
+
+@dataclass(frozen=True, slots=True)
 class Asked:
     """What `question(container, *arguments)` answers, where only the code of Python's own tells (a logger's level)."""
 
@@ -245,7 +259,19 @@ class Asked:
 
 
 Step: TypeAlias = (
-    Attribute | Slot | Item | Index | Closure | Lookup | Referent | Length | Keys | InstanceKeys | Contents | Asked
+    Attribute
+    | Slot
+    | Item
+    | Index
+    | Closure
+    | Lookup
+    | Referent
+    | Length
+    | Keys
+    | InstanceKeys
+    | Contents
+    | Member
+    | Asked
 )
 
 _MODULE_TABLES: Final = frozenset({Attribute("_parameters"), Attribute("_buffers"), Attribute("_modules")})

@@ -135,13 +135,18 @@ class Scopes:
     def on_answer(self, function: Any, step: Asked, answer: Any) -> None:
         """A function with a cache was called in the traced code."""
         args, kwargs, *_ = step.arguments
-        values = [answer, *args, *[value for _, value in kwargs]]
+        values = [*args, *[value for _, value in kwargs]]
         node = self.notes.cached_functions.get(id(function))
-        if node is None or not all(map(is_constant, values)):
+        known = is_constant(answer) or type(answer) in (torch.Tensor, torch.nn.Parameter)
+        if node is None or not known or not all(map(is_constant, values)):
             name = getattr(function, "__name__", "a function")
-            self.on_problem(f"calls {name}, whose cache holds more than constants")
+            self.on_problem(f"calls {name}, whose cache holds more than constants and tensors")
         else:
             self.notes.note(node, step, answer)
+
+    def is_made(self, argument: Any) -> bool:
+        """See `trace.reads.cached_functions.AnswerListener`."""
+        return isinstance(argument, torch.Tensor) and self.notes.node_of(argument) is None
 
     def on_variable(self, node: Node, step: Item | Closure, value: Any, code: types.CodeType) -> bool:
         is_cell = isinstance(step, Closure)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import types
+from typing import Final
 
 import torch
 
@@ -10,7 +11,13 @@ from dsjit.trace.effects.before import MODULE_TABLES
 from dsjit.trace.reads.notes import Node, Notes
 from dsjit.trace.reads.paths import ABSENT, Attribute, Item, Slot, instance_dict, static_lookup
 
-__all__ = ["note_module_entry", "note_places", "note_stored", "stored_step"]
+__all__ = ["MODULE_WRITERS", "note_module_entry", "note_places", "note_stored", "stored_step"]
+
+MODULE_WRITERS: Final = frozenset(
+    getattr(torch.nn.Module, name).__code__
+    for name in ("__setattr__", "__delattr__", "register_buffer", "register_parameter", "add_module")
+)
+"""What they look up in a module's `__dict__` is noted by `Observer.on_write`, or as single reads."""
 
 
 def note_module_entry(notes: Notes, node: Node, name: str) -> None:

@@ -1,7 +1,8 @@
 """What code does with a value that it loads, as far as its bytecode proves it.
 
-`self.calls += 1`, `stats["n"] += 1` and `history.append(x)` read a number, a dictionary or a list only to add to it:
-what the call does otherwise cannot depend on what was there. Everything else is `Use.ANY`.
+`self.calls += 1`, `stats["n"] += 1`, `history.append(x)` and `names.add(x)` read a number or a container only to add to
+it: what the call does otherwise cannot depend on what was there. `table[key]`, `table.get(key)` and `key in table` ask
+for one entry. Everything else is `Use.ANY`.
 """
 
 from __future__ import annotations
@@ -38,12 +39,19 @@ class Use(Enum):
     STORE = 5
     """The variable is stored, not loaded."""
 
+    ITEM = 6
+    """`x[key]`, `x.get(key)`, `x.get(key, default)` or `key in x`: one entry decides."""
+
+    ADD_ELEMENT = 7
+    """`x.add(key)`."""
+
 
 @dataclass(frozen=True, slots=True)
 class Load:
     """One place that loads a value.
 
-    key: of PUT and ADD_ITEM, amount: of ADD; each as ("constant", value), ("local", name) or None when it is neither.
+    key: of PUT, ADD_ITEM, ITEM and ADD_ELEMENT, amount: of ADD; each as ("constant", value), ("local", name) or None
+        when it is neither.
     subtract: the amount is subtracted. in_place: by `+=` or `-=`. store: offset of the instruction that stores the sum.
     """
 
@@ -61,7 +69,7 @@ _GLOBAL_LOADS: Final = frozenset({"LOAD_GLOBAL"})
 _CELL_OPS: Final = frozenset({"LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"})
 _VARIABLE_STORES: Final = frozenset({dis.opmap["STORE_GLOBAL"], dis.opmap["STORE_DEREF"]})
 _STORE_ATTR: Final = dis.opmap["STORE_ATTR"]
-_STORE_SUBSCR: Final = dis.opmap["STORE_SUBSCR"]
+_OF_ITEMS: Final = frozenset({dis.opmap["STORE_SUBSCR"], dis.opmap["BINARY_SUBSCR"], dis.opmap["CONTAINS_OP"]})
 _STORE_OF: Final = {"LOAD_ATTR": "STORE_ATTR", "LOAD_GLOBAL": "STORE_GLOBAL", "LOAD_DEREF": "STORE_DEREF"}
 _JUMPS: Final = frozenset(dis.hasjrel) | frozenset(dis.hasjabs)
 _SUMS: Final = frozenset({"+", "+=", "-", "-="})
@@ -75,6 +83,7 @@ _TAKES: Final = {
 """How many values an instruction takes from the stack; it leaves one."""
 
 _TAKES_COUNTED: Final = frozenset({"BUILD_TUPLE", "BUILD_LIST", "BUILD_SET", "BUILD_STRING", "BUILD_SLICE"})
+_METHODS: Final = frozenset({"append", "add", "get"})
 _DEPTH: Final = 8
 """Values below the one that was loaded that are followed."""
 
@@ -110,6 +119,7 @@ class _Code:
         self.code = code
         self.instructions = [i for i in dis.get_instructions(code) if i.opname != "EXTENDED_ARG"]
         self.number = {i.offset: n for n, i in enumerate(self.instructions)}
+        self._loads: dict[int, Load] = {}
 
     def at(self, offset: int) -> int:
         """The number of the instruction that is running when a frame's `f_lasti` is `offset` (its cache included)."""
@@ -118,22 +128,58 @@ class _Code:
         return self.number.get(offset, 0)
 
     def load(self, number: int) -> Load:
-        """What is done with what instruction `number` loads, if the way to it is straight.
+        """What is done with what instruction `number` loads, if the way to it is straight."""
+        if number not in self._loads:
+            found = self._follow(number, entries=False)
+            self._loads[number] = found if found.use is not Use.ANY else self._follow(number, entries=True)
+        return self._loads[number]
 
-        The instructions are followed on a stack of which is only known what stems from the loaded value.
-        """
+    def _follow(self, number: int, entries: bool) -> Load:
+        """The instructions are followed on a stack of which is only known what stems from the loaded value, and what
+        lies below it. entries: where one entry is asked for, that is the use, whatever becomes of it."""
         loaded = self.instructions[number]
-        stack = [_OTHER] * _DEPTH + [_Entry(_Tag.X)]
+        below = _Entry(operand=self._operand_before(number))
+        stack = [_OTHER] * (_DEPTH - 1) + [below, _Entry(_Tag.X)]
         for position in range(number + 1, len(self.instructions)):
             instruction = self.instructions[position]
             if instruction.is_jump_target or instruction.opcode in _JUMPS:
                 return ANY
-            found = self._step(position, instruction, loaded, stack)
+            found = self._asks(position, instruction, stack) if entries else None
+            found = found or self._step(position, instruction, loaded, stack)
             if found is not None:
                 return found if all(entry.tag is _Tag.OTHER for entry in stack) else ANY
             if len(stack) < 4:
                 return ANY
         return ANY
+
+    def _operand_before(self, number: int) -> tuple[str, Any] | None:
+        """The constant or local variable that lies on the stack when instruction `number`, with the attributes and the
+        variable before it, begins to load."""
+        while number > 0 and self.instructions[number].opname == "LOAD_ATTR":
+            number -= 1
+        first, before = self.instructions[number], self.instructions[number - 1]
+        straight = number > 0 and not any(each.is_jump_target for each in (first, before))
+        return _operand(before) if straight and first.opname in (*_PUSHES, "LOAD_FAST") else None
+
+    def _asks(self, position: int, instruction: dis.Instruction, stack: list[_Entry]) -> Load | None:
+        """Whether one entry of the loaded value is asked for, of which the key is known."""
+        name, count = instruction.opname, instruction.arg or 0
+        if name == "CONTAINS_OP" and stack[-1].tag is _Tag.X and stack[-2].operand is not None:
+            key = stack[-2].operand
+            del stack[-2:]
+            return Load(Use.ITEM, key)
+        if name == "BINARY_SUBSCR" and stack[-2].tag is _Tag.X and stack[-1].operand is not None:
+            key = stack[-1].operand
+            del stack[-2:]
+            return Load(Use.ITEM, key)
+        if name == "CALL" and 1 <= count <= 2 and stack[-count - 2].tag is _Tag.METHOD:
+            method, first = stack[-count - 2].operand, stack[-count].operand
+            plain = "KW_NAMES" not in [self.instructions[position - back].opname for back in (1, 2)]
+            rest = {entry.tag for entry in stack[-count:]}
+            if method == ("method", "get") and first is not None and plain and rest == {_Tag.OTHER}:
+                del stack[-count - 2 :]
+                return Load(Use.ITEM, first)
+        return None
 
     def _step(
         self, position: int, instruction: dis.Instruction, loaded: dis.Instruction, stack: list[_Entry]
@@ -143,7 +189,7 @@ class _Code:
         if name in _IDLE:
             return None
         if name in ("LOAD_CONST", "LOAD_FAST"):
-            stack.append(_Entry(operand=("constant" if name == "LOAD_CONST" else "local", instruction.argval)))
+            stack.append(_Entry(operand=_operand(instruction)))
             return None
         if name in _PUSHES:
             stack += [_OTHER] * dis.stack_effect(instruction.opcode, instruction.arg)
@@ -158,9 +204,10 @@ class _Code:
             return None
         if _is_method_load(instruction):
             owner = stack.pop()
-            if owner.tag is not _Tag.OTHER and (owner.tag is not _Tag.X or instruction.argval != "append"):
+            if owner.tag is not _Tag.OTHER and (owner.tag is not _Tag.X or instruction.argval not in _METHODS):
                 return ANY
-            stack += [_OTHER if owner.tag is _Tag.OTHER else _Entry(_Tag.METHOD)] * 2
+            method = _Entry(_Tag.METHOD, ("method", instruction.argval))
+            stack += [_OTHER if owner.tag is _Tag.OTHER else method] * 2
             return None
         if name == "CALL":
             return self._call(position, argument, stack)
@@ -179,14 +226,26 @@ class _Code:
     def _call(self, position: int, count: int, stack: list[_Entry]) -> Load | None:
         if count + 2 > len(stack):
             return ANY
-        tags = {entry.tag for entry in stack[len(stack) - count - 2 :]}
+        called, tags = stack[-count - 2], {entry.tag for entry in stack[len(stack) - count - 2 :]}
+        key = stack[-1].operand
         del stack[len(stack) - count - 2 :]
         stack.append(_OTHER)
         if tags == {_Tag.OTHER}:
             return None
         before = [self.instructions[position - back].opname for back in (1, 2)]
         plain = count == 1 and "KW_NAMES" not in before
-        return Load(Use.APPEND) if plain and tags == {_Tag.OTHER, _Tag.METHOD} else ANY
+        if not plain or tags != {_Tag.OTHER, _Tag.METHOD}:
+            return ANY
+        if called.operand == ("method", "add"):
+            return ANY if key is None else Load(Use.ADD_ELEMENT, key)
+        return Load(Use.APPEND) if called.operand == ("method", "append") else ANY
+
+
+def _operand(instruction: dis.Instruction) -> tuple[str, Any] | None:
+    """The constant or the local variable that an instruction loads."""
+    if instruction.opname == "LOAD_CONST":
+        return "constant", instruction.argval
+    return ("local", instruction.argval) if instruction.opname == "LOAD_FAST" else None
 
 
 def _taken(name: str, argument: int) -> int | None:
@@ -320,9 +379,9 @@ def stores_name(code: types.CodeType, name: str) -> bool:
 
 
 def may_add(code: types.CodeType, name: str) -> bool:
-    """A quick look whether `code` may put something into an attribute's value or add to it."""
+    """A quick look whether `code` may put something into an attribute's value, add to it or ask for an entry."""
     marks = _marks(CodeKey(code))
-    return name in marks.attributes or marks.puts or "append" in code.co_names
+    return name in marks.attributes or marks.items or not _METHODS.isdisjoint(code.co_names)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -336,11 +395,11 @@ def _stored(code: CodeKey) -> frozenset[str]:
 
 @dataclass(frozen=True, slots=True)
 class _Marks:
-    """Names of the attributes and of the variables that code stores, and whether it stores items."""
+    """Names of the attributes and of the variables that code stores, and whether it stores items, or asks for some."""
 
     attributes: frozenset[str]
     variables: frozenset[str]
-    puts: bool
+    items: bool
 
 
 @functools.lru_cache(maxsize=4096)
@@ -358,4 +417,4 @@ def _marks(by_id: CodeKey) -> _Marks:
     variables: set[str] = set()
     if not _VARIABLE_STORES.isdisjoint(present):
         variables = {i.argval for i in _code(by_id).instructions if i.opcode in _VARIABLE_STORES}
-    return _Marks(frozenset(attributes), frozenset(variables), _STORE_SUBSCR in present)
+    return _Marks(frozenset(attributes), frozenset(variables), not _OF_ITEMS.isdisjoint(present))

@@ -10,7 +10,7 @@ from torch.overrides import TorchFunctionMode
 
 from dsjit.trace.looks.outcome import OutcomeKind
 
-__all__ = ["LOOKS", "EscapeWatch"]
+__all__ = ["LOOKS", "SET_DATA", "EscapeWatch"]
 
 
 def _escapes() -> dict[Any, str]:
@@ -31,11 +31,7 @@ def _escapes() -> dict[Any, str]:
         "requires_grad_": "its requires_grad is changed",
     }
     table: dict[Any, str] = {getattr(tensor, name): reason for name, reason in named.items() if hasattr(tensor, name)}
-    for prop, reason in (
-        ("data", "its .data is replaced"),
-        ("requires_grad", "its requires_grad is changed"),
-    ):
-        table[getattr(tensor, prop).__set__] = reason
+    table[tensor.requires_grad.__set__] = "its requires_grad is changed"  # type: ignore[attr-defined]
     return table
 
 
@@ -57,7 +53,13 @@ _CONVERSIONS: Final[dict[Any, type[float]]] = {torch.Tensor.__int__: int, torch.
 
 _REQUIRES_GRAD: Final = torch.Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 _REQUIRE: Final = (torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__)  # type: ignore[attr-defined]
+SET_DATA: Final = torch.Tensor.data.__set__  # type: ignore[attr-defined]
 _GRAD: Final = tuple([getattr(torch.Tensor.grad, name) for name in ("__get__", "__set__")])
+
+
+def _is_of_transform(tensor: torch.Tensor) -> bool:
+    """Whether it stands for a tensor inside a transform (`torch.func.grad`), which has made it for that."""
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(tensor))
 
 
 class EscapeWatch(TorchFunctionMode):
@@ -68,6 +70,7 @@ class EscapeWatch(TorchFunctionMode):
         `float(tensor)`, with the type.
     on_gradient_read: called before Python reads whether a tensor requires a gradient.
     on_grad: called with a tensor before Python reads or writes its `.grad`.
+    on_data: called with a tensor and what its `.data` is about to be, and again when it is: `False`, then `True`.
     is_made: whether a tensor was made in the call.
     on_call: when set, called with any other function, its arguments, and the call itself, in place of that.
     """
@@ -88,6 +91,7 @@ class EscapeWatch(TorchFunctionMode):
         self.looking = False
         self.on_gradient_read: Callable[[], None] = lambda: None
         self.on_grad: Callable[[torch.Tensor], None] = lambda tensor: None
+        self.on_data: Callable[[torch.Tensor, torch.Tensor, bool], None] = lambda tensor, data, done: None
         self.is_made: Callable[[torch.Tensor], bool] = lambda tensor: False
 
     def __torch_function__(
@@ -97,7 +101,7 @@ class EscapeWatch(TorchFunctionMode):
         if function in _REQUIRE and len(args) == 2 and args[0].requires_grad is args[1]:
             reason = None  # it is as it was
             self.on_gradient_read()
-        elif function in _REQUIRE and self.is_made(args[0]):
+        elif function in _REQUIRE and (self.is_made(args[0]) or _is_of_transform(args[0])):
             reason = None  # nobody else has it
         if reason is not None:
             self.on_escape(reason)
@@ -108,6 +112,11 @@ class EscapeWatch(TorchFunctionMode):
                 self.on_gradient_read()
             elif function in _GRAD:
                 self.on_grad(args[0])
+            elif function == SET_DATA:
+                self.on_data(args[0], args[1], False)
+                function(*args)
+                self.on_data(args[0], args[1], True)
+                return None
             elif function is torch.Tensor.item:
                 return self.on_item(args[0], lambda: function(*args, **(kwargs or {})))
             elif function is torch.Tensor.__format__ and args[0].dim() == 0 and type(args[0]) is torch.Tensor:

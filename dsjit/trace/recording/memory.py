@@ -131,7 +131,8 @@ class Memory:
     writes_with_history: whether one was written in grad mode, so that autograd knows the write.
     inputs: the outside tensors that were read, with their Values, in order. returned: by memory, the tensor object that
         was located first. regions: what inputs that share memory were merged into; `prologue` are the Nodes that come
-        before all others, which make of a region what its members held.
+        before all others, which make of a region what its members held. left: by id, what inputs were that have other
+        memory now.
     """
 
     def __init__(self, is_known: Callable[[torch.Tensor], bool], sources: SourceFinder) -> None:
@@ -142,6 +143,7 @@ class Memory:
         self.tensors: dict[int, TracedTensor] = {}
         self.storages: dict[int, Storage] = {}
         self.returned: dict[int, int] = {}
+        self.left: dict[int, TracedTensor] = {}
         self.regions: list[Region] = []
         self.prologue: list[Node] = []
         self.count = 0
@@ -169,6 +171,23 @@ class Memory:
     def is_made(self, tensor: torch.Tensor) -> bool:
         """Whether the run made the tensor (its memory may be older)."""
         return self.lookup(tensor) is not None and not any(tensor is other for _, other in self.inputs)
+
+    def give_data(self, tensor: torch.Tensor, data: torch.Tensor) -> None:
+        """`tensor` lies where `data` does from now on. Raises CannotTrace."""
+        value, record, former = self.read(data), self.lookup(data), self.lookup(tensor)
+        assert record is not None
+        if former is not None and former.storage.input is tensor:
+            self.left.setdefault(id(tensor), former)
+        offset = int(tensor.storage_offset())
+        self.tensors[id(tensor)] = TracedTensor(weakref.ref(tensor), record.storage, value, record.version, offset)
+
+    def is_written(self, tensor: torch.Tensor) -> bool:
+        """Whether the memory of an input was written to, or is that of others, too."""
+        record = self.lookup(tensor)
+        if id(tensor) in self.left:
+            return False  # it lies elsewhere already
+        storage = None if record is None else record.storage
+        return storage is None or storage.version > 0 or storage.input is not tensor or storage.shared
 
     def _refresh(self, record: TracedTensor, tensor: torch.Tensor | None) -> Value:
         storage = _at_home(record).storage
@@ -297,7 +316,7 @@ class Memory:
         """What the tensors hold that somebody still refers to, and the memory that writes to them would go to."""
         self.tensors = {key: record for key, record in self.tensors.items() if record.reference() is not None}
         found: dict[Value, None] = {}
-        for record in map(_at_home, self.tensors.values()):
+        for record in map(_at_home, (*self.tensors.values(), *self.left.values())):
             if record.version == record.storage.version:
                 found[record.value] = None
             found[record.storage.current] = None
@@ -369,7 +388,7 @@ class Memory:
         """What the run left in the caller's tensors."""
         found: list[Write] = []
         for value, tensor in self.inputs:
-            record = self.lookup(tensor)
+            record = self.left.get(id(tensor)) or self.lookup(tensor)
             if record is not None and record.storage.version and record.storage.input is tensor:
                 found.append(Write(value, record.storage.current, record.storage.source or self.sources.current()))
         for region in self.regions:

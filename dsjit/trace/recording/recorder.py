@@ -30,6 +30,8 @@ from dsjit.trace.looks.segments import Look, Recording
 from dsjit.trace.numbers.calls import call_with_numbers
 from dsjit.trace.numbers.numbers import Numbers
 from dsjit.trace.numbers.taken import take_converted, take_item
+from dsjit.trace.recording.borrowed import BorrowedMemory
+from dsjit.trace.recording.data_writes import DataWrites
 from dsjit.trace.recording.drawn import DrawnGenerators, StateOf
 from dsjit.trace.recording.escape import EscapeWatch
 from dsjit.trace.recording.generator import GeneratorWatch
@@ -37,6 +39,7 @@ from dsjit.trace.recording.list_writes import LIST_WRITES
 from dsjit.trace.recording.memory import CannotTrace, Memory, RootView, TracedTensor, result_type, tensor_type
 from dsjit.trace.recording.schema import (
     HONEST_TWINS,
+    LAYOUT_QUESTIONS,
     UNDECLARED_WRITES,
     functional_dtype,
     functional_variant,
@@ -103,6 +106,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             functools.partial(take_converted, self),
         )
         self.escapes.is_made = self.memory.is_made
+        self.data_writes, self.borrowed = DataWrites(self.memory), BorrowedMemory()
+        self.escapes.on_data = self._listener(self.data_writes.on_data)
         self.on_generator = self._listener(self._on_generator)
         self.generator = GeneratorWatch(self.on_generator)
         self.state_at: StateAtLook = lambda kind, looked, tensors: ()
@@ -292,9 +297,11 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.memory.lookup(tensor) is None:
             if not self.replacing:
                 self.numbers.pin_all()  # it may have been built from any of them
-            value = self.memory.fresh(tensor_type(tensor))
-            self.constants[value] = tensor.detach().clone()
-            self.memory.remember_root(tensor, value)
+            with torch._C.DisableTorchFunction():
+                value = self.memory.fresh(tensor_type(tensor))
+                self.constants[value] = tensor.detach().clone()
+                record = self.memory.remember_root(tensor, value)
+                self.borrowed.meet(tensor, record.storage, self.constants[value])
 
     # -- recording one call --------------------------------------------------------------------------------------
 
@@ -372,6 +379,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _record_numbers(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], source: Source) -> None:
         """The op returned Python numbers: what it looked at is what Python saw."""
+        if func in LAYOUT_QUESTIONS:
+            return
         if func is aten.equal.default:
             self._look(OutcomeKind.EQUAL, args, source)
             return

@@ -13,6 +13,7 @@ from dsjit.trace.recording.memory import CannotTrace
 
 __all__ = [
     "HONEST_TWINS",
+    "LAYOUT_QUESTIONS",
     "UNDECLARED_WRITES",
     "OpTraits",
     "functional_dtype",
@@ -22,6 +23,9 @@ __all__ = [
 ]
 
 aten = torch.ops.aten
+
+LAYOUT_QUESTIONS: Final = frozenset({aten.is_same_size.default, aten._has_same_storage_numel.default})
+"""Ops that tell Python of tensors what guards know of them, not what they hold."""
 
 HONEST_TWINS: Final[dict[Any, Any]] = {
     aten.unsafe_split.Tensor: aten.split.Tensor,

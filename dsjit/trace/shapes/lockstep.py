@@ -13,10 +13,10 @@ zeros in a size of its own; where Python looks at it, all runs see what the lead
 from __future__ import annotations
 
 import builtins
-import operator
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Final
 
 import torch
@@ -24,160 +24,42 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _pop_mode_temporarily
 
 from dsjit.ir.graph import Node, Value
-from dsjit.ir.polynomial import PolynomialFit
+from dsjit.ir.polynomial import PolynomialFit, Quotient
 from dsjit.ops.properties import is_dynamic
 from dsjit.trace.effects.stand_in import Shown, StandIn
 from dsjit.trace.looks.segments import Look
 from dsjit.trace.numbers.taken import value_to_hand_out
-from dsjit.trace.recording.escape import LOOKS
+from dsjit.trace.recording.escape import LOOKS, SET_DATA
 from dsjit.trace.recording.memory import CannotTrace
 from dsjit.trace.recording.recorder import Recorder
 from dsjit.trace.shapes.data_sizes import DataSizes, DynamicResult
 from dsjit.trace.shapes.open_sizes import dense_strides
+from dsjit.trace.shapes.size_node import SizeNode
 
-__all__ = ["Abandoned", "Lockstep", "SizeNode"]
+__all__ = ["Abandoned", "Lockstep"]
 
 
 aten = torch.ops.aten
 
 
+LARGEST_DIVISOR: Final = 64
+"""Sizes that are divided by more are not made larger for it: their quotient is taken as it is."""
+
+
 class Abandoned(BaseException):
     """The function cannot be followed for these sizes: no `Exception`, so that the function does not catch it.
 
-    condition: a condition on the sizes that some point does not meet; None when other points would not help.
+    condition: a condition on the sizes that some point does not meet. divisors: what sizes are divided by, by their
+    numbers, where the points give too few quotients. Without both, other points would not help.
     """
 
-    def __init__(self, reason: str, condition: str | None = None) -> None:
+    def __init__(
+        self, reason: str, condition: str | None = None, divisors: Mapping[int, int] = MappingProxyType({})
+    ) -> None:
         super().__init__(reason)
         self.reason = reason
         self.condition = condition
-
-
-class SizeNode:
-    """What is behind a `torch.SymInt` or `torch.SymBool`: a value for each run, and how it comes from the sizes.
-
-    text: a Python expression in s0, s1, ...
-    """
-
-    def __init__(self, run: Lockstep, values: tuple[Any, ...], text: str) -> None:
-        self.run = run
-        self.values = values
-        self.text = text
-
-    # The protocol of torch.fx.experimental.sym_node.
-
-    def is_int(self) -> bool:
-        return type(self.values[0]) is int
-
-    def is_bool(self) -> bool:
-        return type(self.values[0]) is bool
-
-    def is_float(self) -> bool:
-        return False
-
-    def is_symbolic(self) -> bool:
-        return True
-
-    def is_constant(self) -> bool:
-        return False
-
-    def is_nested_int(self) -> bool:
-        return False
-
-    def has_hint(self) -> bool:
-        return True
-
-    def maybe_as_int(self) -> None:
-        return None
-
-    def wrap_int(self, number: int) -> SizeNode:
-        return SizeNode(self.run, (number,) * len(self.values), repr(number))
-
-    def wrap_bool(self, truth: bool) -> SizeNode:
-        return SizeNode(self.run, (truth,) * len(self.values), repr(truth))
-
-    def guard_int(self, file: str, line: int) -> int:
-        return self.int_()
-
-    def guard_bool(self, file: str, line: int) -> bool:
-        return self.bool_()
-
-    def int_(self) -> int:
-        return int(self.run.require_number(self))
-
-    def bool_(self) -> bool:
-        return self.run.decide(self)
-
-    def _graph_repr(self) -> str:
-        return str(self.run.require_number(self))
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "str":
-            return self._graph_repr
-        if name.startswith("__"):
-            raise AttributeError(name)
-        raise self.run.abandon(f"the size {self.text} takes part in {name}")
-
-    def _unary(self, function: Callable[[Any], Any], sign: str) -> SizeNode:
-        return SizeNode(self.run, tuple([function(value) for value in self.values]), f"({sign}{self.text})")
-
-    def _binary(self, other: SizeNode, function: Callable[[Any, Any], Any], sign: str) -> SizeNode:
-        if not isinstance(other, SizeNode):
-            raise self.run.abandon(f"the size {self.text} meets a symbol of another tracer")
-        try:
-            values = tuple([function(a, b) for a, b in zip(self.values, other.values, strict=True)])
-        except ZeroDivisionError:
-            raise self.run.abandon(f"the size {self.text} is divided by zero") from None
-        text = f"{sign}({self.text}, {other.text})" if sign.isalpha() else f"({self.text} {sign} {other.text})"
-        return SizeNode(self.run, values, text)
-
-    def neg(self) -> SizeNode:
-        return self._unary(operator.neg, "-")
-
-    def pos(self) -> SizeNode:
-        return self
-
-    def add(self, other: SizeNode) -> SizeNode:
-        return self._binary(other, operator.add, "+")
-
-    def sub(self, other: SizeNode) -> SizeNode:
-        return self._binary(other, operator.sub, "-")
-
-    def mul(self, other: SizeNode) -> SizeNode:
-        return self._binary(other, operator.mul, "*")
-
-    def mod(self, other: SizeNode) -> SizeNode:
-        return self._binary(other, operator.mod, "%")
-
-    def int_floordiv(self, other: SizeNode) -> SizeNode:
-        return self._binary(other, operator.floordiv, "//")
-
-    def sym_max(self, other: SizeNode) -> SizeNode:
-        return self._binary(other, max, "max")
-
-    def sym_min(self, other: SizeNode) -> SizeNode:
-        return self._binary(other, min, "min")
-
-    def eq(self, other: SizeNode) -> SizeNode:
-        return self._binary(other, operator.eq, "==")
-
-    def ne(self, other: SizeNode) -> SizeNode:
-        return self._binary(other, operator.ne, "!=")
-
-    def lt(self, other: SizeNode) -> SizeNode:
-        return self._binary(other, operator.lt, "<")
-
-    def le(self, other: SizeNode) -> SizeNode:
-        return self._binary(other, operator.le, "<=")
-
-    def gt(self, other: SizeNode) -> SizeNode:
-        return self._binary(other, operator.gt, ">")
-
-    def ge(self, other: SizeNode) -> SizeNode:
-        return self._binary(other, operator.ge, ">=")
-
-    def sym_not(self) -> SizeNode:
-        return self._unary(operator.not_, "not ")
+        self.divisors = divisors
 
 
 _UNSIZED: Final = frozenset({torch.Tensor.data_ptr, torch.Tensor.__hash__})
@@ -190,6 +72,14 @@ class _Len(StandIn):
     def __call__(self, container: Any) -> Any:
         length: Callable[[Any], Any] = torch.Tensor.__len__
         return length(container) if isinstance(container, torch.Tensor) else self.original(container)
+
+
+def _divmod(size: Any, divisor: Any) -> Any:
+    return size // divisor, size % divisor
+
+
+_SYMBOL: Final[Any] = torch.SymInt
+"""The class, which lacks `__divmod__`."""
 
 
 _SEEING: Final = frozenset({*LOOKS, torch.Tensor.item})
@@ -217,11 +107,12 @@ class Lockstep(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.points = points
-        self.fit = PolynomialFit(tuple(points))
+        self.fit = PolynomialFit(tuple(points), rounds=True)
         self.lead = lead
         self.legs = legs
         self.resized = resized
         self.conditions: dict[str, int] = {}
+        self._first = first
         for number, leg in enumerate(legs, start=1):
             leg.call = _LegCalls(data_sizes, points[number][first:]).run
         self.failed: Abandoned | None = None
@@ -229,18 +120,23 @@ class Lockstep(TorchFunctionMode):
 
     def __enter__(self) -> Lockstep:
         _LEN.enter()
+        _SYMBOL.__divmod__ = _divmod
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)  # type: ignore[no-untyped-call]
+        if "__divmod__" in vars(_SYMBOL):  # another thread may have ended, too
+            del _SYMBOL.__divmod__
         _LEN.leave()
 
     # -- what Python asks of sizes -------------------------------------------------------------------------------
 
-    def abandon(self, reason: str, condition: str | None = None) -> Abandoned:
+    def abandon(
+        self, reason: str, condition: str | None = None, divisors: Mapping[int, int] = MappingProxyType({})
+    ) -> Abandoned:
         """The exception to raise; it is kept, in case that somebody catches it."""
-        self.failed = self.failed or Abandoned(reason, condition)
+        self.failed = self.failed or Abandoned(reason, condition, divisors)
         return self.failed
 
     def require_number(self, node: SizeNode) -> Any:
@@ -256,6 +152,40 @@ class Lockstep(TorchFunctionMode):
             raise self.abandon(f"Python asks whether {node.text}", condition)
         self.conditions.setdefault(condition, len(self.lead.looks))
         return truth
+
+    def divided(self, dividend: SizeNode, divisor: SizeNode, result: SizeNode) -> SizeNode:
+        """`result`, a quotient of sizes that is rounded down, or its remainder, which are no polynomials in general."""
+        by = divisor.values[0]
+        rule = self.fit.find(dividend.values)
+        if any(value != by for value in divisor.values) or by <= 0 or rule is None:
+            return self.bounded(result)
+        if rule.divided_by(by):
+            return result
+        remainders = {value % by for value in dividend.values}
+        remainder = min(remainders) if len(remainders) == 1 else None
+        if remainder is not None:
+            self.conditions.setdefault(f"({dividend.text} % {by}) == {remainder}", len(self.lead.looks))
+        quotient = Quotient(rule, by, remainder)
+        found = {quotient.at(point) for point in self.points}
+        if self.fit.is_telling(quotient):
+            self.fit.admit(quotient)
+        elif by <= LARGEST_DIVISOR and any(number < self._first for number in rule.variables):
+            divisors = {number: by for number in rule.variables if number < self._first}
+            raise self.abandon(f"{dividend.text} is divided by {by}", divisors=divisors)
+        elif len(found) == 1:
+            condition = f"({dividend.text} // {by}) == {min(found)}"
+            self.conditions.setdefault(condition, len(self.lead.looks))
+        else:
+            raise self.abandon(f"{dividend.text} is divided by {by}")
+        return result
+
+    def bounded(self, result: SizeNode) -> SizeNode:
+        """`result`, which is a polynomial for some sizes, if at all: for these."""
+        rule = self.fit.find(result.values)
+        if rule is None:
+            raise self.abandon(f"{result.text} follows no simple rule")
+        self.conditions.setdefault(f"{result.text} == {rule}", len(self.lead.looks))
+        return result
 
     def size_of(self, size: torch.SymInt, number: int) -> int:
         """What a size is in run number `number`."""
@@ -286,6 +216,8 @@ class Lockstep(TorchFunctionMode):
             try:
                 with _pop_mode_temporarily(), torch._C.DisableTorchFunction(), recorder:
                     results.append(function(*leg_args, **leg_kwargs))
+                if function == SET_DATA:
+                    recorder.memory.give_data(*leg_args)
             except Exception as error:
                 name = getattr(function, "__name__", str(function))
                 raise self.abandon(f"{name} fails for the sizes {self.points[number]} ({error})") from None

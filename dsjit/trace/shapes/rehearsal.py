@@ -47,7 +47,7 @@ from dsjit.trace.training.optimizers import OptimizerWatch
 
 __all__ = ["Rehearsal", "rehearse"]
 
-ATTEMPTS: Final = 4
+ATTEMPTS: Final = 6
 """Rehearsals of one call, each with sizes that meet the conditions that the ones before found."""
 
 
@@ -84,6 +84,7 @@ def rehearse(
     Raises Abandoned or Mismatch.
     """
     conditions: list[Any] = []
+    divisors: dict[int, int] = {}
     typical = (*sizes.typical, *data_sizes.typical)
     lowest_data_sizes = (data_sizes.smallest,) * len(data_sizes.typical)
     smallest = (*sizes.smallest, *lowest_data_sizes)
@@ -94,7 +95,7 @@ def rehearse(
         return all(eval(condition, {"max": max, "min": min}, names) for condition in conditions)
 
     for _ in range(ATTEMPTS):
-        points = leg_points(typical, lowest, allowed)
+        points = leg_points(typical, lowest, allowed, divisors)
         if points is None:
             raise Abandoned("too few other sizes meet what Python asks of them")
         state = generator_state()
@@ -105,6 +106,8 @@ def rehearse(
         except (Abandoned, Mismatch) as stop:
             if isinstance(stop, Abandoned) and stop.condition is not None:
                 conditions.append(compile(stop.condition, "<condition>", "eval"))
+            elif isinstance(stop, Abandoned) and any(divisors.get(n, 0) < by for n, by in stop.divisors.items()):
+                divisors.update({n: max(by, divisors.get(n, 0)) for n, by in stop.divisors.items()})
             elif sizes.before is None or lowest == smallest:
                 raise
             else:  # Something is different for small sizes: leave them out.

@@ -98,6 +98,10 @@ class GradientWatch:
         """The engine is about to run for `code` (see `runs_backward`). arguments: its own, by name."""
         accumulates = code is _BACKWARD_CODE
         results = _listed(arguments["tensors" if accumulates else "outputs"])
+        if any(
+            isinstance(each, torch.Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(each) for each in results
+        ):
+            return  # a transform (`torch.func.grad`) differentiates what it has made itself
         inputs = _listed(arguments.get("inputs"))
         nodes = graph_of(map(_node_of, results))
         running = _leading_to(nodes, [_node_of(each) for each in inputs]) if inputs else nodes

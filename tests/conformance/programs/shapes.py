@@ -67,7 +67,7 @@ def a_loop_over_a_size(play: Play) -> None:
         play(jitted, whole(width, 2))
 
 
-@program(traces=2)
+@program(traces=4)
 def views_are_made_of_changing_sizes(play: Play) -> None:
     def f(x: torch.Tensor) -> list[torch.Tensor]:
         batch, length, width = x.shape

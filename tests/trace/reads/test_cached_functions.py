@@ -23,8 +23,8 @@ def factor(name: str, scale: float = 1.0) -> float:
 
 
 @functools.cache
-def table(size: int) -> torch.Tensor:
-    return torch.ones(size)
+def pair(size: int) -> tuple[torch.Tensor, int]:
+    return torch.ones(size), size
 
 
 @pytest.fixture(autouse=True)
@@ -83,14 +83,14 @@ def test_a_function_that_is_replaced_is_noticed(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("function", "reason"),
     [
-        (lambda x: x + table(4), "a tensor of unknown origin is used"),
+        (lambda x: x + pair(4)[0], "a tensor of unknown origin is used"),
         (lambda x: x * factor.cache_info().hits, "uses cache_info of a function with a cache"),
         (lambda x, inside={"f": factor}: x * inside["f"]("a"), "whose cache cannot be guarded"),
     ],
-    ids=["a tensor", "statistics", "in a container"],
+    ids=["tensors in a tuple", "statistics", "in a container"],
 )
 def test_what_cannot_be_guarded_runs_eagerly(function: Any, reason: str) -> None:
-    table(4), factor("a")
+    pair(4), factor("a")
     jitted = dsjit.jit(function)
     with pytest.warns(dsjit.DsjitWarning, match=reason):
         found = jitted(X)

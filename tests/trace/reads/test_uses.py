@@ -88,6 +88,38 @@ def test_what_is_put_into_containers_is_recognised(function: Any, use: Use, key:
     assert (load.use, load.key) == (use, key)
 
 
+def other_key(box: Any) -> None:
+    box.n["a"] = box.n["b"] + 1
+
+
+@pytest.mark.parametrize(
+    ("function", "key"),
+    [
+        (lambda box: box.n[0], ("constant", 0)),
+        (lambda box, k: box.n[k] * 2, ("local", "k")),
+        (lambda box, k: box.n.get(k), ("local", "k")),
+        (lambda box, k: box.n.get(k, [k + 1]), ("local", "k")),
+        (lambda box, k: k in box.n, ("local", "k")),
+        (lambda box: "a" not in box.n, ("constant", "a")),
+        (lambda box, k: 1 if k in box.n else 2, ("local", "k")),
+        (other_key, ("constant", "b")),
+    ],
+)
+def test_questions_about_one_entry_are_recognised(function: Any, key: Any) -> None:
+    load = load_of(function)
+    assert (load.use, load.key) == (Use.ITEM, key)
+
+
+def test_what_is_put_into_a_set_is_recognised() -> None:
+    load = load_of(lambda box, k: box.n.add(k))
+    assert (load.use, load.key) == (Use.ADD_ELEMENT, ("local", "k"))
+
+
+@pytest.mark.parametrize("function", [lambda box, k: (k + 1) in box.n, lambda box, k: (k if k else 2) in box.n])
+def test_a_computed_element_is_not_known(function: Any) -> None:
+    assert load_of(function).use is Use.ANY
+
+
 OTHER_USES: dict[str, Callable[..., Any]] = {
     "read": lambda box: box.n,
     "passed on": lambda box, f: f(box.n),
@@ -95,7 +127,9 @@ OTHER_USES: dict[str, Callable[..., Any]] = {
     "on the right": lambda box: 1 + box.n,
     "another method": lambda box: box.n.pop(),
     "a key that is computed": lambda box, k: box.n.__setitem__(k + 1, 2),
-    "element": lambda box: box.n[0],
+    "element with a key that is computed": lambda box, k: box.n[k + 1],
+    "entry by keyword": lambda box, k: box.n.get(key=k),
+    "added, with a key that is computed": lambda box, k: box.n.add(k + 1),
     "conditional": lambda box, c: box.n.append(1 if c else 2),
     "keyword": lambda box: box.n.append(object=1),
 }
@@ -119,11 +153,7 @@ def keep(box: Any) -> Any:
     return n
 
 
-def other_key(box: Any) -> None:
-    box.n["a"] = box.n["b"] + 1
-
-
-@pytest.mark.parametrize("function", [*OTHER_USES.values(), multiply, store_elsewhere, store_twice, keep, other_key])
+@pytest.mark.parametrize("function", [*OTHER_USES.values(), multiply, store_elsewhere, store_twice, keep])
 def test_every_other_use_is_any(function: Any) -> None:
     assert load_of(function).use is Use.ANY
 

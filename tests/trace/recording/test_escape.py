@@ -21,7 +21,6 @@ from dsjit.trace.recording.escape import EscapeWatch
         (lambda t: t.data_ptr(), "address"),
         (lambda t: t.untyped_storage(), "storage"),
         (lambda t: t.requires_grad_(), "requires_grad"),
-        (lambda t: setattr(t, "data", torch.ones(2)), ".data"),
     ],
 )
 def test_each_way_out_is_noticed(use: Callable[[torch.Tensor], Any], reason: str) -> None:
@@ -40,6 +39,17 @@ def test_gradients_that_are_read_or_written_are_told(use: Callable[[torch.Tensor
     with watch:
         use(tensor)
     assert [each is tensor for each in told] == [True]
+
+
+def test_data_that_is_replaced_is_told_before_and_after() -> None:
+    told: list[bool] = []
+    watch = EscapeWatch(lambda reason: None, lambda kind, tensor: None)
+    watch.on_data = lambda tensor, data, done: told.append(done)
+    tensor, data = torch.zeros(2), torch.ones(2)
+    with watch:
+        tensor.data = data
+    assert told == [False, True]
+    assert tensor.data_ptr() == data.data_ptr()
 
 
 def test_ordinary_ops_are_no_escape() -> None:
