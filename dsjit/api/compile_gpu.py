@@ -12,7 +12,9 @@ from dsjit.codegen.low_memory import LowMemory
 from dsjit.codegen.program import Executor
 from dsjit.codegen.steps import choose_steps
 from dsjit.codegen.target import gpu_target
-from dsjit.codegen.templates.product import FusedProduct, fuse_products, matrix_precision
+from dsjit.codegen.templates.attention import FusedAttention
+from dsjit.codegen.templates.fuse import fuse_templates
+from dsjit.codegen.templates.product import FusedProduct
 from dsjit.codegen.triton.launch import build_launches
 from dsjit.codegen.triton.machine import GpuMachine
 from dsjit.codegen.triton.program import GpuProgram
@@ -74,11 +76,11 @@ def compile_gpu_graph(
         units = lower_units(plan, fast)
         if autotune != "off":
 
-            def may(choice: FusedProduct) -> bool:
-                node = choice.library.node
+            def may(choice: FusedProduct | FusedAttention) -> bool:
+                node = choice.node
                 return prefers(choice) and (fuel is None or fuel.burn(Rewrite("kernel", str(node.op), node.source)))
 
-            units = fuse_products(units, plan.views, tuple(optimized.results()), matrix_precision(fast), may)
+            units = fuse_templates(units, plan.views, optimized, fast, may)
         steps, native = choose_steps(units, plan.views)
     fused = [step.work for step in steps if isinstance(step.work, FusedKernel)]
     for unit in fused:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Final, TypeAlias
 
@@ -79,8 +80,21 @@ def run_kernel(
     with np.errstate(all="ignore"):
         for point in _points(kernel.outer):
             visible: dict[str, Scalar] = {}
+            rows: dict[str, _Row] = {}
             for block in kernel.blocks:
-                _run_block(block, point, visible, memory)
+                _run_block(block, point, visible, rows, memory)
+
+
+@dataclass(slots=True)
+class _Row:
+    """What a reduction over some axes gave at each point of the others."""
+
+    axes: tuple[str, ...]
+    gathered: dict[tuple[int, ...], list[tuple[Scalar, int]]] = field(default_factory=dict)
+    values: dict[tuple[int, ...], Scalar] = field(default_factory=dict)
+
+    def place(self, point: Mapping[str, int]) -> tuple[int, ...]:
+        return tuple([point[axis] for axis in self.axes])
 
 
 class _Memory:
@@ -116,17 +130,37 @@ def _points(axes: Sequence[Axis]) -> Iterator[dict[str, int]]:
         yield dict(zip((axis.name for axis in axes), values, strict=True))
 
 
-def _run_block(block: Block, outer: dict[str, int], visible: dict[str, Scalar], memory: Mapping[str, _Memory]) -> None:
-    gathered: dict[str, list[tuple[Scalar, int]]] = {
-        statement.result: [] for statement in block.body if isinstance(statement, Reduce)
-    }
+def _run_block(
+    block: Block,
+    outer: dict[str, int],
+    visible: dict[str, Scalar],
+    rows: dict[str, _Row],
+    memory: Mapping[str, _Memory],
+) -> None:
+    gathered: dict[str, list[tuple[Scalar, int]]] = {}
+    made: dict[str, _Row] = {}
+    for statement in block.body:
+        if isinstance(statement, Reduce) and statement.over is not None:
+            made[statement.result] = _Row(tuple([a.name for a in block.axes if a.name not in statement.over]))
+        elif isinstance(statement, Reduce):
+            gathered[statement.result] = []
+    names = {axis.name for axis in block.axes}
+    known_rows = {name: row for name, row in rows.items() if names.issuperset(row.axes)}
     for point in _points(block.axes):
         scope = visible if not block.axes else dict(visible)
+        for name, row in known_rows.items():
+            scope[name] = row.values[row.place(point)]
+        here = {name: row.gathered.setdefault(row.place(point), []) for name, row in made.items()}
         for statement in block.body:
-            _run_statement(statement, {**outer, **point}, scope, memory, gathered)
+            _run_statement(statement, {**outer, **point}, scope, memory, {**gathered, **here})
     for statement in block.body:
-        if isinstance(statement, Reduce):
+        if not isinstance(statement, Reduce):
+            continue
+        if statement.over is None:
             visible[statement.result] = _reduce(statement, gathered[statement.result])
+        else:
+            row = rows[statement.result] = made[statement.result]
+            row.values = {place: _reduce(statement, elements) for place, elements in row.gathered.items()}
 
 
 def _run_statement(

@@ -49,7 +49,7 @@ from dsjit.ir.kernel import (
     known,
 )
 
-__all__ = ["PRODUCT_OPS", "FusedProduct", "fuse_products", "matrix_precision"]
+__all__ = ["PRODUCT_OPS", "FusedProduct", "cut_axes", "fuse_products", "matrix_precision"]
 
 aten = torch.ops.aten
 
@@ -77,6 +77,20 @@ class FusedProduct:
     def kernels(self) -> tuple[FusedKernel, ...]:
         """What is a Kernel already."""
         return (*self.makers, self.follower) if self.follower is not None else self.makers
+
+    @property
+    def node(self) -> Node:
+        """The product."""
+        return self.library.node
+
+    @property
+    def replaced(self) -> tuple[Unit, ...]:
+        """What the Kernel would stand for."""
+        return (self.library, *self.kernels)
+
+    @property
+    def replacing(self) -> tuple[FusedKernel, ...]:
+        return (self.fused,)
 
 
 def matrix_precision(fast: bool) -> MatrixPrecision:
@@ -345,7 +359,26 @@ def _points(
         return None
     axes = (*kernel.outer, *(inner.pop() if inner else ()))
     body = Block((), tuple([statement for block in kernel.blocks for statement in block.body]))
-    for boundary in (columns, rows * columns):
+    cut = cut_axes(axes, body, param, (columns, rows * columns))
+    if cut is None:
+        return None
+    axes, body, index = cut
+    expected = 1
+    for axis in sorted(axes, key=lambda axis: known(index.coefficient(axis.name))):
+        if known(axis.size) == 1:
+            continue
+        if index.coefficient(axis.name) != expected:
+            return None
+        expected *= known(axis.size)
+    return (axes, body.body, index) if expected == batch * rows * columns and index.offset == 0 else None
+
+
+def cut_axes(
+    axes: tuple[Axis, ...], body: Block, param: str, boundaries: Sequence[int]
+) -> tuple[tuple[Axis, ...], Block, Index] | None:
+    """The axes and the body of what touches each element of a dense buffer at one index, cut so that no axis steps over
+    one of `boundaries` in it; and that index. None where the index is not one, is masked, or cannot be cut there."""
+    for boundary in boundaries:
         found = [s for s in body.body if isinstance(s, Load | Store) and s.param == param]
         masked = any(isinstance(each, Load) and each.mask is not None for each in found)
         if len({each.index for each in found}) != 1 or masked:
@@ -357,14 +390,7 @@ def _points(
                     return None
                 axes, body = _split(axes, body, axis, boundary // step)
     index = next(s.index for s in body.body if isinstance(s, Load | Store) and s.param == param)
-    expected = 1
-    for axis in sorted(axes, key=lambda axis: known(index.coefficient(axis.name))):
-        if known(axis.size) == 1:
-            continue
-        if index.coefficient(axis.name) != expected:
-            return None
-        expected *= known(axis.size)
-    return (axes, body.body, index) if expected == batch * rows * columns and index.offset == 0 else None
+    return axes, body, index
 
 
 def _substitute(form: Index, axes: Mapping[str, Index]) -> Index:

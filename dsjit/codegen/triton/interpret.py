@@ -25,12 +25,16 @@ from dsjit.codegen.interpreter import WIDE_UFUNCS
 from dsjit.codegen.triton.emitter import emit_kernel
 from dsjit.codegen.triton.function import load_function
 from dsjit.codegen.triton.source import KernelSource
+from dsjit.codegen.triton.stream import stream_of
+from dsjit.codegen.triton.streaming import StreamTile, emit_stream
 from dsjit.ir.kernel import Kernel
 
 __all__ = ["INTERPRETED_LIBDEVICE", "interpret_kernel", "interpret_source"]
 
 _PROCESSORS: Final = 1
 """Few programs of large tiles: each operation of the interpreter is one of NumPy, whatever its size."""
+
+_STREAM_TILE: Final = StreamTile(64, 64, 4, 1)
 
 _ONE_AT_A_TIME: Final = threading.RLock()
 
@@ -65,6 +69,9 @@ def interpret_source(
 
 @lru_cache(maxsize=512)
 def _emitted(kernel: Kernel) -> KernelSource:
+    stream = stream_of(kernel)
+    if stream is not None:
+        return emit_stream(kernel, stream, _STREAM_TILE)
     return emit_kernel(kernel, _PROCESSORS)
 
 
