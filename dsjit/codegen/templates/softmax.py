@@ -38,11 +38,11 @@ def softmax_of(kernel: Kernel) -> Softmax | None:
     terms = _Terms()
     for block in kernel.blocks:
         for statement in block.body:
-            if not terms.add(statement):
-                return None
-    score = terms.named[top.arg]
-    guarded = terms.stored[written[0]] == terms.softmax(score, guarded=True)
-    if not guarded and terms.stored[written[0]] != terms.softmax(score, guarded=False):
+            terms.add(statement)
+    score, result = terms.named[top.arg], terms.stored[written[0]]
+    result = terms.casts.get(result, result)
+    guarded = result == terms.softmax(score, guarded=True)
+    if not guarded and result != terms.softmax(score, guarded=False):
         return None
     made: dict[str, Stmt] = {}
     for block in kernel.blocks:
@@ -58,24 +58,21 @@ def softmax_of(kernel: Kernel) -> Softmax | None:
 
 @dataclass(slots=True)
 class _Terms:
-    """Equal terms have equal numbers; what was stored and is loaded again is the same term. A conversion from float32
-    to what is stored is left out: of the result alone, as nothing else is stored in it."""
+    """Equal terms have equal numbers; what was stored and is loaded again is the same term. casts: what was converted,
+    by what it was converted to."""
 
     numbers: dict[Hashable, int] = field(default_factory=dict)
     named: dict[str, int] = field(default_factory=dict)
     stored: dict[str, int] = field(default_factory=dict)
     casts: dict[int, int] = field(default_factory=dict)
 
-    def add(self, statement: Stmt) -> bool:
-        """False for what no softmax has."""
+    def add(self, statement: Stmt) -> None:
         if isinstance(statement, Store):
-            term = self.named[statement.arg]
-            self.stored[statement.param] = self.casts.get(term, term)
-            return True
+            self.stored[statement.param] = self.named[statement.arg]
+            return
         self.named[statement.result] = term = self._term(statement)
         if isinstance(statement, Cast):
             self.casts[term] = self.named[statement.arg]
-        return True
 
     def _term(self, statement: Stmt) -> int:
         match statement:

@@ -127,9 +127,9 @@ class _StreamEmitter(KernelEmitter):
             self.axes[stream.along.name] = AxisVariable(stream.along, "x", "x")
             self._steps(held, sums)
         self.depth -= len(stream.repeats)
+        shorts = {dot.reduce.result: dot.short.name for dot in stream.dots}
         for name, variable in sums.items():
-            dot = next((dot for dot in stream.dots if dot.reduce.result == name), None)
-            tiles = frozenset({"y"} if dot is None else {"y", dot.short.name})
+            tiles = frozenset({"y", shorts[name]} if name in shorts else {"y"})
             self.values[name] = Variable(variable, torch.float32, tiles)
         for block in stream.after:
             self._finish_block(block)
