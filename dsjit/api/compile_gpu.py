@@ -18,6 +18,7 @@ from dsjit.codegen.templates.product import FusedProduct
 from dsjit.codegen.triton.launch import build_launches
 from dsjit.codegen.triton.machine import GpuMachine
 from dsjit.codegen.triton.program import GpuProgram
+from dsjit.codegen.triton.replay import ReplayedProgram, can_be_replayed
 from dsjit.codegen.triton.tuning import measured_preference, saves_traffic
 from dsjit.config import Autotune, Environment, Numerics
 from dsjit.dump import Dump
@@ -52,10 +53,12 @@ def compile_gpu_graph(
     fuel: Fuel | None = None,
     autotune: Autotune = "off",
     low_memory: LowMemory | None = None,
+    cuda_graphs: bool = False,
 ) -> Compilation:
     """Optimise, fuse, lower, emit and assemble `graph` for the GPU that its tensors are on.
 
-    fuel: bounds the rewrites. Without it, all are done. autotune: as the option has it. low_memory: see `assemble`.
+    fuel: bounds the rewrites. Without it, all are done. autotune, cuda_graphs: as the options have them.
+    low_memory: see `assemble`; what takes little memory is not recorded.
     Raises VerificationError (under DSJIT_CHECK=1) and BackendError.
     """
     target, fast = gpu_target(machine.device), numerics == "fast"
@@ -99,10 +102,14 @@ def compile_gpu_graph(
     if dump is not None:
         dump.write("kernels.py", found.text)
         dump.write("program.py", program.source)
+    runs: GpuProgram | ReplayedProgram = GpuProgram(
+        program, machine.device_guard, machine.current_stream, machine.new_event
+    )
+    if cuda_graphs and machine.recorder is not None and low_memory is None and can_be_replayed(optimized, steps):
+        runs = ReplayedProgram(runs, machine.recorder)
     compilation = Compilation(
-        graph, optimized, plan, tuple(steps), compiled, native,
-        GpuProgram(program, machine.device_guard, machine.current_stream, machine.new_event), found.generated,
-        found.reused, timer, low_memory=low_memory,
+        graph, optimized, plan, tuple(steps), compiled, native, runs, found.generated, found.reused, timer,
+        low_memory=low_memory,
     )  # fmt: skip
     print_stages(compilation, environment.debug, found.text)
     return compilation

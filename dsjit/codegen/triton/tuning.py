@@ -130,6 +130,9 @@ def measured_preference(tuner: Tuner, kernels: Kernels, fast: bool) -> Callable[
 
 
 def _in_a_row(runs: Sequence[Run]) -> Run:
+    if len(runs) == 1:
+        return runs[0]
+
     def run() -> None:
         for each in runs:
             each()
