@@ -26,10 +26,13 @@ from dsjit.codegen.templates.attention_kernels import (
     PRODUCT,
     Attention,
     Place,
+    Scoring,
+    combine_kernel,
     delta_kernel,
     forward_kernel,
     key_value_gradient_kernel,
     query_gradient_kernel,
+    split_keys,
 )
 from dsjit.codegen.templates.product import cut_axes
 from dsjit.codegen.templates.softmax import softmax_of
@@ -64,8 +67,17 @@ Unit: TypeAlias = FusedKernel | LibraryUnit
 f32: Final = torch.float32
 _DTYPES: Final = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
-_LARGEST_HEAD: Final = 256
-"""Elements of a head; tiles of larger ones do not fit into registers."""
+_LARGEST_HEAD: Final = 512
+"""Elements of a head; tiles of larger ones do not fit into registers. Half of that for gradients."""
+
+_PROGRAMS: Final = 128
+"""Fewer programs than that leave processors without work: then keys are split among them."""
+
+_ROWS: Final = 64
+"""Rows of a program, about."""
+
+_LEAST_KEYS: Final = 256
+"""Of a part."""
 
 _FORWARD: Final = frozenset(
     {
@@ -127,11 +139,11 @@ def fuse_attention(
     for unit in units:
         choice: FusedAttention | None = None
         if isinstance(unit, FusedKernel):
-            choice = _written_out(unit, views, readers, producers, kept, precision)
+            choice = _written_out(unit, views, readers, producers, kept, precision, next_id)
         elif unit.node.op in ATTENTION_OPS:
             unread = frozenset([v for v in unit.node.outputs if v not in readers and v not in kept])
             choice = _called(unit, views, unread, precision, next_id)
-            next_id += 1
+        next_id += 2 if choice is not None else 0
         if choice is not None and prefers(choice):
             found.update(dict.fromkeys(choice.replaced, ()))
             found[choice.replaced[-1]] = choice.replacing
@@ -148,7 +160,7 @@ def _called(
     call = _Call.of(node, views, precision)
     if call is None:
         return None
-    kernels = call.backward(unread, next_id) if node.op in _BACKWARD else call.forward(unread)
+    kernels = call.backward(unread, next_id) if node.op in _BACKWARD else call.forward(unread, next_id)
     masked = call.mask is not None
     return None if kernels is None else FusedAttention((unit,), kernels, masked)
 
@@ -210,7 +222,7 @@ class _Call:
         )  # fmt: skip
         return _Call(node, views, attention, values, mask)
 
-    def forward(self, unread: frozenset[Value]) -> tuple[FusedKernel, ...] | None:
+    def forward(self, unread: frozenset[Value], next_id: int) -> tuple[FusedKernel, ...] | None:
         """None where results are read that the Kernel does not make."""
         out, logarithm, *others = self.node.outputs
         if not unread.issuperset(others):
@@ -223,6 +235,8 @@ class _Call:
             return None
         if sums is not None and logarithm.type.shape != out.type.shape[:3]:
             return None
+        if sums is None:
+            return _forward(self.attention, stored, values, (self.node,), next_id)
         kernel = forward_kernel(self.attention, kernel_name((self.node,)), stored, sums)
         return (_fused(kernel, values, self.node),)
 
@@ -233,7 +247,9 @@ class _Call:
         d_query, d_key, d_value, *others = self.node.outputs
         if not unread.issuperset(others) or unread & {d_query, d_key, d_value}:
             return None
-        batch, heads, rows, _ = out.type.shape
+        batch, heads, rows, channels = out.type.shape
+        if 2 * max(channels, d_query.type.shape[-1]) > _LARGEST_HEAD:
+            return None
         if logarithm.type.shape != (batch, heads, rows):
             return None
         shape = (batch, heads, rows)
@@ -304,6 +320,45 @@ def _chosen(body: list[Stmt], inside: str, score: str, node: Node) -> str:
     return "a_counted"
 
 
+def _forward(
+    attention: Attention, out: Place, values: Mapping[str, Value], nodes: tuple[Node, ...], next_id: int
+) -> tuple[FusedKernel, ...]:
+    """One Kernel, or two where there are few rows and many keys: parts of the result, and what combines them."""
+    name = kernel_name(nodes)
+    parts = _parts(attention)
+    if parts == 1:
+        return (_fused(forward_kernel(attention, name, out, None), values, *nodes),)
+    outer = (*attention.batch, Axis("s", parts), *attention.rows)
+    shape = tuple([known(axis.size) for axis in (*outer, attention.channels)])
+    device = values[out.param].type.device
+    made: list[Place] = []
+    known_values = dict(values)
+    for number, axes in enumerate(((*outer, attention.channels), outer)):
+        sizes = shape[: len(axes)]
+        strides = contiguous_strides(sizes)
+        value = Value(next_id + number, TensorType(sizes, f32, strides, device))
+        terms = [(axis.name, step) for axis, step in zip(axes, strides, strict=True) if axis.size != 1]
+        made.append(Place(f"t{value.id}", Index(0, tuple(terms)), f32))
+        known_values[made[-1].param] = value
+    part, logarithm = made
+    kernels = (
+        forward_kernel(split_keys(attention, parts), f"{name}_parts", part, logarithm),
+        combine_kernel(attention, Axis("s", parts), f"{name}_combined", part, logarithm, out),
+    )
+    return tuple([_fused(kernel, known_values, *nodes) for kernel in kernels])
+
+
+def _parts(attention: Attention) -> int:
+    """Into how many parts the keys are cut, so that all processors have work."""
+    if len(attention.keys) > 1:
+        return 1
+    heads = prod([known(axis.size) for axis in attention.heads])
+    batch = prod([known(axis.size) for axis in attention.batch]) // heads
+    rows = prod([known(axis.size) for axis in attention.rows]) * heads
+    programs = batch * -(-rows // _ROWS)
+    return max(1, min(_PROGRAMS // programs, known(attention.keys[0].size) // _LEAST_KEYS))
+
+
 def _fused(kernel: Kernel, values: Mapping[str, Value], *nodes: Node) -> FusedKernel:
     return FusedKernel(kernel, tuple([values[param.name] for param in kernel.params]), nodes)
 
@@ -318,6 +373,7 @@ def _written_out(
     producers: Mapping[Value, LibraryUnit],
     kept: set[Value],
     precision: MatrixPrecision,
+    next_id: int,
 ) -> FusedAttention | None:
     """Attention whose softmax is in `unit`."""
     softmax = softmax_of(unit.kernel)
@@ -326,73 +382,87 @@ def _written_out(
     (weights,) = unit.writes
     first = [value for value in unit.reads if value in producers and producers[value].node.op in _PRODUCTS]
     second = readers.get(weights, [])
-    if len(first) != 1 or len(second) != 1 or weights in kept or first[0] in kept or readers[first[0]] != [unit]:
+    if not first or len(second) != 1 or weights in kept:
         return None
-    scores, before, after = first[0], producers[first[0]], second[0]
-    if not isinstance(after, LibraryUnit) or after.node.op not in _PRODUCTS or after.view or before.view:
+    if any(value in kept or readers[value] != [unit] or producers[value].view for value in first):
         return None
-    if views.base(after.node.args[0]) is not weights or views.base(after.node.args[1]) is weights:
+    after, scores = second[0], first[0].type
+    if not isinstance(after, LibraryUnit) or after.node.op not in _PRODUCTS or after.view:
         return None
-    places = [matrix_of(value, views) for value in (*before.node.args[:2], *after.node.args[:2])]
+    left, value = (matrix_of(arg, views) for arg in after.node.args[:2])
+    sides = [[matrix_of(arg, views) for arg in producers[each].node.args[:2]] for each in first]
     out = after.node.output
-    query, key, left, value = places
-    if query is None or key is None or left is None or value is None:
+    if left is None or value is None or left.base is not weights or value.base is weights:
         return None
-    dtypes = {place.base.type.dtype for place in (query, key, left, value)} | {out.type.dtype}
-    if len(dtypes) > 1 or not dtypes <= _DTYPES or not (scores.type.is_contiguous and out.type.is_contiguous):
-        return None
-    *lead, rows, keys = scores.type.shape
-    features, channels = before.node.args[0].type.shape[-1], out.type.shape[-1]
+    *lead, rows, keys = scores.shape
+    channels = out.type.shape[-1]
     dense = (left.offset, left.row, left.column) == (0, keys, 1) and left.batch in (0, rows * keys)
-    if not dense or max(features, channels) > _LARGEST_HEAD or 0 in (*lead, rows, keys, features, channels):
+    if not dense or after.node.args[0].type.shape != scores.shape or 0 in (*lead, rows, keys, channels):
         return None
-    if after.node.args[0].type.shape != scores.type.shape:
+    dtypes = {side.base.type.dtype for pair in sides for side in pair if side is not None}
+    dtypes |= {scores.dtype, value.base.type.dtype, left.base.type.dtype, out.type.dtype}
+    if len(dtypes) > 1 or not dtypes <= _DTYPES or not out.type.is_contiguous:
         return None
-    param = next(p.name for v, p in zip(unit.values, unit.kernel.params, strict=True) if v is scores)
-    cut = cut_axes(softmax.axes, Block((), softmax.statements), param, (keys, rows * keys))
+    params = {each: next(p.name for v, p in zip(unit.values, unit.kernel.params, strict=True) if v is each)
+              for each in first}  # fmt: skip
+    cut = cut_axes(softmax.axes, Block((), softmax.statements), params[first[0]], (keys, rows * keys))
     if cut is None:
         return None
     axes, body, index = cut
     steps = {axis: known(index.coefficient(axis.name)) for axis in axes}
-    if index.offset or sorted(steps.values()) != _dense_steps(sorted(steps, key=lambda axis: steps[axis])):
-        return None
-    if prod([known(axis.size) for axis in axes]) != scores.type.numel:
-        return None
     order = sorted(axes, key=lambda axis: -steps[axis])
-    parts = [[a for a in order if low <= steps[a] < high] for low, high in
-             ((rows * keys, inf), (keys, rows * keys), (0, keys))]  # fmt: skip
-    if {axis.name for axis in parts[2]} & {axis.name for axis in unit.kernel.outer}:
+    if index.offset or list(reversed([steps[axis] for axis in order])) != _dense_steps(order[::-1]):
         return None
-    rows_axes = tuple(parts[1]) or (Axis("a_row", 1),)
+    loads = [s.index for s in body.body if isinstance(s, Load) and s.param in params.values()]
+    if prod([known(axis.size) for axis in axes]) != scores.numel or any(each != index for each in loads):
+        return None
+    batch, row, column = [
+        [a for a in order if low <= steps[a] < high]
+        for low, high in ((rows * keys, inf), (keys, rows * keys), (0, keys))
+    ]
+    if {axis.name for axis in column} & {axis.name for axis in unit.kernel.outer}:
+        return None
 
-    def place(where: Matrix, part: Sequence[tuple[Sequence[Axis], int, int]], last: str, stride: int) -> Place:
-        terms = [(a.name, steps[a] // unit_step * step) for group, unit_step, step in part for a in group]
-        terms.append((last, stride))
+    def place(where: Matrix, across: Sequence[Axis], unit_step: int, stride: int, last: str, along: int) -> Place:
+        terms = [(a.name, steps[a] // (rows * keys) * where.batch) for a in batch]
+        terms += [*[(a.name, steps[a] // unit_step * stride) for a in across], (last, along)]
         whole = Index(where.offset, tuple([(name, step) for name, step in terms if step]))
         return Place(f"t{where.base.id}", whole, where.base.type.dtype)
 
-    batch, row, column = parts
-    lead_step = rows * keys
+    scorings: list[Scoring] = []
+    for number, (each, pair) in enumerate(zip(first, sides, strict=True)):
+        query, key = pair
+        features = producers[each].node.args[0].type.shape[-1]
+        if query is None or key is None or each.type != scores or max(features, channels) > _LARGEST_HEAD:
+            return None
+        # Where the values are the keys (latent attention), they are loaded once.
+        same = (key.base, key.offset, key.batch, key.column, key.row) == (
+            value.base, value.offset, value.batch, value.row, value.column
+        )  # fmt: skip
+        axis = Axis("d" if same and features == channels else f"e{number or ''}", features)
+        scorings.append(
+            Scoring(
+                place(query, row, keys, query.row, axis.name, query.column),
+                place(key, column, 1, key.column, axis.name, key.row), axis, f"{PRODUCT}{number or ''}",
+            )
+        )  # fmt: skip
+    nodes = (*[producers[each].node for each in first], *unit.nodes, after.node)
+    names = {params[each]: scoring.product for each, scoring in zip(first, scorings, strict=True)}
     attention = Attention(
-        tuple(batch), rows_axes, tuple(column) or (Axis("a_key", 1),),
-        Axis("e", features), Axis("d", channels),
-        place(query, ((batch, lead_step, query.batch), (row, keys, query.row)), "e", query.column),
-        place(key, ((batch, lead_step, key.batch), (column, 1, key.column)), "e", key.row),
-        place(value, ((batch, lead_step, value.batch), (column, 1, value.row)), "d", value.column),
-        _scores(body.body, param, before.node), softmax.score,
-        tuple([p for p in unit.kernel.params if p.access == "read" and p.name != param]),
-        softmax.guarded, precision, before.node.source,
+        tuple(batch), tuple(row) or (Axis("a_row", 1),), tuple(column) or (Axis("a_key", 1),), scorings[0].features,
+        Axis("d", channels), scorings[0].query, scorings[0].key, place(value, column, 1, value.row, "d", value.column),
+        _scores(body.body, names), softmax.score,
+        tuple([p for p in unit.kernel.params if p.access == "read" and p.name not in names]),
+        softmax.guarded, precision, nodes[0].source, more=tuple(scorings[1:]),
     )  # fmt: skip
-    terms = [(a.name, steps[a] // lead_step * rows * channels) for a in batch]
+    terms = [(a.name, steps[a] // (rows * keys) * rows * channels) for a in batch]
     terms += [*[(a.name, steps[a] // keys * channels) for a in row], ("d", 1)]
     stored = Place(f"t{out.id}", Index(0, tuple(terms)), out.type.dtype)
-    nodes = (before.node, *unit.nodes, after.node)
-    kernel = forward_kernel(attention, kernel_name(nodes), stored, None)
     values = dict(zip([p.name for p in unit.kernel.params], unit.values, strict=True))
-    values.update((f"t{where.base.id}", where.base) for where in (query, key, value))
-    values[stored.param] = out
-    replaced = (before, unit, after)
-    return FusedAttention(replaced, (_fused(kernel, values, *nodes),), True)
+    values.update((f"t{side.base.id}", side.base) for pair in sides for side in pair if side is not None)
+    values.update({f"t{value.base.id}": value.base, stored.param: out})
+    replaced = (*[producers[each] for each in first], unit, after)
+    return FusedAttention(replaced, _forward(attention, stored, values, nodes, next_id), True)
 
 
 def _dense_steps(axes: Sequence[Axis]) -> list[int]:
@@ -403,11 +473,11 @@ def _dense_steps(axes: Sequence[Axis]) -> list[int]:
     return steps
 
 
-def _scores(body: Sequence[Stmt], param: str, node: Node) -> tuple[Stmt, ...]:
-    """The statements of a score, with the product in place of what was loaded; it is rounded where eager rounds it."""
+def _scores(body: Sequence[Stmt], products: Mapping[str, str]) -> tuple[Stmt, ...]:
+    """The statements of a score, with the products in place of what was loaded; each is rounded where eager rounds it."""
     found: list[Stmt] = []
     for statement in body:
-        if isinstance(statement, Load) and statement.param == param:
-            statement = Cast(statement.result, PRODUCT, statement.dtype)
+        if isinstance(statement, Load) and statement.param in products:
+            statement = Cast(statement.result, products[statement.param], statement.dtype)
         found.append(statement)
     return tuple(found)

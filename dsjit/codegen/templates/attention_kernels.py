@@ -29,11 +29,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import torch
 
+from dsjit.codegen.nest import map_indices
 from dsjit.ir.graph import Source
 from dsjit.ir.kernel import (
     Apply,
@@ -42,6 +43,7 @@ from dsjit.ir.kernel import (
     Cast,
     Constant,
     Index,
+    InRange,
     Kernel,
     Load,
     MatrixPrecision,
@@ -49,16 +51,20 @@ from dsjit.ir.kernel import (
     Reduce,
     Stmt,
     Store,
+    known,
 )
 
 __all__ = [
     "PRODUCT",
     "Attention",
     "Place",
+    "Scoring",
+    "combine_kernel",
     "delta_kernel",
     "forward_kernel",
     "key_value_gradient_kernel",
     "query_gradient_kernel",
+    "split_keys",
 ]
 
 f32: Final = torch.float32
@@ -77,6 +83,16 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
+class Scoring:
+    """A product of queries and keys, added up along `features`, which a score calls `product`."""
+
+    query: Place
+    key: Place
+    features: Axis
+    product: str
+
+
+@dataclass(frozen=True, slots=True)
 class Attention:
     """`softmax(score(query @ key.T)) @ value`.
 
@@ -85,6 +101,8 @@ class Attention:
     score: the statements that make `scored` of `PRODUCT`, over batch, rows and keys. params: what they read.
     guarded: whether a row of nothing but -inf gives 0, and not NaN.
     scale: the derivative of the score by the product, when that is a number.
+    more: further products that the score reads. counts: where keys are in parts, the number of a key, and how many keys
+        there are: those beyond do not count.
     """
 
     batch: tuple[Axis, ...]
@@ -103,6 +121,8 @@ class Attention:
     source: Source
     heads: tuple[Axis, ...] = ()
     scale: float | None = None
+    more: tuple[Scoring, ...] = ()
+    counts: tuple[Index, int] | None = None
 
 
 @dataclass(slots=True)
@@ -113,10 +133,13 @@ class _Body:
     source: Source
     statements: list[Stmt] = field(default_factory=list)
 
-    def load(self, place: Place, name: str) -> str:
-        """The element in float32."""
-        result = f"{self.prefix}_{name}"
-        self.statements.append(Load(result, place.param, place.index, place.dtype))
+    def load(self, place: Place, name: str, counts: tuple[Index, int] | None = None) -> str:
+        """The element in float32; 0 where it does not count."""
+        result, mask = f"{self.prefix}_{name}", None
+        if counts is not None:
+            mask = f"{self.prefix}_{name}_counts"
+            self.statements.append(InRange(mask, counts[0], 0, counts[1]))
+        self.statements.append(Load(result, place.param, place.index, place.dtype, mask))
         return self.cast(f"{name}_wide", result, place.dtype, f32)
 
     def cast(self, name: str, arg: str, source: torch.dtype, to: torch.dtype) -> str:
@@ -161,7 +184,7 @@ def _dot(
     else:
         rounded = body.cast("left_rounded", left, f32, right.dtype)
         first = body.cast("left_wide", rounded, right.dtype, f32)
-    product = body.op("mul", "multiplied", first, body.load(right, "right"))
+    product = body.op("mul", "multiplied", first, body.load(right, "right", a.counts))
     names = tuple([axis.name for axis in over])
     body.statements.append(Reduce(result, "sum", product, f32, None, a.source, a.precision, names))
     return body.block(*axes)
@@ -171,9 +194,14 @@ def forward_kernel(attention: Attention, name: str, out: Place, logarithm: Place
     """The Kernel that stores the result and, if wanted, the logarithm of the sum of the exponentials of each row."""
     a = attention
     scores = _Body("a", a.source, list(a.score))
+    further = [
+        _dot(a, f"q{n}", each.product, each.query, each.key, (*a.keys, each.features), (each.features,))
+        for n, each in enumerate(a.more)
+    ]
     kept = scores.keep("kept", a.scored)
     scores.statements.append(Reduce("a_top", "max", a.scored, f32, None, a.source))
-    blocks = [_dot(a, "q", PRODUCT, a.query, a.key, (*a.keys, a.features), (a.features,)), scores.block(*a.keys)]
+    blocks = [_dot(a, "q", PRODUCT, a.query, a.key, (*a.keys, a.features), (a.features,))]
+    blocks += [*further, scores.block(*a.keys)]
     top = "a_top"
     if a.guarded:
         between = _Body("g", a.source)
@@ -195,7 +223,73 @@ def forward_kernel(attention: Attention, name: str, out: Place, logarithm: Place
     last.store(out, last.op("div", "result", "v_sum", total))
     blocks.append(last.block(a.channels))
     written = [Param(place.param, place.dtype, "write") for place in (out, logarithm) if place is not None]
-    return _kernel(a, name, (*a.batch, *a.rows), blocks, [a.query, a.key, a.value], written)
+    read = [a.query, a.key, *[place for each in a.more for place in (each.query, each.key)], a.value]
+    return _kernel(a, name, (*a.batch, *a.rows), blocks, read, written)
+
+
+def split_keys(a: Attention, parts: int) -> Attention:
+    """Attention to each of `parts` stretches of keys on its own, the number of which is a last axis of the batch, "s".
+
+    `combine_kernel` makes one of their results (Dao et al., Flash-Decoding, 2023). There is one axis of keys.
+    """
+    (keys,) = a.keys
+    size = known(keys.size)
+    length = -(-size // parts)
+    number = Index(0, (("s", length), (keys.name, 1)))
+
+    def moved(index: Index) -> Index:
+        step = known(index.coefficient(keys.name))
+        return Index(index.offset, (*index.terms, ("s", step * length))) if step else index
+
+    def place(where: Place) -> Place:
+        return replace(where, index=moved(where.index))
+
+    score, scored = list(map_indices(Block((), a.score), moved).body), a.scored
+    counts = None
+    if length * parts != size:
+        counts = number, size
+        body = _Body("c", a.source)
+        body.statements.append(InRange("c_counts", number, 0, size))
+        score = [*body.statements, *[_within(statement, keys.name) for statement in score]]
+        scored = body.op("select", "score", "c_counts", a.scored, body.number("nothing", -math.inf))
+        score += body.statements[1:]
+    more = tuple([replace(each, key=place(each.key)) for each in a.more])
+    return replace(
+        a, batch=(*a.batch, Axis("s", parts)), keys=(Axis(keys.name, length),), key=place(a.key), value=place(a.value),
+        score=tuple(score), scored=scored, guarded=True, more=more, counts=counts,
+    )  # fmt: skip
+
+
+def _within(statement: Stmt, axis: str) -> Stmt:
+    """Loads along the axis stay where there are keys. What a score loads under a mask of its own stays there."""
+    if isinstance(statement, Load) and statement.mask is None and statement.index.coefficient(axis):
+        return replace(statement, mask="c_counts")
+    return statement
+
+
+def combine_kernel(a: Attention, parts: Axis, name: str, part: Place, logarithm: Place, out: Place) -> Kernel:
+    """One result of those of the parts of `split_keys`, which are in float32. a: before it was split.
+
+    parts: the axis of the parts, over which `part` and `logarithm` lie, too. Where no key counts, the result is 0, or NaN when it is not guarded.
+    """
+    first = _Body("l", a.source)
+    top = first.load(logarithm, "logarithm")
+    first.statements.append(Reduce("l_top", "max", top, f32, None, a.source))
+    between = _Body("g", a.source)
+    shift = between.guard("top", "l_top", -math.inf, 0.0)
+    second = _Body("w", a.source)
+    less = second.op("sub", "shifted", second.load(logarithm, "logarithm"), shift)
+    weight = second.op("exp", "weight", less)
+    product = second.op("mul", "multiplied", weight, second.load(part, "part"))
+    second.statements.append(Reduce("w_total", "sum", weight, f32, None, a.source))
+    second.statements.append(Reduce("w_sum", "sum", product, f32, None, a.source))
+    last = _Body("o", a.source)
+    total = last.guard("total", "w_total", 0.0, 1.0) if a.guarded else "w_total"
+    last.store(out, last.op("div", "result", "w_sum", total))
+    blocks = (first.block(parts), between.block(), second.block(parts), last.block())
+    outer = (*a.batch, *a.rows, a.channels)
+    params = (*_reads([logarithm, part], []), Param(out.param, out.dtype, "write"))
+    return Kernel(name, params, outer, blocks, a.channels.name)
 
 
 def delta_kernel(attention: Attention, name: str, gradient: Place, out: Place, delta: Place) -> Kernel:
