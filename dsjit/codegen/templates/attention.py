@@ -436,9 +436,8 @@ def _written_out(
         if query is None or key is None or each.type != scores or max(features, channels) > _LARGEST_HEAD:
             return None
         # Where the values are the keys (latent attention), they are loaded once.
-        same = (key.base, key.offset, key.batch, key.column, key.row) == (
-            value.base, value.offset, value.batch, value.row, value.column
-        )  # fmt: skip
+        same = (key.base, key.offset, key.column, key.row) == (value.base, value.offset, value.row, value.column)
+        same = same and (key.batch == value.batch or not batch)
         axis = Axis("d" if same and features == channels else f"e{number or ''}", features)
         scorings.append(
             Scoring(
@@ -474,7 +473,7 @@ def _dense_steps(axes: Sequence[Axis]) -> list[int]:
 
 
 def _scores(body: Sequence[Stmt], products: Mapping[str, str]) -> tuple[Stmt, ...]:
-    """The statements of a score, with the products in place of what was loaded; each is rounded where eager rounds it."""
+    """The statements of a score, with the products in place of what was loaded; they are rounded where eager does."""
     found: list[Stmt] = []
     for statement in body:
         if isinstance(statement, Load) and statement.param in products:

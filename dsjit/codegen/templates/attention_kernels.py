@@ -270,7 +270,8 @@ def _within(statement: Stmt, axis: str) -> Stmt:
 def combine_kernel(a: Attention, parts: Axis, name: str, part: Place, logarithm: Place, out: Place) -> Kernel:
     """One result of those of the parts of `split_keys`, which are in float32. a: before it was split.
 
-    parts: the axis of the parts, over which `part` and `logarithm` lie, too. Where no key counts, the result is 0, or NaN when it is not guarded.
+    parts: the axis of the parts, over which `part` and `logarithm` lie, too. Where no key counts, the result is 0, or
+        NaN when it is not guarded.
     """
     first = _Body("l", a.source)
     top = first.load(logarithm, "logarithm")

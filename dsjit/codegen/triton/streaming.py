@@ -9,7 +9,7 @@ from typing import Final
 import torch
 
 from dsjit.codegen.triton.emitter import KernelEmitter, Variable, identifier
-from dsjit.codegen.triton.indices import AxisVariable, index_text
+from dsjit.codegen.triton.indices import AxisVariable
 from dsjit.codegen.triton.layout import Layout
 from dsjit.codegen.triton.schedule import Schedule, Tile
 from dsjit.codegen.triton.source import KernelSource
@@ -268,6 +268,6 @@ class _StreamEmitter(KernelEmitter):
             if not isinstance(statement, Store):
                 self._body([statement], None)
                 continue
-            pointer = f"{self.names[statement.param]} + ({index_text(statement.index, self.axes, self.names)})"
+            pointer = self._pointer(statement.param, statement.index, frozenset({"y"}), None)
             mask = "" if self.schedule.programs[-1].is_exact else ", mask=y_in"
             self._line(f"tl.store({pointer}, {self.values[statement.arg].name}{mask})")

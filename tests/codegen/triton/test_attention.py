@@ -343,7 +343,7 @@ def test_dropout_and_large_heads_are_the_librarys() -> None:
     def dropped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         return F.scaled_dot_product_attention(q, k, v, dropout_p=0.5)
 
-    large = drawn(*((1, 1, 8, 272),) * 3)
+    large = drawn(*((1, 1, 8, 520),) * 3)
     for function, arguments in ((dropped, drawn(*SQUARE)), (plain, large)):
         units, _, _ = units_of(function, arguments)
         assert all(isinstance(unit, LibraryUnit) or stream_of(unit.kernel) is None for unit in units)
@@ -355,3 +355,52 @@ def test_kept_rows_are_printed_and_refused_by_other_emitters() -> None:
     assert "a_product = reduce_sum(q_multiplied, matrix='exact', over=(e))" in print_kernel(unit.kernel)
     with pytest.raises(BackendError, match="keeps rows"):
         emit_kernel(unit.kernel, 132)
+
+
+def latent(q: torch.Tensor, q_rotary: torch.Tensor, latents: torch.Tensor, k_rotary: torch.Tensor) -> torch.Tensor:
+    """Attention to compressed keys and values (DeepSeek-V2, 2024), with what makes them absorbed into the query."""
+    scores = torch.einsum("bhc,btc->bht", q, latents) + torch.einsum("bhr,btr->bht", q_rotary, k_rotary)
+    return torch.einsum("bht,btc->bhc", (scores * 0.2).softmax(-1), latents)
+
+
+DECODE: dict[str, tuple[Function, tuple[tuple[int, ...], ...]]] = {
+    "one query": (plain, ((1, 2, 1, 8), (1, 2, 512, 8), (1, 2, 512, 8))),
+    "of keys that parts do not divide": (plain, ((1, 1, 1, 8), (1, 1, 517, 8), (1, 1, 517, 8))),
+    "bias and keys that parts do not divide": (biased, ((1, 1, 2, 8), (1, 1, 517, 8), (1, 1, 517, 8), (2, 517))),
+    "latent": (latent, ((1, 3, 16), (1, 3, 8), (1, 514, 16), (1, 514, 8))),
+    "written out": (written_out, ((2, 8), (515, 8), (515, 16))),
+}
+
+
+@pytest.mark.parametrize("dtype", [f32, bf16])
+@pytest.mark.parametrize("name", DECODE)
+def test_few_queries_share_many_keys_among_programs(name: str, dtype: torch.dtype) -> None:
+    function, shapes = DECODE[name]
+    arguments = drawn(*shapes, dtype=dtype)
+    units, known, results = units_of(function, arguments)
+    assert [stream_of(unit.kernel) is not None for unit in units if isinstance(unit, FusedKernel)] == [True, False]
+    expected = exact(function, arguments)
+    for run in (*((run_kernel,) if dtype is f32 else ()), emitted(0), emitted(1)):
+        close(results_of(units, known, results, run)[0], expected, dtype)
+
+
+def test_latents_are_keys_and_values_and_are_loaded_once() -> None:
+    arguments = drawn((1, 16, 512), (1, 16, 64), (1, 1024, 512), (1, 1024, 64), dtype=bf16)
+    units, _, _ = units_of(latent, arguments)
+    first, second = (unit.kernel for unit in units if isinstance(unit, FusedKernel))
+    source = candidates(first, H100)[0]
+    loop = source.text[source.text.index("for x_start") :]
+    assert loop.count("tl.load") == 2 and loop.count("tl.dot") == 3
+    for kernel in (first, second):
+        code = compile_source(candidates(kernel, H100)[0], H100)
+        assert resources(code).spills == 0
+        assert code.shared <= H100.shared_bytes
+
+
+def test_rows_of_which_nothing_counts_in_any_part_are_zero() -> None:
+    q, k, v = drawn((1, 1, 2, 8), (1, 1, 512, 8), (1, 1, 512, 8))
+    bias = torch.zeros(2, 512)
+    bias[0], bias[1, :256] = -torch.inf, -torch.inf
+    units, known, results = units_of(biased, (q, k, v, bias))
+    assert len(units) == 2
+    torch.testing.assert_close(results_of(units, known, results, emitted(0))[0], biased(q, k, v, bias))
