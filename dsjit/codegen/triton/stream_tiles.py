@@ -83,9 +83,12 @@ def _streamed(stream: Stream) -> list[int]:
 def _registers(tile: StreamTile, stream: Stream) -> float:
     sums = sum(short_block(dot.short) for dot in stream.dots if not dot.inner)
     scores = 1 + sum(1 for dot in stream.dots if dot.inner)
-    elements = tile.rows * (sums + scores * tile.along)
-    if _is_scalar(stream):
-        elements += tile.rows * _held(stream) + tile.along * sum(_streamed(stream))
+    elements: float = tile.rows * (sums + scores * tile.along)
+    words: float = stream.operand.itemsize / 4
+    if _is_scalar(stream) or tile.stages == 1:  # what is loaded goes through registers
+        elements += tile.along * sum(_streamed(stream)) * words
+    if _is_scalar(stream) or tile.rows < 64:  # the instructions for more rows take operands from shared memory
+        elements += tile.rows * _held(stream) * words
     return elements / (32 * tile.warps)
 
 
