@@ -17,7 +17,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import torch
 
-from dsjit.ir.dtypes import is_floating
+from dsjit.ir.dtypes import FLOAT8, is_floating
 from dsjit.ir.kernel import (
     Apply,
     Axis,
@@ -41,7 +41,7 @@ from dsjit.ir.kernel import (
 __all__ = ["INTERPRETED", "WIDE_UFUNCS", "Scalar", "cast_scalar", "run_kernel"]
 
 Scalar: TypeAlias = Any
-"""A NumPy scalar. A bfloat16 value is an `np.float32` that bfloat16 can hold; a bool is an `np.bool_`."""
+"""A NumPy scalar. A bfloat16 or float8 value is an `np.float32` that these can hold; a bool is an `np.bool_`."""
 
 _NUMPY: Final[dict[torch.dtype, type[np.generic]]] = {
     torch.float64: np.float64,
@@ -105,6 +105,7 @@ class _Memory:
         self.is_bfloat16 = param.dtype is torch.bfloat16
         if isinstance(buffer, torch.Tensor):
             raw = buffer.detach()
+            raw = raw.float() if param.dtype in FLOAT8 else raw
             buffer = (raw.view(torch.int16) if self.is_bfloat16 else raw).numpy()
         self.array = buffer.view(np.uint16) if self.is_bfloat16 else buffer
         self.offset = offset

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Final
 
 import torch
 
 from dsjit.codegen.nest import statement_index
+from dsjit.ir.dtypes import FLOAT8
 from dsjit.ir.kernel import Apply, Cast, Constant, Load, Reduce, Stmt, Store
+
+_NARROW: Final = frozenset({torch.bfloat16, torch.float16}) | FLOAT8
 
 __all__ = ["axes_of", "dtype_of", "narrow_operand", "operand_statements"]
 
@@ -46,7 +50,7 @@ def narrow_operand(name: str, made: Mapping[str, Stmt]) -> str:
     statement = made.get(name)
     if isinstance(statement, Cast) and statement.arg in made:
         narrow = made[statement.arg]
-        if not isinstance(narrow, Store) and dtype_of(narrow) in (torch.bfloat16, torch.float16):
+        if not isinstance(narrow, Store) and dtype_of(narrow) in _NARROW:
             return statement.arg
     return name
 

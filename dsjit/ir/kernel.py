@@ -26,9 +26,9 @@ blocks that loop over the others. Statements may use the outer axes and their ow
 Sizes: a Kernel for many shapes takes some of its integers as parameters. `bind_sizes` gives the Kernel for one shape,
 which is what the other one means there.
 
-Numbers: `float16` and `bfloat16` values can be loaded, stored and cast only; every scalar op works in float32,
-float64, an integer dtype or bool. There is no implicit conversion, no contraction and no reassociation, except
-that the order in which `Reduce` combines elements is unspecified.
+Numbers: `float16` and `bfloat16` values can be loaded, stored and cast only, and float8 ones loaded and cast; every
+scalar op works in float32, float64, an integer dtype or bool. There is no implicit conversion, no contraction and no
+reassociation, except that the order in which `Reduce` combines elements is unspecified.
 
 The Python interpreter (`codegen.interpreter`) is the definition of what a Kernel means.
 """

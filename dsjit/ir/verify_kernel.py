@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 
 from dsjit.errors import VerificationError
-from dsjit.ir.dtypes import KERNEL_DTYPES, is_integral
+from dsjit.ir.dtypes import FLOAT8, KERNEL_DTYPES, is_integral
 from dsjit.ir.kernel import (
     Apply,
     Axis,
@@ -53,7 +53,7 @@ class _Checker:
         for param in self.kernel.params:
             if param.name in self.params:
                 raise self.fail(f"param {param.name} is declared twice")
-            if param.dtype not in KERNEL_DTYPES:
+            if param.dtype not in KERNEL_DTYPES and not (param.dtype in FLOAT8 and param.access == "read"):
                 raise self.fail(f"param {param.name} has dtype {param.dtype}, which kernels cannot hold")
             if param.access not in ("read", "write", "readwrite"):
                 raise self.fail(f"param {param.name} has access {param.access!r}")

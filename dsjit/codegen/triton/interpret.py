@@ -36,6 +36,8 @@ _PROCESSORS: Final = 1
 
 _STREAM_TILE: Final = StreamTile(64, 64, 4, 1)
 
+_FLOAT8: Final = {tl.float8e4nv: torch.float8_e4m3fn, tl.float8e5: torch.float8_e5m2}
+
 _ONE_AT_A_TIME: Final = threading.RLock()
 
 
@@ -125,12 +127,15 @@ def _splat(type_: Any, scalar: Any) -> Any:
 
 
 def _dot(a: Any, b: Any, d: Any, input_precision: Any, max_num_imprecise_acc: Any) -> Any:
-    """`InterpreterBuilder.create_dot`, of bfloat16's numbers, not their bits; products are exact, as in hardware."""
+    """`InterpreterBuilder.create_dot`, of the numbers of bfloat16 and float8, not their bits; products are exact."""
     left, right = (_numbers(operand) for operand in (a, b))
     return interpreter.TensorHandle(np.matmul(left, right, dtype=d.data.dtype) + d.data, d.dtype.scalar)
 
 
 def _numbers(operand: Any) -> np.ndarray[Any, Any]:
+    if operand.dtype.scalar in _FLOAT8:
+        bits = torch.from_numpy(np.ascontiguousarray(operand.data).view(np.uint8))
+        return bits.view(_FLOAT8[operand.dtype.scalar]).float().numpy()
     if operand.dtype.scalar == tl.bfloat16:
         bits = torch.from_numpy(np.ascontiguousarray(operand.data).view(np.int16))
         return bits.view(torch.bfloat16).float().numpy()
