@@ -102,11 +102,10 @@ def compile_gpu_graph(
     if dump is not None:
         dump.write("kernels.py", found.text)
         dump.write("program.py", program.source)
-    runs: GpuProgram | ReplayedProgram = GpuProgram(
-        program, machine.device_guard, machine.current_stream, machine.new_event
-    )
+    launched = GpuProgram(program, machine.device_guard, machine.current_stream, machine.new_event)
+    runs: GpuProgram | ReplayedProgram = launched
     if cuda_graphs and machine.recorder is not None and low_memory is None and can_be_replayed(optimized, steps):
-        runs = ReplayedProgram(runs, machine.recorder)
+        runs = ReplayedProgram(launched, machine.recorder)
     compilation = Compilation(
         graph, optimized, plan, tuple(steps), compiled, native, runs, found.generated, found.reused, timer,
         low_memory=low_memory,

@@ -460,7 +460,7 @@ def _written_out(
     values = dict(zip([p.name for p in unit.kernel.params], unit.values, strict=True))
     values.update((f"t{side.base.id}", side.base) for pair in sides for side in pair if side is not None)
     values.update({f"t{value.base.id}": value.base, stored.param: out})
-    replaced = (*[producers[each] for each in first], unit, after)
+    replaced: tuple[Unit, ...] = (*[producers[each] for each in first], unit, after)
     return FusedAttention(replaced, _forward(attention, stored, values, nodes, next_id), True)
 
 

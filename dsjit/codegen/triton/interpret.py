@@ -103,12 +103,21 @@ def _corrected() -> Iterator[None]:
     }
     vars(builder).update(corrections)
     reduce_ops.generic_reduce = _reduce_by_halves
+    patch_tensor = interpreter._patch_lang_tensor
+    interpreter._patch_lang_tensor = partial(_patch_tensor, patch_tensor)
     try:
         yield
     finally:
         for name in corrections:
             delattr(builder, name)
         reduce_ops.generic_reduce = generic
+        interpreter._patch_lang_tensor = patch_tensor
+
+
+def _patch_tensor(patch: Callable[[Any, Any], None], tensor: Any, scope: Any) -> None:
+    """The bounds of a loop are arrays of one element, which NumPy 2.4 does not take for numbers."""
+    patch(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(np.squeeze(self.handle.data)))
 
 
 def _cast(builder: Any, source: Any, type_: Any) -> Any:
