@@ -142,7 +142,15 @@ OPTION_ROWS: Final[tuple[OptionRow, ...]] = (
         'How kernels are chosen where there are several, on a GPU (with backend="triton"). "off": matrix products are '
         'the library\'s. "model": one that something is fused behind is a kernel, whose tiles a cost model chooses. '
         '"measure": the kernels and the library\'s product are measured, once for each device, sizes and versions, '
-        "and the fastest one is kept in a file.",
+        "and the fastest one is kept in a file. Attention is chosen in the same way.",
+    ),
+    OptionRow(
+        "cuda_graphs",
+        "True or False",
+        _is_bool,
+        'Whether calls on a GPU (with backend="triton") are recorded as CUDA graphs and replayed: for small kernels, '
+        "whose launches take longer than they do. Inputs that move from call to call are copied, and so are results. "
+        "Calls that draw random numbers, write to what the caller owns or keep something for a backward run as always.",
     ),
     OptionRow(
         "disable",
@@ -230,6 +238,7 @@ class Options:
     numerics: Numerics = "eager"
     backend: Backend = "llvm"
     autotune: Autotune = "off"
+    cuda_graphs: bool = False
     disable: bool = False
     recompile_limit: int | None = None
     at_recompile_limit: AtLimit | None = None

@@ -18,6 +18,7 @@ def test_the_documented_defaults() -> None:
         "numerics": "eager",
         "backend": "llvm",
         "autotune": "off",
+        "cuda_graphs": False,
         "disable": False,
         "recompile_limit": None,
         "at_recompile_limit": None,

@@ -84,8 +84,8 @@ class Builder:
         session = self.session
         options = self.options
         budget = None if options.memory_budget is None else parse_bytes(options.memory_budget)
-        autotune = options.backend == "triton" and options.autotune
-        key = (options.numerics, autotune, budget, options.offload_dir)
+        on_gpu = options.backend == "triton" and (options.autotune, options.cuda_graphs)
+        key = (options.numerics, on_gpu, budget, options.offload_dir)
         structure = (*key, graph_structure(joint.graph), joint.key, joint.regions)
         training = session.trainings.get(structure)
         if training is None:
@@ -175,7 +175,7 @@ class Builder:
         gpu = gpu_of(graph) if self.options.backend == "triton" else None
         if gpu is not None:
             return self._found_or_made(
-                ("triton", self.options.autotune, graph_structure(graph), low_memory),
+                ("triton", self.options.autotune, self.options.cuda_graphs, graph_structure(graph), low_memory),
                 lambda dump: compile_gpu_graph(
                     graph,
                     numerics,
@@ -186,6 +186,7 @@ class Builder:
                     session.fuel,
                     self.options.autotune,
                     low_memory,
+                    self.options.cuda_graphs,
                 ),
             )
         return self._found_or_made(

@@ -21,6 +21,7 @@ from dsjit.codegen.sized_program import SizedProgram, SizeSource, kernels_for_si
 from dsjit.codegen.steps import NativePlan, choose_steps, templates_of
 from dsjit.codegen.target import CPU_TARGET, Target
 from dsjit.codegen.triton.program import GpuProgram
+from dsjit.codegen.triton.replay import ReplayedProgram
 from dsjit.codegen.watch import StepWatch
 from dsjit.config import Environment, Numerics
 from dsjit.dump import Dump
@@ -81,7 +82,7 @@ class Compilation:
     steps: tuple[Step, ...]
     compiled: Mapping[FusedKernel | Node, CompiledKernel | DeviceKernel]
     native: Mapping[Node, NativePlan]
-    program: Program | SizedProgram | GpuProgram
+    program: Program | SizedProgram | GpuProgram | ReplayedProgram
     generated: int
     reused: int
     timer: StageTimer

@@ -12,10 +12,13 @@ from dsjit.codegen.low_memory import LowMemory
 from dsjit.codegen.program import Executor
 from dsjit.codegen.steps import choose_steps
 from dsjit.codegen.target import gpu_target
-from dsjit.codegen.templates.product import FusedProduct, fuse_products, matrix_precision
+from dsjit.codegen.templates.attention import FusedAttention
+from dsjit.codegen.templates.fuse import fuse_templates
+from dsjit.codegen.templates.product import FusedProduct
 from dsjit.codegen.triton.launch import build_launches
 from dsjit.codegen.triton.machine import GpuMachine
 from dsjit.codegen.triton.program import GpuProgram
+from dsjit.codegen.triton.replay import ReplayedProgram, can_be_replayed
 from dsjit.codegen.triton.tuning import measured_preference, saves_traffic
 from dsjit.config import Autotune, Environment, Numerics
 from dsjit.dump import Dump
@@ -50,10 +53,12 @@ def compile_gpu_graph(
     fuel: Fuel | None = None,
     autotune: Autotune = "off",
     low_memory: LowMemory | None = None,
+    cuda_graphs: bool = False,
 ) -> Compilation:
     """Optimise, fuse, lower, emit and assemble `graph` for the GPU that its tensors are on.
 
-    fuel: bounds the rewrites. Without it, all are done. autotune: as the option has it. low_memory: see `assemble`.
+    fuel: bounds the rewrites. Without it, all are done. autotune, cuda_graphs: as the options have them.
+    low_memory: see `assemble`; what takes little memory is not recorded.
     Raises VerificationError (under DSJIT_CHECK=1) and BackendError.
     """
     target, fast = gpu_target(machine.device), numerics == "fast"
@@ -74,11 +79,11 @@ def compile_gpu_graph(
         units = lower_units(plan, fast)
         if autotune != "off":
 
-            def may(choice: FusedProduct) -> bool:
-                node = choice.library.node
+            def may(choice: FusedProduct | FusedAttention) -> bool:
+                node = choice.node
                 return prefers(choice) and (fuel is None or fuel.burn(Rewrite("kernel", str(node.op), node.source)))
 
-            units = fuse_products(units, plan.views, tuple(optimized.results()), matrix_precision(fast), may)
+            units = fuse_templates(units, plan.views, optimized, fast, may)
         steps, native = choose_steps(units, plan.views)
     fused = [step.work for step in steps if isinstance(step.work, FusedKernel)]
     for unit in fused:
@@ -97,10 +102,13 @@ def compile_gpu_graph(
     if dump is not None:
         dump.write("kernels.py", found.text)
         dump.write("program.py", program.source)
+    launched = GpuProgram(program, machine.device_guard, machine.current_stream, machine.new_event)
+    runs: GpuProgram | ReplayedProgram = launched
+    if cuda_graphs and machine.recorder is not None and low_memory is None and can_be_replayed(optimized, steps):
+        runs = ReplayedProgram(launched, machine.recorder)
     compilation = Compilation(
-        graph, optimized, plan, tuple(steps), compiled, native,
-        GpuProgram(program, machine.device_guard, machine.current_stream, machine.new_event), found.generated,
-        found.reused, timer, low_memory=low_memory,
+        graph, optimized, plan, tuple(steps), compiled, native, runs, found.generated, found.reused, timer,
+        low_memory=low_memory,
     )  # fmt: skip
     print_stages(compilation, environment.debug, found.text)
     return compilation

@@ -15,7 +15,7 @@ from dsjit.api.builder import no_collection
 from dsjit.api.compile import lower_units
 from dsjit.api.entry import session
 from dsjit.codegen.target import Target, gpu_target
-from dsjit.codegen.templates.product import fuse_products, matrix_precision
+from dsjit.codegen.templates.fuse import fuse_templates
 from dsjit.codegen.triton.code import GpuCode, Resources
 from dsjit.codegen.triton.emit import emit_for_target
 from dsjit.codegen.triton.load import gpu_compiler
@@ -158,8 +158,7 @@ def _units(graph: Graph, target: Target, fast: bool, products: bool) -> Iterator
     plan = plan_fusion(optimized, target.limits, target.device)
     units = lower_units(plan, fast)
     if products:
-        precision = matrix_precision(fast)
-        units = fuse_products(units, plan.views, tuple(optimized.results()), precision, saves_traffic)
+        units = fuse_templates(units, plan.views, optimized, fast, saves_traffic)
     for unit in units:
         if isinstance(unit, FusedKernel):
             yield unit

@@ -22,6 +22,7 @@ from dsjit.api.trace_nodes import Branch, Leaf
 from dsjit.codegen.program import Program
 from dsjit.codegen.sized_program import SizedProgram
 from dsjit.codegen.triton.program import GpuProgram
+from dsjit.codegen.triton.replay import ReplayedProgram
 from dsjit.profiler.device_timing import DeviceTimedRun
 from dsjit.profiler.recording import CallKind, ProgramSamples, Recording
 from dsjit.profiler.sampling import Sampler
@@ -72,6 +73,7 @@ class Watcher:
         self._attached: dict[int, tuple[Program, Compilation]] = {}
         self._sized: dict[int, SizedProgram] = {}
         self._gpu: dict[int, GpuProgram] = {}
+        self._paused: list[ReplayedProgram] = []
 
     def begin(self, run: ProfiledRun) -> None:
         """From now on `run` is told."""
@@ -173,6 +175,10 @@ class Watcher:
         program = compilation.program
         if isinstance(program, Program):
             self._attach_program(program, compilation)
+        if isinstance(program, ReplayedProgram):
+            program.paused = True
+            self._paused.append(program)
+            program = program.program
         if isinstance(program, GpuProgram):
             self._attach_gpu(program, compilation)
         if not isinstance(program, SizedProgram):
@@ -219,6 +225,9 @@ class Watcher:
             recording.on_run(samples, told)
 
     def _detach(self) -> None:
+        for replayed in self._paused:
+            replayed.paused = False
+        self._paused.clear()
         for gpu in self._gpu.values():
             for each in (gpu.program, *gpu.streams.values()):
                 each.run = each.function

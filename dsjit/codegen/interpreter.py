@@ -10,13 +10,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 import torch
 
-from dsjit.ir.dtypes import is_floating
+from dsjit.ir.dtypes import FLOAT8, is_floating
 from dsjit.ir.kernel import (
     Apply,
     Axis,
@@ -40,7 +41,7 @@ from dsjit.ir.kernel import (
 __all__ = ["INTERPRETED", "WIDE_UFUNCS", "Scalar", "cast_scalar", "run_kernel"]
 
 Scalar: TypeAlias = Any
-"""A NumPy scalar. A bfloat16 value is an `np.float32` that bfloat16 can hold; a bool is an `np.bool_`."""
+"""A NumPy scalar. A bfloat16 or float8 value is an `np.float32` that these can hold; a bool is an `np.bool_`."""
 
 _NUMPY: Final[dict[torch.dtype, type[np.generic]]] = {
     torch.float64: np.float64,
@@ -79,8 +80,21 @@ def run_kernel(
     with np.errstate(all="ignore"):
         for point in _points(kernel.outer):
             visible: dict[str, Scalar] = {}
+            rows: dict[str, _Row] = {}
             for block in kernel.blocks:
-                _run_block(block, point, visible, memory)
+                _run_block(block, point, visible, rows, memory)
+
+
+@dataclass(slots=True)
+class _Row:
+    """What a reduction over some axes gave at each point of the others."""
+
+    axes: tuple[str, ...]
+    gathered: dict[tuple[int, ...], list[tuple[Scalar, int]]] = field(default_factory=dict)
+    values: dict[tuple[int, ...], Scalar] = field(default_factory=dict)
+
+    def place(self, point: Mapping[str, int]) -> tuple[int, ...]:
+        return tuple([point[axis] for axis in self.axes])
 
 
 class _Memory:
@@ -91,6 +105,7 @@ class _Memory:
         self.is_bfloat16 = param.dtype is torch.bfloat16
         if isinstance(buffer, torch.Tensor):
             raw = buffer.detach()
+            raw = raw.float() if param.dtype in FLOAT8 else raw
             buffer = (raw.view(torch.int16) if self.is_bfloat16 else raw).numpy()
         self.array = buffer.view(np.uint16) if self.is_bfloat16 else buffer
         self.offset = offset
@@ -116,17 +131,37 @@ def _points(axes: Sequence[Axis]) -> Iterator[dict[str, int]]:
         yield dict(zip((axis.name for axis in axes), values, strict=True))
 
 
-def _run_block(block: Block, outer: dict[str, int], visible: dict[str, Scalar], memory: Mapping[str, _Memory]) -> None:
-    gathered: dict[str, list[tuple[Scalar, int]]] = {
-        statement.result: [] for statement in block.body if isinstance(statement, Reduce)
-    }
+def _run_block(
+    block: Block,
+    outer: dict[str, int],
+    visible: dict[str, Scalar],
+    rows: dict[str, _Row],
+    memory: Mapping[str, _Memory],
+) -> None:
+    gathered: dict[str, list[tuple[Scalar, int]]] = {}
+    made: dict[str, _Row] = {}
+    for statement in block.body:
+        if isinstance(statement, Reduce) and statement.over is not None:
+            made[statement.result] = _Row(tuple([a.name for a in block.axes if a.name not in statement.over]))
+        elif isinstance(statement, Reduce):
+            gathered[statement.result] = []
+    names = {axis.name for axis in block.axes}
+    known_rows = {name: row for name, row in rows.items() if names.issuperset(row.axes)}
     for point in _points(block.axes):
         scope = visible if not block.axes else dict(visible)
+        for name, row in known_rows.items():
+            scope[name] = row.values[row.place(point)]
+        here = {name: row.gathered.setdefault(row.place(point), []) for name, row in made.items()}
         for statement in block.body:
-            _run_statement(statement, {**outer, **point}, scope, memory, gathered)
+            _run_statement(statement, {**outer, **point}, scope, memory, {**gathered, **here})
     for statement in block.body:
-        if isinstance(statement, Reduce):
+        if not isinstance(statement, Reduce):
+            continue
+        if statement.over is None:
             visible[statement.result] = _reduce(statement, gathered[statement.result])
+        else:
+            row = rows[statement.result] = made[statement.result]
+            row.values = {place: _reduce(statement, elements) for place, elements in row.gathered.items()}
 
 
 def _run_statement(

@@ -72,7 +72,8 @@ class _Numbering:
                 key = ("in_range", self.index(statement.index), statement.low, statement.high)
             case Reduce():
                 at = None if statement.index is None else self.index(statement.index)
-                key = ("reduce", statement.kind, values[statement.arg], at, statement.matrix)
+                over = None if statement.over is None else tuple(self.axes[axis] for axis in statement.over)
+                key = ("reduce", statement.kind, values[statement.arg], at, statement.matrix, over)
         values[statement.result] = len(values)
         return key
 

@@ -7,6 +7,7 @@ from typing import Final
 import torch
 
 __all__ = [
+    "FLOAT8",
     "FLOATING",
     "INTEGRAL",
     "KERNEL_DTYPES",
@@ -32,6 +33,9 @@ SHORT_NAMES: Final[dict[torch.dtype, str]] = {
 """The dtypes that a Kernel can load, compute and store, with the names that IRs print."""
 
 KERNEL_DTYPES: Final[frozenset[torch.dtype]] = frozenset(SHORT_NAMES)
+
+FLOAT8: Final[frozenset[torch.dtype]] = frozenset({torch.float8_e4m3fn, torch.float8_e5m2})
+"""Kernels can load these and convert them to float32, where matrix products take them; nothing else."""
 
 FLOATING: Final[frozenset[torch.dtype]] = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 

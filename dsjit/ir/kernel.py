@@ -13,21 +13,22 @@ blocks after it, which is how softmax or layer norm is one Kernel: the row stays
              | r = in_range Index low high                          low <= Index < high, as bool
              | r = op(args...) : dtype                              a row of `ir.scalar.SCALAR_OPS`
              | r = cast a : dtype
-             | r = reduce kind a (at Index)? : dtype                over the block's axes
+             | r = reduce kind a (at Index)? (over axis*)? : dtype  over the block's axes, or over some of them
              | store param[Index] = a
     Index  ::= offset + sum(axis * coefficient)                     in elements of the buffer, or plain numbers
     Size   ::= int | SizeParam                                      extents, offsets, coefficients, bounds
 
 Scoping: a result defined in a block without axes is visible to every later statement of the Kernel. A result
 defined in a block with axes is visible to later statements of that block only; the result of a `Reduce` becomes
-visible after its block, and nowhere inside it. Statements may use the outer axes and their own block's axes.
+visible after its block, and nowhere inside it; where it combines only some of the axes, to the statements of later
+blocks that loop over the others. Statements may use the outer axes and their own block's axes.
 
 Sizes: a Kernel for many shapes takes some of its integers as parameters. `bind_sizes` gives the Kernel for one shape,
 which is what the other one means there.
 
-Numbers: `float16` and `bfloat16` values can be loaded, stored and cast only; every scalar op works in float32,
-float64, an integer dtype or bool. There is no implicit conversion, no contraction and no reassociation, except
-that the order in which `Reduce` combines elements is unspecified.
+Numbers: `float16` and `bfloat16` values can be loaded, stored and cast only, and float8 ones loaded and cast; every
+scalar op works in float32, float64, an integer dtype or bool. There is no implicit conversion, no contraction and no
+reassociation, except that the order in which `Reduce` combines elements is unspecified.
 
 The Python interpreter (`codegen.interpreter`) is the definition of what a Kernel means.
 """
@@ -215,6 +216,8 @@ class Reduce:
         first extreme element, as int64; a NaN is more extreme than any number.
     matrix: of a sum whose operand is a product of two floats, in float32: it is an element of a matrix product, and may
         be added up as libraries of such products do, with fused multiply-adds, in any order.
+    over: the axes of the block that are combined, where these are not all: the result then has an element for each
+        point of the others. Over none, it is the operand, kept for later blocks. Of sums alone, as attention has them.
     """
 
     result: str
@@ -224,6 +227,7 @@ class Reduce:
     index: Index | None = None
     source: Source | None = None
     matrix: MatrixPrecision | None = None
+    over: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

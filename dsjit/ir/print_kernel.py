@@ -68,6 +68,7 @@ def _statement(statement: Stmt) -> str:
         case Reduce():
             at = f", at={statement.index}" if statement.index is not None else ""
             unit = f", matrix={statement.matrix!r}" if statement.matrix is not None else ""
-            return f"{statement.result} = reduce_{statement.kind}({statement.arg}{at}{unit})"
+            over = f", over=({', '.join(statement.over)})" if statement.over is not None else ""
+            return f"{statement.result} = reduce_{statement.kind}({statement.arg}{at}{unit}{over})"
         case Store():
             return f"{statement.param}[{statement.index}] = {statement.arg}"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 
 from dsjit.errors import VerificationError
-from dsjit.ir.dtypes import KERNEL_DTYPES, is_integral
+from dsjit.ir.dtypes import FLOAT8, KERNEL_DTYPES, is_integral
 from dsjit.ir.kernel import (
     Apply,
     Axis,
@@ -44,6 +44,7 @@ class _Checker:
         self.params: dict[str, Param] = {}
         self.defined: set[str] = set()
         self.outer = {axis.name for axis in kernel.outer}
+        self.kept: dict[str, tuple[frozenset[str], torch.dtype]] = {}
 
     def fail(self, message: str) -> VerificationError:
         return VerificationError(f"kernel {self.kernel.name}: {message}")
@@ -52,7 +53,7 @@ class _Checker:
         for param in self.kernel.params:
             if param.name in self.params:
                 raise self.fail(f"param {param.name} is declared twice")
-            if param.dtype not in KERNEL_DTYPES:
+            if param.dtype not in KERNEL_DTYPES and not (param.dtype in FLOAT8 and param.access == "read"):
                 raise self.fail(f"param {param.name} has dtype {param.dtype}, which kernels cannot hold")
             if param.access not in ("read", "write", "readwrite"):
                 raise self.fail(f"param {param.name} has access {param.access!r}")
@@ -87,8 +88,10 @@ class _Checker:
             raise self.fail(f"vector_axis {name} is not the last axis of every block with axes")
 
     def check_block(self, block: Block, visible: dict[str, torch.dtype]) -> None:
-        scope = dict(visible)
-        axes = self.outer | {axis.name for axis in block.axes}
+        own = {axis.name for axis in block.axes}
+        kept = {name: dtype for name, (axes, dtype) in self.kept.items() if axes <= own}
+        scope = {**visible, **kept}
+        axes = self.outer | own
         reduced: dict[str, torch.dtype] = {}
         for statement in block.body:
             dtype = self.check_statement(statement, scope, axes, block)
@@ -98,7 +101,9 @@ class _Checker:
             if name in self.defined:
                 raise self.fail(f"{name} is defined twice: {statement}")
             self.defined.add(name)
-            if isinstance(statement, Reduce):
+            if isinstance(statement, Reduce) and statement.over is not None:
+                self.kept[name] = frozenset(own.difference(statement.over)), dtype
+            elif isinstance(statement, Reduce):
                 reduced[name] = dtype
             else:
                 scope[name] = dtype
@@ -192,6 +197,11 @@ class _Checker:
 
     def check_reduce(self, statement: Reduce, arg: torch.dtype, block: Block) -> torch.dtype:
         kind = statement.kind
+        if statement.over is not None:
+            if kind != "sum":
+                raise self.fail(f"{kind} combines all axes of the block: {statement}")
+            if not {axis.name for axis in block.axes} > set(statement.over):
+                raise self.fail(f"combines axes that are not some of the block's: {statement}")
         picks_index = kind in ("argmax", "argmin")
         if picks_index != (statement.index is not None):
             raise self.fail(f"{kind} {'needs' if picks_index else 'takes no'} index: {statement}")

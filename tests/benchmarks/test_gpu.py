@@ -2,15 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import dsjit
-from benchmarks.gpu import CONTENDERS, WORKLOADS, Measured, Workload, main, measure_all, table, with_figures
+from benchmarks.gpu import (
+    CONTENDERS,
+    SDPA,
+    SLOWEST,
+    WORKLOADS,
+    Bench,
+    Measured,
+    Workload,
+    main,
+    measure_all,
+    table,
+    with_figures,
+)
+from tests.codegen.triton.machines import ClockEvent
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, and it would be measured")
@@ -19,10 +34,22 @@ def test_without_a_gpu_it_says_so_and_fails(capsys: pytest.CaptureFixture[str]) 
     assert "no CUDA device" in capsys.readouterr().err
 
 
+def small(workload: Workload) -> Workload:
+    """Of the same form, with small sizes."""
+    if "decoder" in workload.name:
+        (batch, length, _), dtype = workload.inputs[0]
+        width, inner = 128, 48
+        shapes = ((min(batch, 2), min(length, 16), width), (3 * width, width), (width, width), (inner, width),
+                  (inner, width), (width, inner))  # fmt: skip
+        return replace(workload, inputs=tuple([(shape, dtype) for shape in shapes]))
+    return replace(
+        workload, inputs=tuple([(tuple(min(n, 16) for n in shape), dtype) for shape, dtype in workload.inputs])
+    )
+
+
 @pytest.mark.parametrize("workload", WORKLOADS, ids=lambda workload: workload.name)
 def test_a_workload_is_captured_as_one_graph(workload: Workload) -> None:
-    inputs = tuple([(tuple(min(n, 16) for n in shape), dtype) for shape, dtype in workload.inputs])
-    arguments = replace(workload, inputs=inputs).arguments(torch.device("cpu"))
+    arguments = small(workload).arguments(torch.device("cpu"))
     jitted = dsjit.jit(workload.program, fullgraph=True)
     jitted(*arguments)
     torch.testing.assert_close(
@@ -34,30 +61,89 @@ def test_the_table_gives_ratios_to_dsjit() -> None:
     measured = Measured(
         "softmax",
         cold_s={"dsjit": 0.5, "torch.compile": 2.0},
-        warm_us={"dsjit": 10.0, "eager": 25.0},
+        warm_us={"dsjit": 10.0, "eager": 25.0, "SDPA, flash": 9.0, "SDPA, cuDNN": 8.0},
         bandwidth={"dsjit": 0.914},
     )
     failed = Measured("other", failures={"dsjit": "BackendError: no"})
     rows = table([measured, failed]).splitlines()
-    assert rows[2] == "| softmax | yes | 10.0 | 2.50 | - | - | - | 0.25 | 91% |"
-    assert rows[3] == "| other | NO | - | - | - | - | - | - | - |"
+    assert rows[2] == "| softmax | yes | 10.0 | 2.50 | - | - | - | - | 0.80 | 0.25 | 91% |"
+    assert rows[3] == "| other | NO | - | - | - | - | - | - | - | - | - |"
 
 
-def test_nothing_is_begun_when_the_time_is_over() -> None:
-    begun: list[tuple[str, tuple[str, ...]]] = []
+@dataclass(frozen=True)
+class FakeGpu:
+    """The CPU, by its clock."""
 
-    def run(workload: Workload, contenders: Sequence[str], found: Measured) -> None:
-        begun.append((workload.name, tuple(contenders)))
-        found.warm_us |= dict.fromkeys(contenders, 1.0)
+    name: str = "no GPU"
 
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu")
+
+    def event(self) -> ClockEvent:
+        return ClockEvent()
+
+    def synchronize(self) -> None: ...
+
+
+def refuse(program: Callable[..., Any]) -> Callable[..., Any]:
+    raise RuntimeError("no such mode here\nat all")
+
+
+FAKES: dict[str, Callable[[Callable[..., Any]], Callable[..., Any]]] = {
+    "eager": lambda program: program,
+    "dsjit": lambda program: dsjit.jit(program, backend="triton-interpret", fullgraph=True),
+    "dsjit, measured": lambda program: dsjit.jit(program, fullgraph=True),
+    "torch.compile": lambda program: program,
+    SLOWEST: refuse,
+}
+
+
+def test_the_whole_run_without_a_gpu(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("softmax", "column sum", "linear and gelu, bfloat16", "causal attention, bfloat16")
+    workloads = [small(each) for each in WORKLOADS if each.name in names]
+    file, page = tmp_path / "gpu.json", tmp_path / "page.md"
+    page.write_text("<!-- figures -->\n<!-- end of figures -->\n", encoding="utf-8")
+    arguments = ["--quick", "--json", str(file), "--page", str(page)]
+    assert main(arguments, FakeGpu(), FAKES, workloads, 1 << 16) == 0
+    data = json.loads(file.read_text(encoding="utf-8"))
+    assert [each["name"] for each in data["workloads"]] == [each.name for each in workloads]
+    for each in data["workloads"]:
+        assert each["correct"] and set(each["cold_s"]) == set(FAKES) - {SLOWEST}
+        assert set(each["warm_us"]) >= set(FAKES) - {SLOWEST}
+        assert each["failures"][SLOWEST] == "RuntimeError: no such mode here"
+        assert bool(each["bandwidth"]) == (each["name"] in ("softmax", "column sum"))
+    assert set(data["workloads"][-1]["warm_us"]) & set(SDPA)
+    told = capsys.readouterr()
+    assert "| softmax | yes |" in told.out and told.out.strip() in page.read_text(encoding="utf-8")
+
+
+def test_a_wrong_result_fails_the_run() -> None:
+    fakes = {"eager": FAKES["eager"], "dsjit": lambda program: lambda *arguments: program(*arguments) + 1}
+    assert main(["--quick"], FakeGpu(), fakes, [small(WORKLOADS[2])], 1 << 16) == 1
+
+
+def test_results_are_compared_first_and_nothing_is_begun_when_the_time_is_over() -> None:
+    @dataclass
+    class Noting(Bench):
+        def __post_init__(self) -> None:
+            begun.clear()
+
+        def check(self, workload: Workload, found: Measured) -> None:
+            begun.append((workload.name, "check"))
+
+        def measure(self, workload: Workload, names: Sequence[str], found: Measured) -> None:
+            begun.append((workload.name, SLOWEST if SLOWEST in names else "measure"))
+            found.warm_us |= dict.fromkeys(names, 1.0)
+
+    begun: list[tuple[str, str]] = []
     two = WORKLOADS[:2]
     names = [workload.name for workload in two]
-    found = measure_all(two, 60.0, run)
-    assert [name for name, _ in begun] == [*names, *names]
-    assert "max-autotune" in begun[-1][1][-1] and not any("max-autotune" in name for name in begun[0][1])
+    found = measure_all(two, 60.0, Noting(FakeGpu(), CONTENDERS, 1, 1.0))
+    assert begun == [(name, step) for step in ("check", "measure", SLOWEST) for name in names]
     assert not found[0].failures
-    late = measure_all(two, 0.0, run)
-    assert len(begun) == 4 and set(late[0].failures) == set(CONTENDERS)
+    late = measure_all(two, 0.0, Noting(FakeGpu(), CONTENDERS, 1, 1.0))
+    assert not begun and set(late[0].failures) == set(CONTENDERS)
 
 
 def test_figures_replace_those_that_a_page_has() -> None:

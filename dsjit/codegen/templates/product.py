@@ -31,6 +31,7 @@ from dsjit.fusion.affine import Affine, NotAffine, linearize
 from dsjit.fusion.lower import FusedKernel, kernel_name
 from dsjit.fusion.planner import LibraryUnit
 from dsjit.fusion.views import Views
+from dsjit.ir.dtypes import FLOAT8
 from dsjit.ir.graph import Node, Value
 from dsjit.ir.kernel import (
     Apply,
@@ -48,12 +49,13 @@ from dsjit.ir.kernel import (
     Store,
     known,
 )
+from dsjit.ops.binding import bind
 
-__all__ = ["PRODUCT_OPS", "FusedProduct", "fuse_products", "matrix_precision"]
+__all__ = ["PRODUCT_OPS", "FusedProduct", "cut_axes", "fuse_products", "matrix_precision"]
 
 aten = torch.ops.aten
 
-PRODUCT_OPS: Final = frozenset({aten.mm.default, aten.bmm.default, aten.addmm.default})
+PRODUCT_OPS: Final = frozenset({aten.mm.default, aten.bmm.default, aten.addmm.default, aten._scaled_mm.default})
 _DTYPES: Final = frozenset({torch.float32, torch.bfloat16, torch.float16})
 _DEPTH: Final = "k"
 """The axis of the sum."""
@@ -77,6 +79,20 @@ class FusedProduct:
     def kernels(self) -> tuple[FusedKernel, ...]:
         """What is a Kernel already."""
         return (*self.makers, self.follower) if self.follower is not None else self.makers
+
+    @property
+    def node(self) -> Node:
+        """The product."""
+        return self.library.node
+
+    @property
+    def replaced(self) -> tuple[Unit, ...]:
+        """What the Kernel would stand for."""
+        return (self.library, *self.kernels)
+
+    @property
+    def replacing(self) -> tuple[FusedKernel, ...]:
+        return (self.fused,)
 
 
 def matrix_precision(fast: bool) -> MatrixPrecision:
@@ -133,6 +149,7 @@ class _Product:
     """`out = left @ right`, or with a bias (rows and columns of which may be the same all over: then its stride is 0).
 
     sizes: batch, rows, columns, depth. makers: by side, the Kernel whose element is computed where it is read.
+    scales: what the sum is multiplied by, in float32, each laid out as a bias is. operand: the dtype of both operands.
     """
 
     node: Node
@@ -143,11 +160,15 @@ class _Product:
     beta: float
     sizes: tuple[int, int, int, int]
     precision: MatrixPrecision
+    operand: torch.dtype
+    scales: tuple[Matrix, ...] = ()
     makers: Mapping[str, FusedKernel] = field(default_factory=dict)
 
     @staticmethod
     def of(node: Node, views: Views, precision: MatrixPrecision) -> _Product | None:
         """None for what is no product of dense floats."""
+        if node.op is aten._scaled_mm.default:
+            return _scaled_product(node, views, precision)
         out = node.output.type
         tensors = [arg for arg in node.args if isinstance(arg, Value)]
         if any(isinstance(arg, Value) for arg in node.kwargs.values()):
@@ -165,7 +186,7 @@ class _Product:
             return None
         alpha, beta = (float(node.kwargs.get(name, 1)) for name in ("alpha", "beta"))
         sizes = (lead[0] if lead else 1, rows, columns, depth)
-        return _Product(node, left, right, bias, alpha, beta, sizes, precision)
+        return _Product(node, left, right, bias, alpha, beta, sizes, precision, out.dtype)
 
     def with_prologues(self, makers: Sequence[FusedKernel]) -> _Product:
         """With those of `makers` computed where they are read that are maps of as many bytes as they make, or fewer:
@@ -261,11 +282,15 @@ class _Product:
                 continue
             place = self._place(across, index)
             terms = (*place.terms, (_DEPTH, stride)) if stride else place.terms
-            body.append(Load(f"p_{side}", _param(matrix.base), Index(place.offset, terms), dtype))
+            body.append(Load(f"p_{side}", _param(matrix.base), Index(place.offset, terms), self.operand))
             body.append(Cast(f"p_{side}_wide", f"p_{side}", torch.float32))
         body.append(Apply("p_product", "mul", ("p_left_wide", "p_right_wide"), torch.float32, source))
         body.append(Reduce("p_sum", "sum", "p_product", torch.float32, None, source, self.precision))
         result = self._scaled(body, "p_sum", self.alpha)
+        for number, scale in enumerate(self.scales):
+            body.append(Load(f"p_scale{number}", _param(scale.base), self._place(scale, index), torch.float32))
+            body.append(Apply(f"p_by{number}", "mul", (result, f"p_scale{number}"), torch.float32, source))
+            result = f"p_by{number}"
         if self.bias is not None and self.beta:
             body.append(Load("p_bias", _param(self.bias.base), self._place(self.bias, index), dtype))
             body.append(Cast("p_bias_wide", "p_bias", torch.float32))
@@ -307,6 +332,7 @@ class _Product:
         sides = {"left": self.left, "right": self.right}
         read = [matrix.base for side, matrix in sides.items() if side not in self.makers]
         read += [value for maker in self.makers.values() for value in maker.reads]
+        read += [scale.base for scale in self.scales]
         read += [self.bias.base] if self.bias is not None and self.beta else []
         for value in read:
             if value not in params:
@@ -334,6 +360,31 @@ def _bias(value: Value, views: Views) -> Matrix | None:
     return replace(where, row=row, column=column)
 
 
+def _scaled_product(node: Node, views: Views, precision: MatrixPrecision) -> _Product | None:
+    """Of float8, scaled as a whole or by rows and columns: `(left @ right) * scale_a * scale_b + bias`."""
+    bound, out = bind(node), node.output.type
+    left, right = (matrix_of(bound[name], views) for name in ("self", "mat2"))
+    dtypes = {bound[name].type.dtype for name in ("self", "mat2")}
+    given = [bound["scale_a"], bound["scale_b"]]
+    (rows, depth), columns = bound["self"].type.shape, out.shape[1]
+    shapes = ((rows, 1), (1, columns))
+    fits = all(
+        scale.type.dtype is torch.float32 and (scale.type.numel == 1 or scale.type.shape == shape)
+        for scale, shape in zip(given, shapes, strict=True)
+    )
+    scales = [_bias(scale, views) for scale in given]
+    bias = None if bound["bias"] is None else _bias(bound["bias"], views)
+    if left is None or right is None or len(dtypes) > 1 or not dtypes <= FLOAT8 or not fits or None in scales:
+        return None
+    if bound["scale_result"] is not None or out.dtype not in _DTYPES or not out.is_contiguous or 0 in out.shape:
+        return None
+    if bound["bias"] is not None and (bias is None or bound["bias"].type.dtype is not out.dtype):
+        return None
+    sizes = (1, rows, columns, depth)
+    found = tuple([scale for scale in scales if scale is not None])
+    return _Product(node, left, right, bias, 1.0, 1.0, sizes, precision, dtypes.pop(), found)
+
+
 def _points(
     kernel: Kernel, param: str, sizes: tuple[int, int, int, int]
 ) -> tuple[tuple[Axis, ...], tuple[Stmt, ...], Index] | None:
@@ -345,7 +396,26 @@ def _points(
         return None
     axes = (*kernel.outer, *(inner.pop() if inner else ()))
     body = Block((), tuple([statement for block in kernel.blocks for statement in block.body]))
-    for boundary in (columns, rows * columns):
+    cut = cut_axes(axes, body, param, (columns, rows * columns))
+    if cut is None:
+        return None
+    axes, body, index = cut
+    expected = 1
+    for axis in sorted(axes, key=lambda axis: known(index.coefficient(axis.name))):
+        if known(axis.size) == 1:
+            continue
+        if index.coefficient(axis.name) != expected:
+            return None
+        expected *= known(axis.size)
+    return (axes, body.body, index) if expected == batch * rows * columns and index.offset == 0 else None
+
+
+def cut_axes(
+    axes: tuple[Axis, ...], body: Block, param: str, boundaries: Sequence[int]
+) -> tuple[tuple[Axis, ...], Block, Index] | None:
+    """The axes and the body of what touches each element of a dense buffer at one index, cut so that no axis steps over
+    one of `boundaries` in it; and that index. None where the index is not one, is masked, or cannot be cut there."""
+    for boundary in boundaries:
         found = [s for s in body.body if isinstance(s, Load | Store) and s.param == param]
         masked = any(isinstance(each, Load) and each.mask is not None for each in found)
         if len({each.index for each in found}) != 1 or masked:
@@ -357,14 +427,7 @@ def _points(
                     return None
                 axes, body = _split(axes, body, axis, boundary // step)
     index = next(s.index for s in body.body if isinstance(s, Load | Store) and s.param == param)
-    expected = 1
-    for axis in sorted(axes, key=lambda axis: known(index.coefficient(axis.name))):
-        if known(axis.size) == 1:
-            continue
-        if index.coefficient(axis.name) != expected:
-            return None
-        expected *= known(axis.size)
-    return (axes, body.body, index) if expected == batch * rows * columns and index.offset == 0 else None
+    return axes, body, index
 
 
 def _substitute(form: Index, axes: Mapping[str, Index]) -> Index:

@@ -8,20 +8,19 @@ statements, and there is no other definition of a template than what the Kernel 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import Final
 
 import torch
 
-from dsjit.codegen.nest import statement_index
+from dsjit.codegen.operands import axes_of, dtype_of, narrow_operand, operand_statements
 from dsjit.codegen.triton.emitter import KernelEmitter, Variable, identifier
 from dsjit.codegen.triton.indices import AxisVariable, size_text
 from dsjit.codegen.triton.layout import Layout
 from dsjit.codegen.triton.schedule import Schedule, Tile
 from dsjit.codegen.triton.source import KernelSource
-from dsjit.ir.kernel import Apply, Axis, Block, Cast, Kernel, Load, MatrixPrecision, Reduce, Stmt, Store, known
+from dsjit.ir.kernel import Apply, Axis, Block, Kernel, Load, MatrixPrecision, Reduce, Stmt, Store, known
 
 __all__ = ["Contraction", "ProductTile", "contraction_of", "emit_contraction"]
 
@@ -85,9 +84,9 @@ def contraction_of(kernel: Kernel) -> Contraction | None:
     product = made.get(reduce.arg)
     if not isinstance(product, Apply) or product.op != "mul":
         return None
-    left, right = (_needed(arg, made) for arg in product.args)
+    left, right = (operand_statements(arg, made) for arg in product.args)
     depth = first.axes[0]
-    left_axes, right_axes = _axes(left.values()), _axes(right.values())
+    left_axes, right_axes = axes_of(left.values()), axes_of(right.values())
     if depth.name not in left_axes & right_axes:
         return None
     sides: dict[str, list[Axis]] = {"batch": [], "rows": [], "columns": []}
@@ -96,61 +95,21 @@ def contraction_of(kernel: Kernel) -> Contraction | None:
         sides["batch" if shared else "rows" if axis.name in left_axes else "columns"].append(axis)
     if not sides["rows"] or not sides["columns"]:
         return None
-    names = [_narrow(arg, made) for arg in product.args]
-    dtypes = {_dtype(made[name]) for name in names}
+    names = [narrow_operand(arg, made) for arg in product.args]
+    dtypes = {dtype_of(made[name]) for name in names}
     if len(dtypes) > 1:
-        names, dtypes = list(product.args), {_dtype(made[arg]) for arg in product.args}
+        names, dtypes = list(product.args), {dtype_of(made[arg]) for arg in product.args}
     return Contraction(
         tuple(sides["batch"]),
         tuple(sides["rows"]),
         tuple(sides["columns"]),
         depth,
-        (tuple(_needed(names[0], made).values()), names[0]),
-        (tuple(_needed(names[1], made).values()), names[1]),
+        (tuple(operand_statements(names[0], made).values()), names[0]),
+        (tuple(operand_statements(names[1], made).values()), names[1]),
         reduce,
         tuple([statement for block in others for statement in block.body]),
         dtypes.pop(),
     )
-
-
-def _needed(name: str, made: Mapping[str, Stmt]) -> dict[str, Stmt]:
-    """The statements that a result depends on, itself included, in order."""
-    wanted, stack = {name}, [name]
-    while stack:
-        for arg in _operands(made[stack.pop()]):
-            if arg not in wanted:
-                wanted.add(arg)
-                stack.append(arg)
-    return {result: statement for result, statement in made.items() if result in wanted}
-
-
-def _operands(statement: Stmt) -> tuple[str, ...]:
-    match statement:
-        case Apply():
-            return statement.args
-        case Cast() | Reduce() | Store():
-            return (statement.arg,)
-        case Load():
-            return () if statement.mask is None else (statement.mask,)
-    return ()
-
-
-def _axes(statements: Iterable[Stmt]) -> set[str]:
-    indices = [statement_index(statement) for statement in statements]
-    return {axis for index in indices if index is not None for axis, _ in index.terms}
-
-
-def _narrow(name: str, made: Mapping[str, Stmt]) -> str:
-    """The operand before it was widened to float32, which matrix units do by themselves."""
-    statement = made[name]
-    if isinstance(statement, Cast) and _dtype(made[statement.arg]) in (torch.bfloat16, torch.float16):
-        return statement.arg
-    return name
-
-
-def _dtype(statement: Stmt) -> torch.dtype:
-    assert isinstance(statement, Load | Cast | Apply)
-    return statement.dtype
 
 
 def emit_contraction(

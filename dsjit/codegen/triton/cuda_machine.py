@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -17,7 +18,7 @@ from dsjit.codegen.triton.machine import GpuMachine
 from dsjit.codegen.triton.tuning import Run, Tuner
 from dsjit.ir.graph import TensorType
 
-__all__ = ["CudaMeter", "cuda_machine"]
+__all__ = ["CudaMeter", "CudaRecorder", "cuda_machine"]
 
 _VERSION: Final = 1
 """Of how candidates are measured: what an earlier version chose is forgotten."""
@@ -33,7 +34,20 @@ def cuda_machine(device: torch.device) -> GpuMachine:
     event = partial(torch.cuda.Event, enable_timing=True)
     kernels = GpuKernelCache(cuda_target(device), driver, compile_source)
     tuner = Tuner(CudaMeter(device, driver.version()), Choices(choices_file()))
-    return GpuMachine(device, kernels, partial(torch.cuda.device, device), stream, event, tuner)
+    return GpuMachine(device, kernels, partial(torch.cuda.device, device), stream, event, tuner, CudaRecorder())
+
+
+@dataclass(frozen=True, slots=True)
+class CudaRecorder:
+    """Records CUDA graphs, each with memory of its own."""
+
+    def record(self, run: Callable[[], list[torch.Tensor]]) -> tuple[torch.cuda.CUDAGraph, list[torch.Tensor]]:
+        """As `GraphRecorder.record`."""
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may allocate meanwhile.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            results = run()
+        return graph, results
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,9 @@ from dsjit.codegen.triton.contraction import contraction_of, emit_contraction
 from dsjit.codegen.triton.emitter import emit_kernel
 from dsjit.codegen.triton.product_tiles import product_tiles
 from dsjit.codegen.triton.source import KernelSource
+from dsjit.codegen.triton.stream import stream_of
+from dsjit.codegen.triton.stream_tiles import stream_tiles
+from dsjit.codegen.triton.streaming import emit_stream
 from dsjit.codegen.triton.target import TritonTarget
 from dsjit.ir.kernel import Kernel
 
@@ -17,6 +20,9 @@ def candidates(kernel: Kernel, target: TritonTarget) -> tuple[KernelSource, ...]
 
     The text depends on the arguments alone.
     """
+    stream = stream_of(kernel)
+    if stream is not None:
+        return tuple([emit_stream(kernel, stream, tile) for tile in stream_tiles(stream, target)])
     contraction = contraction_of(kernel)
     if contraction is None:
         return (emit_kernel(kernel, target.processors),)

@@ -22,6 +22,7 @@ from dsjit.codegen.triton.schedule import Schedule, Tile, needs_wide_index
 from dsjit.codegen.triton.source import KernelSource
 from dsjit.codegen.triton.spellings import HELPERS, SPELLINGS, helpers_of
 from dsjit.codegen.triton.types import TRITON_TYPES, literal, typed_number
+from dsjit.errors import BackendError
 from dsjit.ir.dtypes import is_floating
 from dsjit.ir.graph import UNKNOWN_SOURCE, Source
 from dsjit.ir.kernel import (
@@ -49,8 +50,10 @@ _INDENT: Final = "    "
 def emit_kernel(kernel: Kernel, processors: int, name: str | None = None) -> KernelSource:
     """The Triton source of a Kernel that `verify_kernel` accepts. processors: of the GPU, which tile sizes depend on.
 
-    The text depends on the arguments alone.
+    Raises BackendError for rows that are kept: `emit_stream` is for these. The text depends on the arguments alone.
     """
+    if any(isinstance(s, Reduce) and s.over is not None for block in kernel.blocks for s in block.body):
+        raise BackendError(f"{kernel.name} keeps rows in a form that no emitter knows")
     return KernelEmitter(kernel, Schedule.of(kernel, processors), name or identifier(kernel.name)).emit()
 
 

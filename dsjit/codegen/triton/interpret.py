@@ -25,12 +25,18 @@ from dsjit.codegen.interpreter import WIDE_UFUNCS
 from dsjit.codegen.triton.emitter import emit_kernel
 from dsjit.codegen.triton.function import load_function
 from dsjit.codegen.triton.source import KernelSource
+from dsjit.codegen.triton.stream import stream_of
+from dsjit.codegen.triton.streaming import StreamTile, emit_stream
 from dsjit.ir.kernel import Kernel
 
 __all__ = ["INTERPRETED_LIBDEVICE", "interpret_kernel", "interpret_source"]
 
 _PROCESSORS: Final = 1
 """Few programs of large tiles: each operation of the interpreter is one of NumPy, whatever its size."""
+
+_STREAM_TILE: Final = StreamTile(64, 64, 4, 1)
+
+_FLOAT8: Final = {tl.float8e4nv: torch.float8_e4m3fn, tl.float8e5: torch.float8_e5m2}
 
 _ONE_AT_A_TIME: Final = threading.RLock()
 
@@ -65,6 +71,9 @@ def interpret_source(
 
 @lru_cache(maxsize=512)
 def _emitted(kernel: Kernel) -> KernelSource:
+    stream = stream_of(kernel)
+    if stream is not None:
+        return emit_stream(kernel, stream, _STREAM_TILE)
     return emit_kernel(kernel, _PROCESSORS)
 
 
@@ -94,12 +103,21 @@ def _corrected() -> Iterator[None]:
     }
     vars(builder).update(corrections)
     reduce_ops.generic_reduce = _reduce_by_halves
+    patch_tensor = interpreter._patch_lang_tensor
+    interpreter._patch_lang_tensor = partial(_patch_tensor, patch_tensor)
     try:
         yield
     finally:
         for name in corrections:
             delattr(builder, name)
         reduce_ops.generic_reduce = generic
+        interpreter._patch_lang_tensor = patch_tensor
+
+
+def _patch_tensor(patch: Callable[[Any, Any], None], tensor: Any, scope: Any) -> None:
+    """The bounds of a loop are arrays of one element, which NumPy 2.4 does not take for numbers."""
+    patch(tensor, scope)
+    scope.set_attr(tensor, "__index__", lambda self: int(np.squeeze(self.handle.data)))
 
 
 def _cast(builder: Any, source: Any, type_: Any) -> Any:
@@ -118,12 +136,15 @@ def _splat(type_: Any, scalar: Any) -> Any:
 
 
 def _dot(a: Any, b: Any, d: Any, input_precision: Any, max_num_imprecise_acc: Any) -> Any:
-    """`InterpreterBuilder.create_dot`, of bfloat16's numbers, not their bits; products are exact, as in hardware."""
+    """`InterpreterBuilder.create_dot`, of the numbers of bfloat16 and float8, not their bits; products are exact."""
     left, right = (_numbers(operand) for operand in (a, b))
     return interpreter.TensorHandle(np.matmul(left, right, dtype=d.data.dtype) + d.data, d.dtype.scalar)
 
 
 def _numbers(operand: Any) -> np.ndarray[Any, Any]:
+    if operand.dtype.scalar in _FLOAT8:
+        bits = torch.from_numpy(np.ascontiguousarray(operand.data).view(np.uint8))
+        return bits.view(_FLOAT8[operand.dtype.scalar]).float().numpy()
     if operand.dtype.scalar == tl.bfloat16:
         bits = torch.from_numpy(np.ascontiguousarray(operand.data).view(np.int16))
         return bits.view(torch.bfloat16).float().numpy()

@@ -10,6 +10,7 @@ import torch
 
 from dsjit.codegen.triton.kernels import GpuKernelCache
 from dsjit.codegen.triton.program import DeviceEvent
+from dsjit.codegen.triton.replay import GraphRecorder
 from dsjit.codegen.triton.tuning import Tuner
 
 __all__ = ["GpuMachine"]
@@ -18,7 +19,7 @@ __all__ = ["GpuMachine"]
 @dataclass(frozen=True, slots=True)
 class GpuMachine:
     """kernels: those of the device. device_guard, current_stream, new_event: see `GpuProgram`. tuner: measures on the
-    device."""
+    device. recorder: see `ReplayedProgram`."""
 
     device: torch.device
     kernels: GpuKernelCache
@@ -26,3 +27,4 @@ class GpuMachine:
     current_stream: Callable[[], int]
     new_event: Callable[[], DeviceEvent]
     tuner: Tuner | None = None
+    recorder: GraphRecorder | None = None

@@ -13,6 +13,7 @@ import torch
 
 from dsjit.codegen.triton.contraction import Contraction, ProductTile
 from dsjit.codegen.triton.target import TritonTarget
+from dsjit.ir.dtypes import FLOAT8
 
 __all__ = ["product_tiles", "shared_bytes"]
 
@@ -52,7 +53,8 @@ def product_tiles(contraction: Contraction, target: TritonTarget) -> tuple[Produ
             if shared_bytes(tile, contraction) <= target.shared_bytes and _is_worth(tile, contraction):
                 found.append(tile)
     found.sort(key=lambda tile: _clocks(tile, contraction, target, scalar))
-    return tuple(found[:_CHOICES]) or (ProductTile(16, 16, 16, 1, 1),)
+    # Instructions for float8 add up 32 products at a time.
+    return tuple(found[:_CHOICES]) or (ProductTile(16, 16, 32 if contraction.operand in FLOAT8 else 16, 1, 1),)
 
 
 def shared_bytes(tile: ProductTile, contraction: Contraction) -> int:

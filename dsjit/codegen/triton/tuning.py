@@ -9,10 +9,12 @@ from typing import Final, Protocol, TypeAlias
 
 import torch
 
+from dsjit.codegen.templates.attention import FusedAttention
 from dsjit.codegen.templates.product import FusedProduct
 from dsjit.codegen.triton.choices import Choices
 from dsjit.errors import BackendError
 from dsjit.fusion.lower import FusedKernel
+from dsjit.fusion.planner import LibraryUnit
 from dsjit.ir.graph import Arg, TensorType, Value, map_values
 from dsjit.ir.kernel import Kernel
 
@@ -75,9 +77,12 @@ class Tuner:
         return best
 
 
-def saves_traffic(choice: FusedProduct) -> bool:
+def saves_traffic(choice: FusedProduct | FusedAttention) -> bool:
     """Without measuring: a product becomes a Kernel when something is fused with it that had to pass through memory,
-    and matrix units do it, which libraries of exact float32 products can do without."""
+    and matrix units do it, which libraries of exact float32 products can do without; attention does where it is written
+    out, or has a mask."""
+    if isinstance(choice, FusedAttention):
+        return choice.saves_traffic
     (loop, *_) = choice.fused.kernel.blocks
     exact = getattr(loop.body[-1], "matrix", None) == "exact"
     return bool(choice.kernels) and not (exact and choice.library.node.output.type.dtype is torch.float32)
@@ -91,10 +96,10 @@ class Kernels(Protocol):
     def texts(self, kernel: Kernel) -> tuple[str, ...]: ...
 
 
-def measured_preference(tuner: Tuner, kernels: Kernels, fast: bool) -> Callable[[FusedProduct], bool]:
-    """Whether the Kernel is faster than the library's product and what follows it."""
+def measured_preference(tuner: Tuner, kernels: Kernels, fast: bool) -> Callable[[FusedProduct | FusedAttention], bool]:
+    """Whether the Kernels are faster than what they would stand for."""
 
-    def prefers(choice: FusedProduct) -> bool:
+    def prefers(choice: FusedProduct | FusedAttention) -> bool:
         tensors: dict[Value, torch.Tensor] = {}
 
         def tensor(value: Value) -> torch.Tensor:
@@ -106,23 +111,33 @@ def measured_preference(tuner: Tuner, kernels: Kernels, fast: bool) -> Callable[
             params = zip(fused.kernel.params, fused.values, strict=True)
             return kernels.trial(fused.kernel, fast, {param.name: tensor(value) for param, value in params})
 
-        def library() -> Run:
-            node = choice.library.node
+        def call(unit: LibraryUnit) -> Run:
+            node = unit.node
             args = [_filled(arg, tensor) for arg in node.args]
             keywords = {name: _filled(arg, tensor) for name, arg in node.kwargs.items()}
-            others = [kernel(unit) for unit in choice.kernels]
+            return lambda: node.op(*args, **keywords)
 
-            def run() -> None:
-                node.op(*args, **keywords)
-                for each in others:
-                    each()
+        def library() -> Run:
+            units = choice.replaced
+            return _in_a_row([kernel(unit) if isinstance(unit, FusedKernel) else call(unit) for unit in units])
 
-            return run
-
-        what = ("library or kernel", str(choice.library.node.op), *kernels.texts(choice.fused.kernel))
-        return tuner.best(what, (library, lambda: kernel(choice.fused))) == 1
+        ops = [str(unit.node.op) for unit in choice.replaced if isinstance(unit, LibraryUnit)]
+        what = ("library or kernel", *ops, *[text for each in choice.replacing for text in kernels.texts(each.kernel)])
+        runs = (library, lambda: _in_a_row([kernel(fused) for fused in choice.replacing]))
+        return tuner.best(what, runs) == 1
 
     return prefers
+
+
+def _in_a_row(runs: Sequence[Run]) -> Run:
+    if len(runs) == 1:
+        return runs[0]
+
+    def run() -> None:
+        for each in runs:
+            each()
+
+    return run
 
 
 def _filled(arg: Arg, tensor: Callable[[Value], torch.Tensor]) -> Arg:

@@ -7,7 +7,7 @@ from typing import Final
 
 import torch
 
-from dsjit.ir.dtypes import is_floating
+from dsjit.ir.dtypes import FLOAT8, is_floating
 
 __all__ = ["POINTER_TYPES", "TRITON_TYPES", "literal", "typed_number"]
 
@@ -22,6 +22,8 @@ TRITON_TYPES: Final[dict[torch.dtype, str]] = {
     torch.int8: "tl.int8",
     torch.uint8: "tl.uint8",
     torch.bool: "tl.int1",
+    torch.float8_e4m3fn: "tl.float8e4nv",
+    torch.float8_e5m2: "tl.float8e5",
 }
 
 POINTER_TYPES: Final[dict[torch.dtype, str]] = {
@@ -35,6 +37,8 @@ POINTER_TYPES: Final[dict[torch.dtype, str]] = {
     torch.int8: "*i8",
     torch.uint8: "*u8",
     torch.bool: "*i1",
+    torch.float8_e4m3fn: "*fp8e4nv",
+    torch.float8_e5m2: "*fp8e5",
 }
 """Of a buffer, in the signature that a kernel is compiled for."""
 
@@ -43,7 +47,7 @@ def literal(value: float | int | bool, dtype: torch.dtype) -> str:
     """`value` as Python writes a number of this kind. Triton may lose the sign of a zero; `typed_number` keeps it."""
     if dtype is torch.bool:
         return str(bool(value))
-    if not is_floating(dtype):
+    if not is_floating(dtype) and dtype not in FLOAT8:
         return str(int(value))
     number = float(value)
     return repr(number) if math.isfinite(number) else f'float("{number}")'

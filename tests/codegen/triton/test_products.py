@@ -195,6 +195,43 @@ def test_what_makes_an_operand_of_more_bytes_than_it_has_is_a_kernel_of_its_own(
     assert len(units) == 2
 
 
+def scaled(x: torch.Tensor, w: torch.Tensor, scale_a: torch.Tensor, scale_b: torch.Tensor) -> torch.Tensor:
+    return torch._scaled_mm(x, w.t(), scale_a, scale_b, out_dtype=bf16).relu()
+
+
+def scaled_bias(
+    x: torch.Tensor, w: torch.Tensor, scale_a: torch.Tensor, scale_b: torch.Tensor, bias: torch.Tensor
+) -> torch.Tensor:
+    return torch._scaled_mm(x, w.t(), scale_a, scale_b, bias, out_dtype=bf16)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("by_rows", [False, True])
+@pytest.mark.parametrize("function", [scaled, scaled_bias])
+def test_products_of_float8_are_scaled(function: Function, by_rows: bool, dtype: torch.dtype) -> None:
+    x, w = (each.to(dtype) for each in drawn(((16, 48), (32, 48)), f32))
+    scales = drawn(((16, 1), (1, 32)), f32) if by_rows else (torch.tensor(0.5), torch.tensor(0.25))
+    bias = drawn(((32,),), bf16) if function is scaled_bias else ()
+    fused, buffers, result = kernel_of(function, (x, w, *scales, *bias))
+    exact = (x.double() @ w.double().t()) * scales[0] * scales[1]
+    exact = exact + bias[0].double() if bias else exact.relu()
+    run_kernel(fused.kernel, buffers)
+    close(result, exact, bf16)
+    result.zero_()
+    interpret_source(candidates(fused.kernel, H100)[0], buffers)
+    close(result, exact, bf16)
+
+
+@pytest.mark.parametrize("target", ["cuda:sm_90", "cuda:sm_100"])
+def test_products_of_float8_use_its_instructions(target: str) -> None:
+    x, w = (each.to(torch.float8_e4m3fn) for each in drawn(((256, 256), (256, 256)), f32))
+    fused, _, _ = kernel_of(scaled, (x, w, torch.tensor(0.5), torch.tensor(0.25)))
+    chosen = TritonTarget.parse(target)
+    code = compile_source(candidates(fused.kernel, chosen)[0], chosen)
+    assert resources(code).spills == 0
+    assert ".e4m3" in code.assembly or "f8f6f4" in code.assembly
+
+
 @pytest.mark.parametrize("target", ["cuda:sm_80", "cuda:sm_90", "cuda:sm_100", "hip:gfx942"])
 @pytest.mark.parametrize(("dtype", "precision"), [(bf16, "exact"), (f32, "tf32"), (f32, "exact")])
 def test_the_best_candidate_fits_the_target(target: str, dtype: torch.dtype, precision: MatrixPrecision) -> None:
