@@ -32,8 +32,11 @@ __all__ = ["main", "measure", "peak_of_step", "saved_bytes"]
 
 Step: TypeAlias = Callable[..., Tensor]
 
-SHARES: Final = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5)
-"""Budgets, of the peak when nothing is computed again; the smallest budget that works comes last."""
+POINTS: Final = 4
+"""Budgets of a curve, below what is taken when nothing is computed again; the smallest budget that works comes last."""
+
+DEEPEST: Final = 0.25
+"""Of eager's activations: down to there, besides the gradients, the curve is to go."""
 
 UNLIMITED: Final = 2**62
 
@@ -50,7 +53,8 @@ class Workload:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Bytes; `slower` is the time of a step over that without a budget. segments, recomputed: see `TrainingMemory`."""
+    """Bytes; `slower` is the time of a step over that without a budget. segments, recomputed: see `TrainingMemory`.
+    planning, compiling: seconds, to find the plan, and for the rest of the compiler."""
 
     budget: int
     predicted: int
@@ -59,6 +63,8 @@ class Row:
     segments: int
     recomputed: int
     slower: float
+    planning: float
+    compiling: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,16 +160,23 @@ def _seconds(model: nn.Module, arguments: Sequence[Tensor], step: Step) -> float
     return time.perf_counter() - begin
 
 
-def measure(workload: Workload, rounds: int, shares: Sequence[float] = SHARES) -> Curve:
-    """The curve of one workload; rounds: timed steps of each kind."""
+def measure(workload: Workload, rounds: int, points: int = POINTS, tell: Callable[[str], None] = print) -> Curve:
+    """The curve of one workload. rounds: timed steps of each kind. tell: is told how far it is.
+
+    Budgets go in equal steps from what is taken without one down to a quarter of eager's activations, and the
+    gradients; the last is the smallest that works.
+    """
     torch.manual_seed(0)
     model, arguments, step = workload.make()
     activations = saved_bytes(model, arguments, step)
     eager = peak_of_step(model, arguments, step)
+    tell(f"{workload.title}: eager takes {eager / MIB:.0f} MiB")
     plain = dsjit.jit(step)
     for _ in range(2):  # traced, then run once with all that is kept held
         _seconds(model, arguments, plain)
     without = _compiled_peak(model, arguments, plain)
+    tell(f"without a budget: {without / MIB:.0f} MiB")
+    gradients = sum(parameter.nbytes for parameter in model.parameters())
     rows: list[Row] = []
     budgets: list[int] = [UNLIMITED]
     while budgets:
@@ -174,18 +187,28 @@ def measure(workload: Workload, rounds: int, shares: Sequence[float] = SHARES) -
         except dsjit.MemoryBudgetError as refused:
             found = re.search(r"use memory_budget=(\d+)", str(refused))
             assert found is not None
+            tell(f"{budget / MIB:.0f} MiB are refused")
             budgets = [int(found[1])]  # whatever is smaller is refused, too
             continue
-        memory = dsjit.explain(limited)(model, *arguments).training
+        explanation = dsjit.explain(limited)(model, *arguments)
+        memory, seconds = explanation.training, explanation.compile_seconds
         assert memory is not None
         measured = _compiled_peak(model, arguments, limited)
         times = [(_seconds(model, arguments, limited), _seconds(model, arguments, plain)) for _ in range(rounds)]
         slower = statistics.median(limited_time / plain_time for limited_time, plain_time in times)
-        rows.append(Row(budget, memory.peak, measured, memory.kept, memory.segments, memory.recomputed, slower))
+        planning = seconds.pop("memory_plan")
+        row = Row(
+            budget, memory.peak, measured, memory.kept, memory.segments, memory.recomputed, slower, planning,
+            sum(seconds.values()),
+        )  # fmt: skip
+        rows.append(row)
+        tell(f"budget {memory.peak / MIB:.0f} MiB: {measured / MIB:.0f} MiB, planned in {planning:.1f} s")
         if budget == UNLIMITED:
-            budgets = [int(share * memory.peak) for share in shares]
-    gradients = sum(parameter.nbytes for parameter in model.parameters())
-    return Curve(workload.title, activations, gradients, eager, without, tuple(rows[1:]))
+            deepest = gradients + int(DEEPEST * activations)
+            step_down = max(memory.peak - deepest, 0) / points
+            budgets = [int(memory.peak - number * step_down) for number in range(1, points + 1) if step_down]
+            budgets.append(1)
+    return Curve(workload.title, activations, gradients, eager, without, tuple(rows))
 
 
 def table(curve: Curve) -> Table:
@@ -195,17 +218,29 @@ def table(curve: Curve) -> Table:
         f"peak of a step: eager {curve.eager / MIB:.0f} MiB, dsjit without a budget {curve.plain / MIB:.0f} MiB"
     )
     found = Table(title=title, title_justify="left")
-    for heading in ("budget", "predicted", "measured", "off by", "kept", "beyond gradients", "again", "step time"):
+    for heading in (
+        "budget",
+        "predicted",
+        "measured",
+        "off by",
+        "kept",
+        "beyond gradients",
+        "again",
+        "step time",
+        "planning",
+    ):
         found.add_column(heading, justify="right")
     for row in curve.rows:
         kept, beyond = row.kept / curve.activations, (row.measured - curve.gradients) / curve.activations
         found.add_row(
-            *[f"{size / MIB:.0f}" for size in (row.budget, row.predicted, row.measured)],
+            "none" if row.budget == UNLIMITED else f"{row.budget / MIB:.0f}",
+            *[f"{size / MIB:.0f}" for size in (row.predicted, row.measured)],
             f"{row.predicted / row.measured - 1:+.1%}",
             f"{kept:.0%}",
             f"{beyond:.0%}",
             f"{row.recomputed} of {row.segments}",
             f"{row.slower:.2f}x",
+            f"{row.planning:.1f} s",
         )
     return found
 
@@ -215,14 +250,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.memory", description=__doc__)
     parser.add_argument("--only", choices=list(WORKLOADS), action="append", help="one of the workloads")
     parser.add_argument("--rounds", type=int, default=3, help="timed steps of each kind (default 3)")
-    parser.add_argument("--shares", type=float, nargs="+", default=SHARES, help="budgets, of the peak without one")
+    parser.add_argument("--points", type=int, default=POINTS, help=f"budgets of each curve (default {POINTS})")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch's threads")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     curves: list[Curve] = []
+    progress = Console(stderr=True)
     for name in options.only or WORKLOADS:
-        curves.append(measure(WORKLOADS[name], options.rounds, options.shares))
+        curves.append(measure(WORKLOADS[name], options.rounds, options.points, progress.log))
         Console(width=150).print(table(curves[-1]))
         if options.json:
             options.json.write_text(json.dumps([asdict(curve) for curve in curves], indent=2) + "\n")

@@ -99,6 +99,9 @@ def measure_steps(state: State) -> list[float]:
 def measure_memory(state: State) -> StepMemory:
     """What a warm step takes."""
     trainee = _trainee(state)
+    for _ in range(2):  # a step that finds no gradients may be one that was not compiled yet
+        trainee.clear_gradients()
+        trainee.step()
     trainee.clear_gradients()
     gc.collect()
     before = memory.live_bytes()

@@ -13,7 +13,7 @@ from typing import Final
 import torch
 
 from dsjit.api.checking import checked_program
-from dsjit.api.compile import Compilation, StageTimer, compile_graph, compile_template, predict_footprint
+from dsjit.api.compile import Compilation, Lowered, StageTimer, compile_graph, compile_template, lower_graph
 from dsjit.api.compile_gpu import compile_gpu_graph, gpu_of
 from dsjit.api.memory_budget import low_memory, offloadable, plan_training
 from dsjit.api.session import Session
@@ -21,7 +21,6 @@ from dsjit.api.stats import Counters
 from dsjit.api.trace_nodes import Runner, Step
 from dsjit.api.training import make_training
 from dsjit.api.training_groups import OpenTraining
-from dsjit.codegen.footprint import Footprint
 from dsjit.codegen.interpret import InterpretedProgram, KernelRunner
 from dsjit.codegen.interpreter import run_kernel
 from dsjit.codegen.low_memory import LowMemory
@@ -94,6 +93,7 @@ class Builder:
             simplified = replace(joint, graph=simple)
             directory = options.offload_dir
             memory = None
+            lowered: tuple[Lowered | None, Lowered | None] = (None, None)
             if budget is None:
                 with timer.stage("partition"):
                     halves = keep_channels_last(partition(simplified, checkpointed_nodes(simplified)))
@@ -101,10 +101,12 @@ class Builder:
                 ways = low_memory(halves, joint.results, stored, directory or "")
             else:
                 with timer.stage("memory_plan"):
-                    plan = plan_training(simplified, budget, self._predict, directory)
+                    plan = plan_training(simplified, budget, self._lower, directory)
                 halves, memory, ways = plan.partition, plan.memory, (plan.forward, plan.backward)
-            forward = self._graph(halves.forward, timer, ways[0])
-            training = make_training(simplified, halves, forward, self._backward, low_memory=ways[1], memory=memory)
+                lowered = plan.lowered
+            forward = self._graph(halves.forward, timer, ways[0], lowered[0])
+            backward = functools.partial(self._backward, lowered=lowered[1])
+            training = make_training(simplified, halves, forward, backward, low_memory=ways[1], memory=memory)
             session.trainings[structure] = training
         return Step(Segment(training.partition.forward, None), training.forward, training)
 
@@ -160,17 +162,28 @@ class Builder:
             ),
         )  # fmt: skip
 
-    def _backward(self, graph: Graph | GraphTemplate, low_memory: LowMemory | None) -> Compilation:
+    def _backward(
+        self, graph: Graph | GraphTemplate, low_memory: LowMemory | None, lowered: Lowered | None = None
+    ) -> Compilation:
+        """lowered: of the backward of all results."""
         assert isinstance(graph, Graph)
         with self.lock, no_collection():
-            return self._graph(graph, StageTimer(), low_memory)
+            known = lowered if lowered is not None and lowered.captured is graph else None
+            return self._graph(graph, StageTimer(), low_memory, known)
 
-    def _predict(self, graph: Graph) -> Callable[[LowMemory], Footprint]:
+    def _lower(self, graph: Graph) -> Lowered:
         gpu = gpu_of(graph) if self.options.backend == "triton" else None
         target = CPU_TARGET if gpu is None else gpu_target(gpu)
-        return predict_footprint(graph, self.options.numerics, target)
+        return lower_graph(graph, self.options.numerics, target, StageTimer())
 
-    def _graph(self, graph: Graph, timer: StageTimer, low_memory: LowMemory | None = None) -> Compilation:
+    def _graph(
+        self,
+        graph: Graph,
+        timer: StageTimer,
+        low_memory: LowMemory | None = None,
+        lowered: Lowered | None = None,
+    ) -> Compilation:
+        """lowered: for the CPU, of this Graph."""
         session, numerics = self.session, self.options.numerics
         gpu = gpu_of(graph) if self.options.backend == "triton" else None
         if gpu is not None:
@@ -192,7 +205,7 @@ class Builder:
         return self._found_or_made(
             (graph_structure(graph), low_memory),
             lambda dump: compile_graph(
-                graph, numerics, session.environment, session.kernels, timer, dump, session.fuel, low_memory
+                graph, numerics, session.environment, session.kernels, timer, dump, session.fuel, low_memory, lowered
             ),
         )
 

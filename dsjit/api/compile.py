@@ -7,10 +7,9 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 
 from dsjit.codegen.assemble import assemble, assemble_parts
-from dsjit.codegen.footprint import Footprint, footprint
+from dsjit.codegen.footprint import Footprint, Timeline, footprint, memory_timeline
 from dsjit.codegen.llvm.engine import CompiledKernel, KernelCache, Lookup
 from dsjit.codegen.llvm.executor import DeviceKernel
 from dsjit.codegen.llvm.templates.emit import Template
@@ -39,12 +38,13 @@ from dsjit.passes.pipeline import SIZED_PASSES, run_passes
 
 __all__ = [
     "Compilation",
+    "Lowered",
     "StageTimer",
     "compile_graph",
     "compile_part",
     "compile_template",
+    "lower_graph",
     "lower_units",
-    "predict_footprint",
     "print_stages",
 ]
 
@@ -95,6 +95,48 @@ class Compilation:
         return {work: code for work, code in self.compiled.items() if isinstance(work, FusedKernel)}
 
 
+@dataclass(frozen=True, slots=True)
+class Lowered:
+    """A Graph that went through passes, fusion and lowering; nothing is emitted yet. The fields are those of
+    `Compilation`; units: of fusion, kernels lowered."""
+
+    captured: Graph
+    optimized: Graph
+    plan: FusionPlan
+    units: tuple[FusedKernel | LibraryUnit, ...]
+    steps: tuple[Step, ...]
+    native: Mapping[Node, NativePlan]
+
+    def footprint(self, low_memory: LowMemory) -> Footprint:
+        """What its Program will take."""
+        return footprint(self.optimized, self.steps, self.native, self.plan.views, low_memory)
+
+    def timeline(self, low_memory: LowMemory) -> Timeline:
+        """The same, step by step."""
+        return memory_timeline(self.optimized, self.steps, self.native, self.plan.views, low_memory)
+
+
+def lower_graph(
+    graph: Graph,
+    numerics: Numerics,
+    target: Target,
+    timer: StageTimer,
+    *,
+    check: bool = False,
+    on_stage: Callable[[str, Graph], None] | None = None,
+    fuel: Fuel | None = None,
+) -> Lowered:
+    """Optimise, fuse and lower `graph`. check, on_stage: of `run_passes`. Raises VerificationError."""
+    with timer.stage("passes"):
+        optimized = run_passes(graph, check=check, on_stage=on_stage, passes=target.passes, fuel=fuel)
+    with timer.stage("fusion"):
+        plan = plan_fusion(optimized, target.limits, target.device, fuel)
+    with timer.stage("lowering"):
+        units = lower_units(plan, numerics == "fast")
+        steps, native = choose_steps(units, plan.views)
+    return Lowered(graph, optimized, plan, tuple(units), tuple(steps), native)
+
+
 def compile_graph(
     graph: Graph,
     numerics: Numerics,
@@ -104,10 +146,12 @@ def compile_graph(
     dump: Dump | None,
     fuel: Fuel | None = None,
     low_memory: LowMemory | None = None,
+    lowered: Lowered | None = None,
 ) -> Compilation:
     """Optimise, fuse, lower, emit and assemble `graph`.
 
     fuel: bounds the rewrites. Without it, all are done. low_memory: see `assemble`.
+    lowered: of the same Graph, when there is one; it is taken unless the stages on the way to it have a reader.
 
     Raises VerificationError (under DSJIT_CHECK=1) and BackendError.
     """
@@ -123,15 +167,12 @@ def compile_graph(
     fast = numerics == "fast"
     on_stage("trace", graph)
     burnt = len(fuel.done) if fuel is not None else 0
-    with timer.stage("passes"):
-        optimized = run_passes(graph, check=environment.check > 0, on_stage=on_stage, fuel=fuel)
-    with timer.stage("fusion"):
-        plan = plan_fusion(optimized, CPU_TARGET.limits, CPU_TARGET.device, fuel)
+    checks = environment.check > 0
+    if lowered is None or checks or dump is not None or fuel is not None:
+        lowered = lower_graph(graph, numerics, CPU_TARGET, timer, check=checks, on_stage=on_stage, fuel=fuel)
     _dump_rewrites(dump, fuel, burnt)
-    with timer.stage("lowering"):
-        units = lower_units(plan, fast)
-        steps, native = choose_steps(units, plan.views)
-    fused = [unit for unit in units if isinstance(unit, FusedKernel)]
+    optimized, plan, steps, native = lowered.optimized, lowered.plan, lowered.steps, lowered.native
+    fused = [unit for unit in lowered.units if isinstance(unit, FusedKernel)]
     if environment.check:
         for kernel in fused:
             verify_kernel(kernel.kernel)
@@ -145,14 +186,12 @@ def compile_graph(
     if dump is not None and result.ir_text:
         dump.write("module.ll", result.ir_text)
     with timer.stage("assembly"):
-        watch = StepWatch() if environment.check > 0 else None
-        program = assemble(
-            optimized, steps, native, plan.views, compiled, watch, environment.check > 0, low_memory=low_memory
-        )
+        watch = StepWatch() if checks else None
+        program = assemble(optimized, steps, native, plan.views, compiled, watch, checks, low_memory=low_memory)
     if dump is not None:
         dump.write("program.py", program.source)
     compilation = Compilation(
-        graph, optimized, plan, tuple(steps), compiled, native, program, result.generated, result.reused, timer,
+        graph, optimized, plan, steps, compiled, native, program, result.generated, result.reused, timer,
         tuple(stages), low_memory,
     )  # fmt: skip
     print_stages(compilation, environment.debug, result.ir_text)
@@ -184,17 +223,6 @@ def lower_units(plan: FusionPlan, fast: bool) -> list[FusedKernel | LibraryUnit]
         return replace(fused, kernel=drop_roundings(fused.kernel)) if fast else fused
 
     return [lower(unit) if isinstance(unit, Group) else unit for unit in plan.units]
-
-
-def predict_footprint(graph: Graph, numerics: Numerics, target: Target) -> Callable[[LowMemory], Footprint]:
-    """What the Program of `graph` will take, by the plan of its memory: nothing is emitted or compiled.
-
-    Takes as long as the passes, fusion and lowering.
-    """
-    optimized = run_passes(graph, passes=target.passes)
-    plan = plan_fusion(optimized, target.limits, target.device)
-    steps, native = choose_steps(lower_units(plan, numerics == "fast"), plan.views)
-    return partial(footprint, optimized, steps, native, plan.views)
 
 
 def compile_part(graph: Graph, numerics: Numerics, cache: KernelCache) -> Program:

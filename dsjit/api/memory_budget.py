@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
+from dsjit.api.compile import Lowered
+from dsjit.api.memory_model import MemoryModel, memory_model
 from dsjit.codegen.footprint import Footprint
 from dsjit.codegen.low_memory import LowMemory
 from dsjit.errors import MemoryBudgetError
@@ -29,9 +31,9 @@ __all__ = [
     "training_memory",
 ]
 
-SEGMENTS: Final = (16, 32, 8, 64, 4)
-"""Into how many parts a forward is cut, to compute some of them again; the first number that suffices is taken. More
-parts leave more between them to be kept, fewer take more memory for each one."""
+SEGMENTS: Final = (4, 6, 8, 12, 16, 24, 32)
+"""Into how many parts a forward may be cut, to compute some of them again. More parts leave more between them to be
+kept, fewer take more memory for each one."""
 
 NODES_PER_SEGMENT: Final = 8
 """A part has at least so many nodes."""
@@ -42,8 +44,14 @@ OFFLOAD_BYTES: Final = 2**20
 FILE_BYTES_PER_SECOND: Final = 0.8e9
 """Written to a file or read from it, checksum included: what the page cache of the kernel takes."""
 
-STEPS: Final = 3
-"""How often the number of parts that are computed again is corrected, after a first guess."""
+TRIALS: Final = 4
+"""How many choices are lowered, at most, to know what they take."""
+
+LEAST: Final = 2
+"""Of how many numbers of parts the choice that takes the least is lowered, when no other keeps to the budget."""
+
+NEAR: Final = 0.03
+"""What may be left of a budget, as a share of it, when there may be a choice that takes a little less time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +83,7 @@ class TrainingMemory:
 
     kept: by nobody but the backward. peak: of all that the call and its backward take together, at most: results, what
         is kept, gradients (all that the backward returns), working memory.
-    segments, recomputed: parts of the forward, and how many of them, the first ones, the backward computes again.
+    segments, recomputed: parts of the forward, and how many of them the backward computes again.
     seconds: modelled time that computing again takes (what is free inside kernels is not counted), and files.
     budget: what was allowed, if anything was said. offloaded: bytes that go to a file meanwhile.
     parts: that are computed again, in the order of the forward.
@@ -93,16 +101,17 @@ class TrainingMemory:
 
 @dataclass(frozen=True, slots=True)
 class TrainingPlan:
-    """What to keep, and what the call and its backward then take."""
+    """What to keep, and what the call and its backward then take. lowered: both halves."""
 
     partition: Partition
     memory: TrainingMemory
     forward: LowMemory
     backward: LowMemory
+    lowered: tuple[Lowered, Lowered]
 
 
-Predict: TypeAlias = Callable[[Graph], Callable[[LowMemory], Footprint]]
-"""Of a half."""
+Lower: TypeAlias = Callable[[Graph], Lowered]
+"""A half."""
 
 
 def kept_values(joint: JointGraph, halves: Partition, stored: Collection[Value]) -> tuple[Kept, ...]:
@@ -136,50 +145,37 @@ def offloadable(halves: Partition) -> tuple[Value, ...]:
     return tuple([value for value in halves.own if value.type.nbytes >= OFFLOAD_BYTES])
 
 
-def plan_training(joint: JointGraph, budget: int, predict: Predict, directory: str | None = None) -> TrainingPlan:
-    """A plan that keeps to `budget` bytes, and of those with as many segments the one that computes the least again.
+def plan_training(joint: JointGraph, budget: int, lower: Lower, directory: str | None = None) -> TrainingPlan:
+    """A plan that keeps to `budget` bytes, and of those one that computes little again.
 
-    The first segments of the forward are computed again, each when the backward comes to it, as what is kept of them is
-    kept longest (Chen et al., 2016). How many is found by trial, of which nothing is compiled: what is predicted is
-    what the plans of the Programs' memory say.
+    Segments of the forward are computed again, each when the backward comes to it (Chen et al., 2016). Which ones, a
+    model of the memory says (`memory_model`); what it chose is lowered, which tells what it takes, and chosen anew by
+    as much as the model was off.
     directory: where what is kept may go; then the faster of both ways is taken, by modelled time.
 
     Raises MemoryBudgetError, which names the smallest budget that a plan was found for.
     """
-    planner = _Planner(joint, forward_nodes(joint), budget, predict)
-    plain = planner.plan(1, 0)
+    planner = _Planner(joint, forward_nodes(joint), budget, lower)
+    plain = planner.plan([planner.nodes], ())
     if plain.memory.peak <= budget:
         return plain
-    fitting: list[TrainingPlan] = []
-    smallest = plain.memory.peak
+    least = [plain]
     if directory is not None:
-        offloaded = planner.offload(plain.partition, directory)
-        smallest = min(smallest, offloaded.memory.peak)
-        if offloaded.memory.peak <= budget:
-            fitting.append(offloaded)
-    for count in SEGMENTS:
-        parts = len(segments(joint.graph, planner.nodes, count))
-        if parts < count // 2 or len(planner.nodes) < NODES_PER_SEGMENT * count:
-            continue
-        found = None
-        for plan in planner.trials(count, parts, plain.memory.peak):
-            smallest = min(smallest, plan.memory.peak)
-            if plan.memory.peak <= budget:
-                found = plan  # each that fits computes less again than those before
-        if found is not None:
-            fitting.append(found)
-            break
+        least.append(planner.offload(plain, directory))
+    models = planner.models(plain)
+    tried = [*least, *planner.trials(models)]
+    if min(plan.memory.peak for plan in tried) > budget:
+        least += planner.least(models)
+        tried = least
+    fitting = [plan for plan in tried if plan.memory.peak <= budget]
     if fitting:
         return min(fitting, key=lambda plan: plan.memory.seconds)
+    smallest = min(plan.memory.peak for plan in least)  # what is tried depends on the budget
     raise MemoryBudgetError(
         f"{joint.graph.name} cannot keep to memory_budget={budget} bytes: a call and its backward take "
         f"{plain.memory.peak} bytes beyond the arguments when nothing is computed again, and {smallest} bytes at "
         f"least; use memory_budget={smallest} or more, or smaller inputs (at {planner.nodes[0].source})"
     )
-
-
-_Predictions: TypeAlias = tuple[Callable[[LowMemory], Footprint], Callable[[LowMemory], Footprint]]
-"""Of a forward and its backward."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,68 +185,81 @@ class _Planner:
     joint: JointGraph
     nodes: list[Node]
     budget: int
-    predict: Predict
+    lower: Lower
 
-    def trials(self, count: int, parts: int, most: int) -> Iterator[TrainingPlan]:
-        """Plans for one number of segments: all but the last computed again, then as few as seem to fit.
+    def models(self, plain: TrainingPlan) -> list[MemoryModel]:
+        """One for each number of segments."""
+        found: list[MemoryModel] = []
+        footprints = (plain.lowered[0].footprint(plain.forward), plain.lowered[1].footprint(plain.backward))
+        timeline = plain.lowered[1].timeline(plain.backward)
+        halves = partition(self.joint)
+        for count in SEGMENTS:
+            parts = segments(self.joint.graph, self.nodes, count, halves.own)
+            if len(parts) > count // 2 and len(self.nodes) >= NODES_PER_SEGMENT * count:
+                found.append(memory_model(self.joint, parts, halves, footprints, timeline))
+        return found
 
-        most: the peak when nothing is.
-        """
-        low, high = 0, parts - 1
-        plan = self.plan(count, high)
-        yield plan
-        if plan.memory.peak > self.budget:
-            return
-        least, above = plan.memory.peak, most
-        for _ in range(STEPS):
-            if high - low < 2:
+    def trials(self, models: Sequence[MemoryModel]) -> Iterator[TrainingPlan]:
+        """Plans that compute segments again, until one comes near the budget, or none is expected to keep to it."""
+        limit = self.budget
+        seen: set[tuple[int, tuple[int, ...]]] = set()
+        for _ in range(TRIALS):
+            choices = [(model, model.choose(limit)) for model in models]
+            fitting = [each for each in choices if each[1].peak <= limit]
+            if not fitting:
                 return
-            share = (above - self.budget) / max(above - least, 1)
-            guess = min(max(low + round(share * (high - low)), low + 1), high - 1)
-            plan = self.plan(count, guess)
+            model, choice = min(fitting, key=lambda each: each[1].seconds)
+            if (len(model.parts), choice.chosen) in seen:
+                return
+            seen.add((len(model.parts), choice.chosen))
+            plan = self.plan(model.segments, choice.chosen)
             yield plan
-            if plan.memory.peak <= self.budget:
-                high, least = guess, plan.memory.peak
-            else:
-                low, above = guess, plan.memory.peak
+            room = self.budget - plan.memory.peak
+            if 0 <= room <= NEAR * self.budget:
+                return
+            limit = choice.peak + room
 
-    def plan(self, count: int, recomputed: int) -> TrainingPlan:
-        """The first `recomputed` of `count` segments are computed again."""
-        chosen = segments(self.joint.graph, self.nodes, count)[:recomputed]
-        halves = keep_channels_last(partition(self.joint, chosen))
-        return self._planned(halves, self._predictions(halves), chosen, count, (), "")
+    def least(self, models: Sequence[MemoryModel]) -> Iterator[TrainingPlan]:
+        """Plans that take as little memory as the models can tell."""
+        choices = [(model, model.choose(0)) for model in models]
+        for model, choice in sorted(choices, key=lambda each: each[1].peak)[:LEAST]:
+            yield self.plan(model.segments, choice.chosen)
 
-    def offload(self, halves: Partition, directory: str) -> TrainingPlan:
+    def plan(self, parts: Sequence[Sequence[Node]], chosen: Sequence[int]) -> TrainingPlan:
+        """Of the forward in these parts, the chosen ones are computed again."""
+        again = [parts[number] for number in chosen]
+        halves = keep_channels_last(partition(self.joint, again))
+        lowered = self.lower(halves.forward), self.lower(halves.backward)
+        return self._planned(halves, lowered, again, len(parts), (), "")
+
+    def offload(self, plain: TrainingPlan, directory: str) -> TrainingPlan:
         """As little as suffices goes to a file, or all that can."""
-        predictions = self._predictions(halves)
+        halves, lowered = plain.partition, plain.lowered
         values = offloadable(halves)
         low, high = 0, len(values)  # the first is too little
-        best = self._planned(halves, predictions, (), 1, values, directory)
+        best = self._planned(halves, lowered, (), 1, values, directory)
         if best.memory.peak > self.budget:
             return best
         while high - low > 1:
             middle = (low + high) // 2
-            plan = self._planned(halves, predictions, (), 1, values[:middle], directory)
+            plan = self._planned(halves, lowered, (), 1, values[:middle], directory)
             if plan.memory.peak <= self.budget:
                 high, best = middle, plan
             else:
                 low = middle
         return best
 
-    def _predictions(self, halves: Partition) -> _Predictions:
-        return self.predict(halves.forward), self.predict(halves.backward)
-
     def _planned(
         self,
         halves: Partition,
-        predictions: _Predictions,
+        lowered: tuple[Lowered, Lowered],
         chosen: Sequence[Sequence[Node]],
         count: int,
         stored: Collection[Value],
         directory: str,
     ) -> TrainingPlan:
         ways = low_memory(halves, self.joint.results, stored, directory)
-        forward, backward = (predict(way) for predict, way in zip(predictions, ways, strict=True))
+        forward, backward = (half.footprint(way) for half, way in zip(lowered, ways, strict=True))
         memory = training_memory(self.joint, halves, forward, backward, self.nodes)
         offloaded = sum(value.type.nbytes for value in stored)
         found = replace(
@@ -263,7 +272,7 @@ class _Planner:
             offloaded=offloaded,
             parts=tuple([_part(halves, nodes) for nodes in chosen]),
         )
-        return TrainingPlan(halves, found, *ways)
+        return TrainingPlan(halves, found, *ways, lowered)
 
 
 def training_memory(

@@ -106,9 +106,9 @@ class _Assembler:
         self.constants = list(self.graph.constants.values())
         self.placement = place_values(
             self.graph, self.steps, self.views, self.aliases, self.native, overwrites=self.executor.overwrites,
-            apart=LARGE_BUFFER if self.low_memory is not None and self.watch is None else None,
+            apart=LARGE_BUFFER if self.low_memory is not None else None,
         )  # fmt: skip
-        if self.low_memory is not None and self.watch is None:  # a watch wants all memory before the first step
+        if self.low_memory is not None:
             self.schedule = memory_schedule(
                 self.graph, self.steps, self.views, self.aliases, self.placement, self.low_memory
             )
@@ -175,14 +175,15 @@ class _Assembler:
         lines: list[str] = []
         if self.graph.inputs:
             lines.append(f"{', '.join(f'a{i}' for i in range(len(self.graph.inputs)))}, = inputs")
-        if self.low_memory is not None:
-            lines += self._file_lines(self.low_memory)
+        if self.low_memory is not None and self.schedule is not None:
+            lines += self._file_lines(self.low_memory, self.schedule)
         lines.append("b = frame.tensors")
         for number, value in enumerate(self.placement.outputs if self.schedule is None else ()):
             lines.append(f"o{number} = {self._allocation(value)}")
         if self.watch is not None:
             self.names["before_steps"] = self.watch.before_steps
-            results = "".join(f"o{number}, " for number in range(len(self.placement.outputs)))
+            made = range(len(self.placement.outputs) if self.schedule is None else 0)
+            results = "".join(f"o{number}, " for number in made)
             lines.append(f"before_steps((frame.arena, {results}))")
         # One call writes all the addresses that change between runs.
         if self.changing:
@@ -197,7 +198,7 @@ class _Assembler:
                 lines.append("table = frame.table")
         return "def run(inputs, frame, threads):", lines
 
-    def _file_lines(self, low_memory: LowMemory) -> list[str]:
+    def _file_lines(self, low_memory: LowMemory, schedule: MemorySchedule) -> list[str]:
         """What opens the file that outputs go to, and begins to read inputs."""
         lines: list[str] = []
         if low_memory.stored:
@@ -206,12 +207,9 @@ class _Assembler:
             self.names["open_file"] = partial(OffloadFile, low_memory.directory, total)
             lines.append("file = open_file()")
         if low_memory.fetched:
-            fetched = self.schedule.fetched if self.schedule is not None else {0: sorted(low_memory.fetched)}
-            order = [number for step in sorted(fetched) for number in fetched[step]]
+            order = [number for step in sorted(schedule.fetched) for number in schedule.fetched[step]]
             self.names["read_in_order"] = read_in_order
             lines.append(f"read_in_order(({''.join(f'a{number}, ' for number in order)}))")
-            if self.schedule is None:
-                lines += [f"a{number} = a{number}.fetch()" for number in order]
         return lines
 
     def _allocation(self, value: Value) -> str:
@@ -297,6 +295,8 @@ class _Assembler:
                 self.variables[value] = f"t{value.id}"
             name = self._base_tensor(value)
             self.lines.append(f"{name} = {self._allocation(value)}")
+            if self.watch is not None:
+                self.lines.append(f"before_steps(({name},))")
             self._put_address(place, name)
 
     def _put_address(self, place: Place, name: str) -> None:
@@ -459,9 +459,8 @@ class _Assembler:
             else:
                 held.add(root)
                 results.append(name)
-        if self.low_memory is not None:
-            early = self.schedule.stored.values() if self.schedule is not None else ()
-            for number in self.low_memory.stored.difference(*early):
+        if self.low_memory is not None and self.schedule is not None:
+            for number in self.low_memory.stored.difference(*self.schedule.stored.values()):
                 results[number] = f"file.put({results[number]})"
         targets = {write.target for write in self.graph.writes}
         copies, in_place = list[str](), list[str]()

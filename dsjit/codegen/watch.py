@@ -30,7 +30,7 @@ class StepWatch:
     live: dict[int, tuple[Value, ...]] = field(default_factory=dict)
 
     def before_steps(self, owned: Sequence[torch.Tensor]) -> None:
-        """The Program begins; `owned` is all its memory."""
+        """The Program begins to use memory of its own: its arena, or a tensor that it made."""
         for tensor in owned:
             _poison(tensor)
 

@@ -48,7 +48,7 @@ from dsjit.passes.dce import eliminate_dead_code
 from dsjit.passes.recompute_cost import BYTES_PER_SECOND, is_product, recompute_seconds
 from dsjit.passes.rewrite import inputs_of
 
-__all__ = ["Partition", "partition"]
+__all__ = ["Partition", "can_compute_again", "kept_for", "partition"]
 
 ALIVE_ANYWAY: Final = 0.01
 """What a byte weighs that the caller holds as well (an argument, a result)."""
@@ -94,13 +94,9 @@ def partition(
     primals, tangents = graph.inputs[: joint.primals], graph.inputs[joint.primals :]
     results, gradients = graph.outputs[: joint.results], graph.outputs[joint.results :]
     late = _depending_on(graph, tangents)
-    needed = _needed(graph, late, gradients)
-    if recomputed:
-        needed = _before(graph, needed, recomputed)
-    shared = {primals[number] for number in joint.keepable_primals} - {write.target for write in graph.writes}
-    shared |= {results[number] for number in joint.keepable_results}
+    shared = _shared(joint)
     if like is None:
-        kept = _Cut(graph, shared).minimum(needed)
+        kept = kept_for(joint, recomputed)
     else:
         ids = {value.id for value in like.kept}
         every = (*graph.inputs, *(value for node in graph.nodes for value in node.outputs))
@@ -120,6 +116,23 @@ def partition(
     return Partition(eliminate_dead_code(forward), backward, ordered, frozenset(shared))
 
 
+def kept_for(joint: JointGraph, recomputed: Sequence[Collection[Node]]) -> set[Value]:
+    """What `partition` keeps of `joint`, before anything is copied."""
+    graph = joint.graph
+    late = _depending_on(graph, graph.inputs[joint.primals :])
+    needed = _needed(graph, late, graph.outputs[joint.results :])
+    if recomputed:
+        needed = _before(graph, needed, late, recomputed)
+    return _Cut(graph, _shared(joint)).minimum(needed)
+
+
+def _shared(joint: JointGraph) -> set[Value]:
+    """What the caller holds, and may be kept without a copy."""
+    graph = joint.graph
+    found = {graph.inputs[number] for number in joint.keepable_primals} - {write.target for write in graph.writes}
+    return found | {graph.outputs[number] for number in joint.keepable_results}
+
+
 def _depending_on(graph: Graph, values: Iterable[Value]) -> set[Value]:
     found = set(values)
     for node in graph.nodes:
@@ -137,7 +150,9 @@ def _needed(graph: Graph, late: set[Value], gradients: Iterable[Value]) -> list[
     return [value for value in found if value not in graph.constants]
 
 
-def _before(graph: Graph, needed: Iterable[Value], recomputed: Sequence[Collection[Node]]) -> list[Value]:
+def _before(
+    graph: Graph, needed: Iterable[Value], late: set[Value], recomputed: Sequence[Collection[Node]]
+) -> list[Value]:
     """What has to be there so that the parts `recomputed`, each on its own, can give what of theirs is needed."""
     producers = graph.producers()
     part_of = {
@@ -148,7 +163,7 @@ def _before(graph: Graph, needed: Iterable[Value], recomputed: Sequence[Collecti
         for value in node.outputs
     }
     found: dict[Value, None] = {}
-    stack = list(needed)
+    stack = _read_by_backward(graph, needed, late, part_of)
     seen = set(stack)
     while stack:
         value = stack.pop()
@@ -164,6 +179,27 @@ def _before(graph: Graph, needed: Iterable[Value], recomputed: Sequence[Collecti
             elif before not in seen:
                 seen.add(before)
                 stack.append(before)
+    return list(found)
+
+
+def _read_by_backward(graph: Graph, needed: Iterable[Value], late: set[Value], again: Collection[Value]) -> list[Value]:
+    """`needed`, but in place of what formulas of the backward make of values `again` for next to nothing, these."""
+    nodes = graph.nodes
+    start = next((number for number, node in enumerate(nodes) if not late.isdisjoint(node.outputs)), len(nodes))
+    behind: dict[Value, Node] = {}
+    of_again = set(again)
+    for node in nodes[start:]:
+        if late.isdisjoint(node.outputs) and can_compute_again(node) and not of_again.isdisjoint(inputs_of(node)):
+            behind.update((value, node) for value in node.outputs)
+            of_again.update(node.outputs)
+    found: dict[Value, None] = {}
+    stack = list(needed)
+    while stack:
+        value = stack.pop()
+        if value not in behind:
+            found[value] = None
+            continue
+        stack += [each for each in inputs_of(behind[value]) if each not in found and each not in graph.constants]
     return list(found)
 
 

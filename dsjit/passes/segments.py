@@ -2,13 +2,14 @@
 
 Why: a part is computed again in the backward from what enters it. Where that is narrow, as between the layers of a
 network, little has to be kept (Chen et al., Training Deep Nets with Sublinear Memory Cost, 2016). No structure of
-modules is asked for: parts have about equal shares of all bytes computed, and end where the fewest bytes are alive.
+modules is asked for: parts have about equal shares of some bytes, all that are computed or those that would be kept,
+and end where the fewest bytes are alive.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
+from collections.abc import Collection, Sequence
+from itertools import accumulate, pairwise
 
 from dsjit.ir.graph import Graph, Node, Value
 from dsjit.ir.joint_graph import JointGraph
@@ -19,15 +20,12 @@ __all__ = ["checkpointed_nodes", "forward_nodes", "segments"]
 
 
 def forward_nodes(joint: JointGraph) -> list[Node]:
-    """The nodes that depend on no gradient, in order."""
+    """The nodes in order, up to the first that depends on a gradient. What comes behind belongs to the backward, also
+    where it depends on none."""
     late = set(joint.graph.inputs[joint.primals :])
-    found: list[Node] = []
-    for node in joint.graph.nodes:
-        if late.isdisjoint(inputs_of(node)):
-            found.append(node)
-        else:
-            late.update(node.outputs)
-    return found
+    nodes = joint.graph.nodes
+    end = next((number for number, node in enumerate(nodes) if not late.isdisjoint(inputs_of(node))), len(nodes))
+    return list(nodes[:end])
 
 
 def checkpointed_nodes(joint: JointGraph) -> list[list[Node]]:
@@ -39,9 +37,17 @@ def checkpointed_nodes(joint: JointGraph) -> list[list[Node]]:
     return list(found.values())
 
 
-def segments(graph: Graph, nodes: Sequence[Node], count: int) -> list[Sequence[Node]]:
-    """The nodes (a forward's, in order) in at most `count` parts. Linear in nodes and count."""
+def segments(
+    graph: Graph, nodes: Sequence[Node], count: int, weigh: Collection[Value] | None = None
+) -> list[Sequence[Node]]:
+    """The nodes (a forward's, in order) in at most `count` parts. Linear in nodes and count.
+
+    weigh: of which values the parts have about equal shares; of all, without it.
+    """
     alive, made = _bytes_alive(graph, nodes)
+    if weigh is not None:
+        own = set(weigh)
+        made = [0, *accumulate(sum(value.type.nbytes for value in node.outputs if value in own) for node in nodes)]
     total = made[-1]
     ends = [0]
     for number in range(1, count):

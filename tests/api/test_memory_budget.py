@@ -108,6 +108,25 @@ def test_the_predicted_peak_is_the_measured_one(limited):
     assert abs(measured_peak(network, call) + arenas(call) - predicted) < 0.1 * predicted
 
 
+def convolutions():
+    torch.manual_seed(0)
+    blocks = [nn.Sequential(nn.Conv2d(16, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU()) for _ in range(12)]
+    return nn.Sequential(*blocks), torch.randn(8, 16, 32, 32)
+
+
+def test_convolutions_with_batch_norm_are_computed_again():
+    network, x = convolutions()
+    whole = dsjit.explain(dsjit.jit(loss_of, memory_budget="1GiB"))(network, x).training
+    call = dsjit.jit(loss_of, memory_budget=int(0.8 * whole.peak))
+    plan = dsjit.explain(call)(network, x).training
+    assert plan.recomputed and plan.peak <= 0.8 * whole.peak and plan.kept < 0.7 * whole.kept
+    twin = copy.deepcopy(network)
+    call(network, x).backward()
+    loss_of(twin, x).backward()
+    for one, other in zip(network.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-6)
+
+
 def test_an_impossible_budget_is_refused_with_the_smallest_that_works():
     network = model(2)
     with pytest.raises(dsjit.MemoryBudgetError, match="memory_budget=1000 bytes") as refused:

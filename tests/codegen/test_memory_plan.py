@@ -56,6 +56,19 @@ def test_gaps_that_touch_are_joined() -> None:
     assert plan_memory(lives).nbytes == 128
 
 
+def test_large_buffers_that_would_leave_gaps_are_placed_by_size() -> None:
+    mib = 2**20
+    lives = [
+        Lifetime("a", 4 * mib, 0, 1),
+        Lifetime("b", 1 * mib, 0, 3),
+        Lifetime("c", 5 * mib, 2, 3),
+        Lifetime("small", 100, 1, 2),
+    ]
+    plan = plan_memory(lives)
+    assert check_plan(lives, plan) == []
+    assert plan.nbytes < 6 * mib + 256
+
+
 def test_the_checker_names_buffers_that_clash() -> None:
     lives = [Lifetime("a", 64, 0, 2), Lifetime("b", 64, 1, 3), Lifetime("c", 64, 3, 4)]
     assert check_plan(lives, MemoryPlan({"a": 0, "b": 32, "c": 128}, 192, 192)) == [("a", "b")]

@@ -161,3 +161,15 @@ def test_both_halves_together_are_the_whole(training):
     gradients = run_reference(halves.backward, [*kept, *inputs[joint.primals :]])
     for mine, theirs in zip((*results[: joint.results], *gradients), whole, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_what_the_backward_begins_with_is_no_reason_to_keep_what_is_computed_again():
+    r = GraphRecorder()
+    x, w, tangent = r.input([8, 8]), r.input([8, 8]), r.input([8, 8])
+    first = r.aten.mm.default(x, w)
+    second = r.aten.mm.default(first, w)
+    late = r.aten.mul.Tensor(tangent, r.aten.exp.default(second))
+    wide = r.aten._to_copy.default(first, dtype=torch.float64)  # depends on no gradient, and stands behind one
+    joint = joint_of(r.graph(r.aten.sin.default(second), r.aten.mul.Tensor(late, wide)), primals=2)
+    assert first in partition(joint).kept
+    assert not {first, second, wide} & set(partition(joint, [joint.graph.nodes[:2]]).kept)
