@@ -6,8 +6,9 @@ it decides as eager does. Tensors are made from the Graphs' outputs by the same 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ import torch
 from dsjit.ir.graph import Graph, Node, Value
 from dsjit.ops.generator import generator_state, set_generator_state
 from dsjit.oracle.fault import copies
-from dsjit.oracle.reference import Reference, laid_out_as, run_with_precision
+from dsjit.oracle.reference import Reference, agrees, laid_out_as, run_with_precision
 from dsjit.trace.capture import Capture, capture
 from dsjit.trace.effects.replay import Recipe
 from dsjit.verification.records import tensors_below
@@ -25,11 +26,19 @@ __all__ = ["Precise", "PreciseCall", "capture_precisely"]
 
 @dataclass(frozen=True, slots=True)
 class Precise:
-    """A tensor in double precision, with operands moved (see `oracle.reference`), and whether every bit counts."""
+    """A tensor in double precision, with operands moved (see `oracle.reference`), and whether every bit counts.
+
+    again: what it is with operands moved by another seed.
+    """
 
     precise: torch.Tensor
     moved: torch.Tensor
     exact: bool
+    again: Callable[[int], torch.Tensor] | None = None
+
+    def accepts(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
+        """Whether `found` may stand where eager has `expected`, both of one shape; not whether every bit is eager's."""
+        return agrees(found, expected, self.precise, self.moved, self.again)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +73,22 @@ def capture_precisely(
             return PreciseCall({}, captured, reason)
         set_generator_state(drawn)
         inputs = [before.get(id(tensor), tensor) for tensor in captured.given]
-        tensors, makers = _run(captured, captured.recipe, inputs, (args, kwargs), reachable)
+        run = functools.partial(_run, captured, captured.recipe, inputs, (args, kwargs), reachable)
+        tensors, makers = run()
+
+        @functools.cache
+        def again(seed: int) -> dict[str, Precise]:
+            now = generator_state()
+            set_generator_state(drawn)
+            try:
+                return run(seed)[0]
+            finally:
+                set_generator_state(now)
+
+        def sample(path: str, seed: int) -> torch.Tensor:
+            return again(seed)[path].moved
+
+        tensors = {path: replace(each, again=functools.partial(sample, path)) for path, each in tensors.items()}
         return PreciseCall(tensors, captured, "", tuple(inputs), makers)
     finally:
         set_generator_state(after)
@@ -73,8 +97,9 @@ def capture_precisely(
 
 
 def _run(
-    captured: Capture, recipe: Recipe, inputs: list[torch.Tensor], call: Any, reachable: Mapping[str, torch.Tensor]
-) -> tuple[dict[str, Precise], dict[str, Node]]:
+    captured: Capture, recipe: Recipe, inputs: list[torch.Tensor], call: Any, reachable: Mapping[str, torch.Tensor],
+    seed: int = 0,
+) -> tuple[dict[str, Precise], dict[str, Node]]:  # fmt: skip
     eager: dict[int, torch.Tensor] = dict(zip(captured.inputs, inputs, strict=True))
     wide: dict[int, Precise] = {}
     reference = Reference()
@@ -87,7 +112,7 @@ def _run(
             exact=frozenset([value for value in graph.inputs if value.id in wide and wide[value.id].exact]),
         )
         own = [eager[value.id] for value in graph.inputs]
-        reference = run_with_precision(graph, own, keep={*graph.inputs, *graph.results()}, given=given)
+        reference = run_with_precision(graph, own, keep={*graph.inputs, *graph.results()}, given=given, seed=seed)
         for value in graph.outputs:
             eager[value.id] = reference.eager[value]
             wide[value.id] = Precise(reference.precise[value], reference.moved[value], value in reference.exact)

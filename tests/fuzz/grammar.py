@@ -32,6 +32,8 @@ __all__ = [
     "TableCall",
     "arity",
     "exact_row",
+    "finite_row",
+    "scaling_row",
     "sensitive_row",
 ]
 
@@ -205,6 +207,11 @@ def sensitive_row(row: OpRow) -> bool:
 def finite_row(row: OpRow) -> bool:
     """Whether eager itself answers otherwise for infinities or NaN, from one place in a tensor to the next."""
     return _base(row) in ("gelu", "gelu_backward", "signbit", "copysign")
+
+
+def scaling_row(row: OpRow) -> bool:
+    """Whether eager rounds `alpha * other` of bfloat16 and float16 in the tail of its loop, and not in the vectors."""
+    return _base(row) in ("add", "sub", "rsub")
 
 
 def exact_row(row: OpRow) -> bool:
