@@ -37,6 +37,7 @@ from dsjit.ir.polynomial import PolynomialFit
 from dsjit.ir.probes import probe_points
 from dsjit.ir.structure_graph import graph_structure
 from dsjit.ir.template import TemplateMaker
+from dsjit.oracle.checked import CheckedProgram
 from dsjit.passes.kept_layouts import keep_channels_last
 from dsjit.passes.partition import partition
 from dsjit.passes.pipeline import JOINT_PASSES, run_passes
@@ -78,8 +79,11 @@ class Builder:
             runner = _INTERPRETERS[self.options.backend]()
             run = InterpretedProgram(compilation.optimized, compilation.steps, compilation.plan.views, runner)
         elif compilation.stages:
-            run = checked_program(compilation, self.options.numerics, self.session.kernels)
+            run = self._checked(compilation)
         return Step(segment, compilation, run)
+
+    def _checked(self, compilation: Compilation) -> CheckedProgram:
+        return checked_program(compilation, self.options.numerics, self.session.kernels)
 
     def training(self, joint: JointGraph, timer: StageTimer) -> Step:
         """A forward, compiled now, and its backward, which is compiled when it is first wanted."""
@@ -106,7 +110,10 @@ class Builder:
                     plan = plan_training(simplified, budget, self._predict, directory)
                 halves, memory, ways = plan.partition, plan.memory, (plan.forward, plan.backward)
             forward = self._graph(halves.forward, timer, ways[0])
-            training = make_training(simplified, halves, forward, self._backward, low_memory=ways[1], memory=memory)
+            checked = self._checked if forward.stages else None
+            training = make_training(
+                simplified, halves, forward, self._backward, low_memory=ways[1], memory=memory, checked=checked
+            )
             session.trainings[structure] = training
         return Step(Segment(training.partition.forward, None), training.forward, training)
 

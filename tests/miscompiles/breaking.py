@@ -18,7 +18,7 @@ from dsjit.ops import table
 from dsjit.ops.python_numbers import compute
 from dsjit.passes.pipeline import PASSES
 from dsjit.trace.numbers.tables import TYPES
-from dsjit.trace.reads.facts import Constant
+from dsjit.trace.reads.facts import Constant, TensorOf
 from tests.miscompiles.harness import Breaks
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "entry",
     "floats",
     "given",
+    "exchanged_kept",
     "identity_of",
     "in_pass",
     "integers",
@@ -46,11 +47,14 @@ __all__ = [
     "second_operand_of_sums",
     "shifted_slice",
     "spelling",
+    "stale_moves",
     "swapped",
     "swapped_arguments",
     "swapped_branches",
     "truncated_bfloat16",
+    "with_gradients",
     "without_constants",
+    "without_tensors",
 ]
 
 Calls = Callable[[], Sequence[tuple[Any, ...]]]
@@ -64,6 +68,15 @@ def floats(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32, times: 
 
     def make() -> Sequence[tuple[Any, ...]]:
         return [tuple(torch.randn(shape).to(dtype) for shape in shapes)] * times
+
+    return make
+
+
+def with_gradients(*shapes: tuple[int, ...]) -> Calls:
+    """The same normal numbers, which require gradients, twice."""
+
+    def make() -> Sequence[tuple[Any, ...]]:
+        return [tuple(torch.randn(shape).requires_grad_() for shape in shapes)] * 2
 
     return make
 
@@ -176,6 +189,39 @@ def without_constants(original: Any) -> Any:
     def broken(self: Any, **fields: Any) -> None:
         kept = tuple(fact for fact in fields["facts"] if not isinstance(fact.expectation, Constant))
         original(self, **{**fields, "facts": kept})
+
+    return broken
+
+
+def without_tensors(original: Any) -> Any:
+    def broken(self: Any, **fields: Any) -> None:
+        kept = tuple(fact for fact in fields["facts"] if not isinstance(fact.expectation, TensorOf))
+        original(self, **{**fields, "facts": kept, "native": False})
+
+    return broken
+
+
+def exchanged_kept(original: Any) -> Any:
+    """The first two things that are kept for a backward change places."""
+
+    def broken(*args: Any, **keywords: Any) -> Any:
+        training = original(*args, **keywords)
+        first, second, *others = training.kept
+        training.kept = (second, first, *others)
+        return training
+
+    return broken
+
+
+def stale_moves(forget: Any) -> Any:
+    """Where ways join, another tensor of the same shape is handed on than the one that was made last."""
+
+    def broken(self: Any, known: dict[int, Any]) -> None:
+        others = [value for value in known.values() if isinstance(value, torch.Tensor)]
+        forget(self, known)
+        for _, then in self.moves:
+            now = known[then]
+            known[then] = next((each for each in others if each is not now and each.shape == now.shape), now)
 
     return broken
 
