@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Final
+
+import numpy as np
 
 __all__ = ["leg_points", "probe_points"]
 
@@ -12,13 +15,14 @@ LEGS: Final = 5
 
 
 def probe_points(typical: Sequence[int], avoid: Collection[int]) -> tuple[tuple[int, ...], ...]:
-    """Points near `typical`, of primes that differ from each other and from the numbers in `avoid`."""
+    """Points near `typical`, of primes that differ from each other and from the numbers in `avoid`. No coordinate is an
+    affine form of two others, as 53, 59, 61, 67 is of 23, 29, 31, 37: what is found at such points is ambiguous."""
     columns: list[list[int]] = []
     taken = set(avoid)
     for size in typical:
         column: list[int] = []
         for prime in _primes_from(max(size, 17)):
-            if prime not in taken:
+            if prime not in taken and (len(column) < PROBES - 1 or _tells_apart([*column, prime], columns)):
                 column.append(prime)
                 taken.add(prime)
                 if len(column) == PROBES:
@@ -27,19 +31,44 @@ def probe_points(typical: Sequence[int], avoid: Collection[int]) -> tuple[tuple[
     return tuple(zip(*columns, strict=True))
 
 
+def _tells_apart(column: Sequence[int], others: Sequence[Sequence[int]]) -> bool:
+    """Whether no affine form of one or two of `others` has the values `column`, nor any of these one of it."""
+    ones = [1] * len(column)
+    for count in range(min(2, len(others)) + 1):
+        for chosen in itertools.combinations(others, count):
+            if np.linalg.matrix_rank(np.array([ones, column, *chosen], np.float64)) < 2 + count:
+                return False
+    return True
+
+
 def leg_points(
     sizes: Sequence[int], lowest: Sequence[int], allowed: Callable[[tuple[int, ...]], bool]
 ) -> tuple[tuple[int, ...], ...] | None:
     """`sizes`, `lowest` when it can be, and further points around, from `lowest` on, that `allowed` accepts; None when
-    there are too few. No coordinate repeats but within `lowest`. When that is not accepted, each coordinate takes its
-    lowest number in a point of its own."""
+    there are too few. No coordinate repeats but within `lowest`, and none is an affine form of two others. When
+    `lowest` is not accepted, each coordinate takes its lowest number in a point of its own."""
+    for stretch in range(4):
+        points = _leg_points(sizes, lowest, allowed, stretch)
+        if points is None:
+            return None
+        columns = list(zip(*points, strict=True))
+        if all(_tells_apart(column, columns[:place]) for place, column in enumerate(columns)):
+            return points
+    return None
+
+
+def _leg_points(
+    sizes: Sequence[int], lowest: Sequence[int], allowed: Callable[[tuple[int, ...]], bool], stretch: int
+) -> tuple[tuple[int, ...], ...] | None:
+    """stretch: how far coordinates are moved apart, that would follow each other at all points."""
     points = [tuple(sizes)]
     taken = set(sizes)
     for target in (0.67, 0.0, 0.34, 1.0, 1.5, 2.0, 0.5, 0.84):
         for attempt in range(4):
             point: list[int] = []
-            for size, least in zip(sizes, lowest, strict=True):
+            for place, (size, least) in enumerate(zip(sizes, lowest, strict=True)):
                 wanted = max(round(size * target), least) + 3 * attempt
+                wanted += stretch * place * place * (len(points) ** 2 % 7)
                 point.append(_near(wanted, taken | set(point)) if target or attempt else least)
             if tuple(point) not in points and allowed(tuple(point)):
                 points.append(tuple(point))

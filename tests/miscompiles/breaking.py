@@ -202,12 +202,12 @@ def without_tensors(original: Any) -> Any:
 
 
 def exchanged_kept(original: Any) -> Any:
-    """The first two things that are kept for a backward change places."""
+    """The last two things that are kept for a backward change places."""
 
     def broken(*args: Any, **keywords: Any) -> Any:
         training = original(*args, **keywords)
-        first, second, *others = training.kept
-        training.kept = (second, first, *others)
+        *others, last, end = training.kept
+        training.kept = (*others, end, last)
         return training
 
     return broken

@@ -128,3 +128,20 @@ def test_a_view_of_an_argument_that_shares_memory_with_itself_has_eagers_gradien
     jitted = dsjit.jit(lambda x: (x[None], x * 2))
     for _ in range(3):
         assert torch.equal(gradient(jitted), gradient(lambda x: (x[None], x * 2)))
+
+
+def test_a_size_less_one_is_told_from_another_size_less_some() -> None:
+    """The sizes that a backward was fitted at were 23, 29, 31, 37 and 53, 59, 61, 67: always 30 apart."""
+
+    def gradient(function, shape):
+        x = torch.linspace(0.5, 1.5, torch.Size(shape).numel()).reshape(shape).requires_grad_()
+        function(x).sum().backward()
+        return x.grad
+
+    def product(x):
+        return x.prod(0)
+
+    jitted = dsjit.jit(product)
+    for shape in ((17, 5, 4), (19, 7, 6), (19, 7, 6), (18, 6, 5)):
+        torch.testing.assert_close(gradient(jitted, shape), gradient(product, shape))
+    assert jitted.counters.calls_compiled == 2
