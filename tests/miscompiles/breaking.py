@@ -18,7 +18,7 @@ from dsjit.ops import table
 from dsjit.ops.python_numbers import compute
 from dsjit.passes.pipeline import PASSES
 from dsjit.trace.numbers.tables import TYPES
-from dsjit.trace.reads.facts import Constant, TensorOf
+from dsjit.trace.reads.facts import Constant
 from tests.miscompiles.harness import Breaks
 
 __all__ = [
@@ -54,7 +54,6 @@ __all__ = [
     "truncated_bfloat16",
     "with_gradients",
     "without_constants",
-    "without_tensors",
 ]
 
 Calls = Callable[[], Sequence[tuple[Any, ...]]]
@@ -189,14 +188,6 @@ def without_constants(original: Any) -> Any:
     def broken(self: Any, **fields: Any) -> None:
         kept = tuple(fact for fact in fields["facts"] if not isinstance(fact.expectation, Constant))
         original(self, **{**fields, "facts": kept})
-
-    return broken
-
-
-def without_tensors(original: Any) -> Any:
-    def broken(self: Any, **fields: Any) -> None:
-        kept = tuple(fact for fact in fields["facts"] if not isinstance(fact.expectation, TensorOf))
-        original(self, **{**fields, "facts": kept, "native": False})
 
     return broken
 

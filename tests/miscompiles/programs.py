@@ -232,11 +232,6 @@ def either_way(x, y):
     return made - y
 
 
-def halved(x):
-    y = x + 1  # here
-    return y * 0.5
-
-
 def times(x, factor):
     y = x + 1
     return y * factor  # here
@@ -272,9 +267,9 @@ def rest(x):
 
 @torch.enable_grad()
 def gates(x, y):
-    one = x @ y  # here
-    other = y @ x
-    return one.tanh() * other.sigmoid()
+    one = (x @ y).tanh()  # here
+    other = (y @ x).sigmoid()
+    return one * other
 
 
 @torch.enable_grad()
