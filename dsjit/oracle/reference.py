@@ -226,13 +226,15 @@ def _wide_arg(arg: Arg) -> Any:
 
 
 def _moved(node: Node, env: Env, generator: torch.Generator) -> Env:
-    """What a node reads, each element moved by up to a unit of roundoff."""
+    """What a node reads, each element moved by up to a unit of roundoff; those that share memory move together."""
     found: Env = {}
     for value in node.inputs():
         tensor = env[value]
         if value.type.dtype.is_floating_point and tensor.dtype is torch.float64:
-            noise = torch.rand(tensor.shape, generator=generator).mul_(2).sub_(1).double()
-            moved = noise.mul_(torch.finfo(value.type.dtype).eps).add_(1).mul_(tensor)
+            pairs = zip(tensor.shape, value.type.strides, strict=True)
+            shape = [size if stride else min(size, 1) for size, stride in pairs]
+            noise = torch.rand(shape, generator=generator).mul_(2).sub_(1).double()
+            moved = noise.mul_(torch.finfo(value.type.dtype).eps).add_(1) * tensor
             tensor = laid_out_as(tensor, moved)
         found[value] = tensor
     return found

@@ -20,9 +20,9 @@ from tests.miscompiles.cases import MISCOMPILES
 from tests.miscompiles.harness import SECONDS
 
 OPS = {
-    "sum_identity": ("layer_norm", "sum", "var"),
-    "lanes_joined": ("layer_norm", "sum", "var"),
-    "decompose_swapped": ("layer_norm", "sub"),
+    "sum_identity": ("layer_norm", "sum", "addcmul"),
+    "lanes_joined": ("layer_norm", "sum", "addcmul"),
+    "decompose_swapped": ("layer_norm", "sub", "addcmul"),
     "product_short": ("mm",),
     "overwritten_early": ("layer_norm", "mm", "add", "view", "gelu", "attention", "embedding", "mul", "var"),
 }
