@@ -103,20 +103,22 @@ class Row:
     tried: int
 
 
-def errors(found: torch.Tensor, reference: torch.Tensor, format_: Format) -> torch.Tensor:
-    """|found - reference| in ulp, of float64 tensors; infinite where one is NaN alone."""
+def errors(results: Sequence[torch.Tensor], reference: torch.Tensor, format_: Format) -> list[torch.Tensor]:
+    """|result - reference| in ulp, of float64 tensors, for each result; infinite where one is NaN alone."""
     limit = 2.0**format_.highest
     wanted = reference.clamp(-limit, limit)
     exponent = (wanted.view(torch.int64) >> 52).bitwise_and_(0x7FF)
     exponent.clamp_(_BIAS + format_.lowest, _BIAS + format_.highest - 1)
     # 2 ** (digits - 1 - exponent), made of its bits.
     per_ulp = exponent.neg_().add_(2 * _BIAS + format_.digits - 1).bitwise_left_shift_(52).view(torch.float64)
-    error = found.clamp(-limit, limit).sub_(wanted).abs_().mul_(per_ulp)
-    unknown = error.isnan()
-    if unknown.any():
-        alone = found.isnan() != reference.isnan()
-        error.masked_fill_(unknown, 0.0).masked_fill_(alone, float("inf"))
-    return error
+    found: list[torch.Tensor] = []
+    for result in results:
+        error = result.clamp(-limit, limit).sub_(wanted).abs_().mul_(per_ulp)
+        if error.sum().isnan():
+            alone = result.isnan() != reference.isnan()
+            error.nan_to_num_(nan=0.0, posinf=float("inf")).masked_fill_(alone, float("inf"))
+        found.append(error)
+    return found
 
 
 def errors_of_double(found: Array, reference: Array) -> torch.Tensor:
@@ -229,7 +231,7 @@ def _errors(name: str, args: list[torch.Tensor], results: list[torch.Tensor]) ->
         exact = long_double(name, args)
         return [errors_of_double(result.numpy(), exact) for result in results]
     wide = getattr(torch, name)(*[x.double() for x in args])
-    return [errors(result.double(), wide, FORMATS[dtype]) for result in results]
+    return errors([result.double() for result in results], wide, FORMATS[dtype])
 
 
 def main() -> None:

@@ -34,6 +34,7 @@ from dsjit.ir.graph_template import GraphTemplate, make_graph_template
 from dsjit.ir.joint_graph import JointGraph, JointTemplate
 from dsjit.ir.structure_graph import graph_structure
 from dsjit.ir.template import TemplateMaker
+from dsjit.oracle.checked import CheckedProgram
 from dsjit.passes.kept_layouts import keep_channels_last
 from dsjit.passes.partition import partition
 from dsjit.passes.pipeline import JOINT_PASSES, run_passes
@@ -75,8 +76,11 @@ class Builder:
             runner = _INTERPRETERS[self.options.backend]()
             run = InterpretedProgram(compilation.optimized, compilation.steps, compilation.plan.views, runner)
         elif compilation.stages:
-            run = checked_program(compilation, self.options.numerics, self.session.kernels)
+            run = self._checked(compilation)
         return Step(segment, compilation, run)
+
+    def _checked(self, compilation: Compilation) -> CheckedProgram:
+        return checked_program(compilation, self.options.numerics, self.session.kernels)
 
     def training(self, joint: JointGraph, timer: StageTimer) -> Step:
         """A forward, compiled now, and its backward, which is compiled when it is first wanted."""
@@ -106,7 +110,10 @@ class Builder:
                 lowered = plan.lowered
             forward = self._graph(halves.forward, timer, ways[0], lowered[0])
             backward = functools.partial(self._backward, lowered=lowered[1])
-            training = make_training(simplified, halves, forward, backward, low_memory=ways[1], memory=memory)
+            checked = self._checked if forward.stages else None
+            training = make_training(
+                simplified, halves, forward, backward, low_memory=ways[1], memory=memory, checked=checked
+            )
             session.trainings[structure] = training
         return Step(Segment(training.partition.forward, None), training.forward, training)
 

@@ -26,6 +26,10 @@ from dsjit.errors import DsjitWarning, GradientError
 from dsjit.ir.graph import Graph, TensorType, Value
 from dsjit.ir.graph_template import GraphTemplate
 from dsjit.ir.joint_graph import JointGraph
+from dsjit.ops.generator import generator_state
+from dsjit.oracle.checked import CheckedProgram, FaultFound
+from dsjit.oracle.fault import copies
+from dsjit.oracle.training import TrainingCheck
 from dsjit.passes.partition import Partition
 from dsjit.passes.reference import run_reference
 from dsjit.passes.undefined_gradients import without_gradients
@@ -41,6 +45,7 @@ class Training:
     forward returns behind its results, in a row. tangents: types of the gradients of results.
     groups: what autograd is told. memory: what was planned under a budget.
     sizes: when sizes are open; `joint`, `partition` and `tangents` are then those of some sizes.
+    checked: under DSJIT_CHECK=2, a Program that checks itself. check: of what it keeps for the backward.
     """
 
     forward: Compilation
@@ -52,17 +57,36 @@ class Training:
     groups: tuple[Group, ...]
     memory: TrainingMemory | None = None
     sizes: OpenTraining | None = None
+    checked: Callable[[Compilation], CheckedProgram] | None = None
+    check: TrainingCheck | None = None
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The results, as autograd knows them. The traced code chose its own grad mode, whatever that of the call."""
         enabled = torch.is_grad_enabled()
         try:
             torch._C._set_grad_enabled(False)
-            outputs = self.forward.program(inputs)
+            if self.checked is None:
+                outputs = self.forward.program(inputs)
+            else:
+                outputs = self._run_checked(inputs, self.checked(self.forward))
             torch._C._set_grad_enabled(True)
             return self._told(inputs, outputs)
         finally:
             torch._C._set_grad_enabled(enabled)
+
+    def _run_checked(self, inputs: Sequence[torch.Tensor], run: CheckedProgram) -> list[torch.Tensor]:
+        """The forward. Raises FaultFound."""
+        assert self.check is not None
+        before, state = copies(inputs), generator_state()
+        outputs = run(inputs)
+        self.check(run.compiled, before, state, self._kept(inputs, outputs))
+        return outputs
+
+    def _kept(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """outputs: of the forward."""
+        count = self.joint.results
+        everything = [*inputs, *outputs[:count], *[inputs[number] for number in self.joint.passed], *outputs[count:]]
+        return _in_memory([everything[number] for number in self.kept])
 
     def _told(self, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Tell autograd of what the forward returned."""
@@ -134,6 +158,9 @@ class Training:
         if isinstance(program, SizedProgram):
             sized = program
             return lambda point, inputs: sized.run_at(point, list(inputs)), compilation
+        if self.checked is not None:
+            checked = self.checked(compilation)
+            return lambda point, inputs: checked(_in_memory(inputs)), compilation
         if isinstance(program, Program) and isinstance(host, Program):
             guest = GuestProgram(program, host)
             return lambda point, inputs: guest(inputs), compilation
@@ -175,6 +202,8 @@ class Training:
         try:
             found = backward.run(point, _handed_over(taken))
             backward.proven = self.sizes is None  # each choice of sizes has a Program of its own
+        except FaultFound:
+            raise
         except Exception as error:  # nothing was written yet, and what eager raises the reference raises, too
             if not (held or taken):
                 raise
@@ -200,9 +229,10 @@ def make_training(
     low_memory: LowMemory | None = None,
     memory: TrainingMemory | None = None,
     sizes: OpenTraining | None = None,
+    checked: Callable[[Compilation], CheckedProgram] | None = None,
 ) -> Training:
     """forward: compiled from `partition.forward`. compile: compiles a backward. low_memory: for that of the partition.
-    memory: what was planned. Raises Mismatch."""
+    memory: what was planned. checked: makes programs check themselves. Raises Mismatch."""
     primals = {value: number for number, value in enumerate(partition.forward.inputs)}
     results = {value: number for number, value in enumerate(partition.forward.outputs[: joint.results])}
     place: dict[Value, int] = {}
@@ -224,6 +254,8 @@ def make_training(
         tuple(make_groups(joint, partition, low_memory, sizes)),
         memory,
         sizes,
+        checked,
+        None if checked is None else TrainingCheck(joint, partition),
     )
 
 

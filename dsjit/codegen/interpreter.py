@@ -285,16 +285,12 @@ def _extreme(statement: Reduce, values: Sequence[Scalar]) -> Scalar:
 
 
 def _first_extreme(elements: Sequence[tuple[Scalar, int]], largest: bool) -> int:
-    """Of no elements: 0."""
-    if not elements:
-        return 0
-    best, where = elements[0]
-    for value, index in elements[1:]:
-        if best != best:
-            break
-        if value != value or (value > best if largest else value < best):
-            best, where = value, index
-    return where
+    """The least index of an extreme element; of no elements: 0."""
+    nans = [index for value, index in elements if value != value]
+    if nans or not elements:
+        return min(nans, default=0)
+    best = (max if largest else min)(value for value, _ in elements)
+    return min(index for value, index in elements if value == best)
 
 
 # Scalar ops

@@ -212,8 +212,8 @@ class Reduce:
         grow linearly with the number of elements.
     max, min: a NaN anywhere makes the result NaN.
     any, all: of bool.
-    argmax, argmin: the value of `index` (an affine form of the block's axes, increasing in iteration order) at the
-        first extreme element, as int64; a NaN is more extreme than any number.
+    argmax, argmin: the least value of `index` (an affine form of the block's axes, in whatever order these are looped
+        over) at an extreme element, as int64; a NaN is more extreme than any number.
     matrix: of a sum whose operand is a product of two floats, in float32: it is an element of a matrix product, and may
         be added up as libraries of such products do, with fused multiply-adds, in any order.
     over: the axes of the block that are combined, where these are not all: the result then has an element for each

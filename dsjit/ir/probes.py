@@ -7,6 +7,8 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
+import numpy as np
+
 from dsjit.ir.polynomial import FreePoint, Polynomial, Quotient, quotients_of
 
 __all__ = ["leg_points", "probe_points"]
@@ -18,7 +20,8 @@ LEGS: Final = 5
 def probe_points(
     typical: Sequence[int], avoid: Collection[int], sizes: Sequence[Polynomial] = ()
 ) -> tuple[tuple[int, ...], ...] | None:
-    """Points near `typical`, of primes that differ from each other and from the numbers in `avoid`.
+    """Points near `typical`, of primes that differ from each other and from the numbers in `avoid`. No coordinate is an
+    affine form of two others, as 53, 59, 61, 67 is of 23, 29, 31, 37: what is found at such points is ambiguous.
 
     sizes: what is computed from the sizes. Where something is divided there, the points are others near; None when
     there are none at which all of them differ.
@@ -30,7 +33,7 @@ def probe_points(
     for size in typical:
         column: list[int] = []
         for prime in _primes_from(max(size, 17)):
-            if prime not in taken:
+            if prime not in taken and (len(column) < PROBES - 1 or _tells_apart([*column, prime], columns)):
                 column.append(prime)
                 taken.add(prime)
                 if len(column) == count:
@@ -95,6 +98,16 @@ def _free_point(sizes: Sequence[int], quotients: Sequence[Quotient], number: int
     return point
 
 
+def _tells_apart(column: Sequence[int], others: Sequence[Sequence[int]]) -> bool:
+    """Whether no affine form of one or two of `others` has the values `column`, nor any of these one of it."""
+    ones = [1] * len(column)
+    for count in range(min(2, len(others)) + 1):
+        for chosen in itertools.combinations(others, count):
+            if np.linalg.matrix_rank(np.array([ones, column, *chosen], np.float64)) < 2 + count:
+                return False
+    return True
+
+
 def leg_points(
     sizes: Sequence[int],
     lowest: Sequence[int],
@@ -102,11 +115,29 @@ def leg_points(
     divisors: Mapping[int, int] = MappingProxyType({}),
 ) -> tuple[tuple[int, ...], ...] | None:
     """`sizes`, `lowest` when it can be, and further points around, from `lowest` on, that `allowed` accepts; None when
-    there are too few. No coordinate repeats but within `lowest`. When that is not accepted, each coordinate takes its
-    lowest number in a point of its own.
+    there are too few. No coordinate repeats but within `lowest`, and none is an affine form of two others. When
+    `lowest` is not accepted, each coordinate takes its lowest number in a point of its own.
 
     divisors: by the number of a size, what it is divided by: there are more points then, with other quotients.
     """
+    for stretch in range(4):
+        points = _leg_points(sizes, lowest, allowed, divisors, stretch)
+        if points is None:
+            return None
+        columns = list(zip(*points, strict=True))
+        if all(_tells_apart(column, columns[:place]) for place, column in enumerate(columns)):
+            return points
+    return None
+
+
+def _leg_points(
+    sizes: Sequence[int],
+    lowest: Sequence[int],
+    allowed: Callable[[tuple[int, ...]], bool],
+    divisors: Mapping[int, int],
+    stretch: int,
+) -> tuple[tuple[int, ...], ...] | None:
+    """stretch: how far coordinates are moved apart, that would follow each other at all points."""
     points = [tuple(sizes)]
     taken = set(sizes)
     count = LEGS + 2 * bool(divisors)
@@ -117,6 +148,7 @@ def leg_points(
                 wanted = max(round(size * target), least) + attempt
                 if place in divisors:
                     wanted = least + (number + 1) * (divisors[place] + 1) + attempt
+                wanted += stretch * place * place * (len(points) ** 2 % 7)
                 point.append(_near(wanted, taken | set(point)) if target or attempt else least)
             if tuple(point) not in points and allowed(tuple(point)):
                 points.append(tuple(point))

@@ -50,10 +50,30 @@ def _layer_norm(
     return result if bias is None else result + bias, mean, scale
 
 
+def _variance(
+    x: torch.Tensor,
+    dim: Sequence[int] | None = None,
+    *,
+    correction: float | None = None,
+    keepdim: bool = False,
+) -> torch.Tensor:
+    """Of equal elements, the rounding of their mean is left."""
+    dims = tuple(dim) if dim else tuple(range(x.dim()))
+    centred = x - x.mean(dims, keepdim=True)
+    divisor = max(0.0, math.prod([x.shape[each] for each in dims]) - (1 if correction is None else correction))
+    return (centred * centred).sum(dims, keepdim=keepdim) / divisor
+
+
+def _deviation(x: torch.Tensor, dim: Sequence[int] | None = None, **how: Any) -> torch.Tensor:
+    return _variance(x, dim, **how).sqrt()
+
+
 STEPS: Final[dict[Any, Callable[..., Any]]] = {
     aten.gelu.default: _gelu,
     aten.gelu_backward.default: _gelu_backward,
     aten.native_layer_norm.default: _layer_norm,
+    aten.var.correction: _variance,
+    aten.std.correction: _deviation,
 }
 """Ops by the formulas of ATen."""
 

@@ -138,7 +138,8 @@ def _capture_blame(
     if first.path == THE_CALL:
         return Blame("compiler", "exception", THE_CALL, UNKNOWN_SOURCE.file, 0, first.problems[0])
     captured = precise.captured
-    segments = captured.segments if captured is not None else ()
+    # With gradients, the program is of another Graph: of the forward and the backward together, after passes.
+    segments = captured.segments if captured is not None and captured.joint is None else ()
     for segment in segments:
         stale = [first_stale_node(segment.graph, compilation.captured) for compilation in jitted.compilations]
         nodes = [node for node in stale if node is not None]

@@ -6,18 +6,23 @@ it decides as eager does. Tensors are made from the Graphs' outputs by the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from dsjit.ir.graph import Graph, Node, Value
+from dsjit.ir.graph import Graph, Node, TensorType, Value
+from dsjit.ir.joint_graph import JointGraph
 from dsjit.ops.generator import generator_state, set_generator_state
+from dsjit.ops.strided import strided_view
 from dsjit.oracle.fault import copies
-from dsjit.oracle.reference import Reference, laid_out_as, run_with_precision
+from dsjit.oracle.reference import Reference, agrees, laid_out_as, run_with_precision
 from dsjit.trace.capture import Capture, capture
-from dsjit.trace.effects.replay import Recipe
+from dsjit.trace.effects.outputs import build_template
+from dsjit.trace.effects.replay import Recipe, Returned
+from dsjit.verification.gradients import gradient_path, tangent
 from dsjit.verification.records import tensors_below
 
 __all__ = ["Precise", "PreciseCall", "capture_precisely"]
@@ -25,11 +30,19 @@ __all__ = ["Precise", "PreciseCall", "capture_precisely"]
 
 @dataclass(frozen=True, slots=True)
 class Precise:
-    """A tensor in double precision, with operands moved (see `oracle.reference`), and whether every bit counts."""
+    """A tensor in double precision, with operands moved (see `oracle.reference`), and whether every bit counts.
+
+    again: what it is with operands moved by another seed.
+    """
 
     precise: torch.Tensor
     moved: torch.Tensor
     exact: bool
+    again: Callable[[int], torch.Tensor] | None = None
+
+    def accepts(self, found: torch.Tensor, expected: torch.Tensor) -> bool:
+        """Whether `found` may stand where eager has `expected`, both of one shape; not whether every bit is eager's."""
+        return agrees(found, expected, self.precise, self.moved, self.again)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +77,22 @@ def capture_precisely(
             return PreciseCall({}, captured, reason)
         set_generator_state(drawn)
         inputs = [before.get(id(tensor), tensor) for tensor in captured.given]
-        tensors, makers = _run(captured, captured.recipe, inputs, (args, kwargs), reachable)
+        run = functools.partial(_run, captured, captured.recipe, inputs, (args, kwargs), reachable)
+        tensors, makers = run()
+
+        @functools.cache
+        def again(seed: int) -> dict[str, Precise]:
+            now = generator_state()
+            set_generator_state(drawn)
+            try:
+                return run(seed)[0]
+            finally:
+                set_generator_state(now)
+
+        def sample(path: str, seed: int) -> torch.Tensor:
+            return again(seed)[path].moved
+
+        tensors = {path: replace(each, again=functools.partial(sample, path)) for path, each in tensors.items()}
         return PreciseCall(tensors, captured, "", tuple(inputs), makers)
     finally:
         set_generator_state(after)
@@ -73,12 +101,13 @@ def capture_precisely(
 
 
 def _run(
-    captured: Capture, recipe: Recipe, inputs: list[torch.Tensor], call: Any, reachable: Mapping[str, torch.Tensor]
-) -> tuple[dict[str, Precise], dict[str, Node]]:
+    captured: Capture, recipe: Recipe, inputs: list[torch.Tensor], call: Any, reachable: Mapping[str, torch.Tensor],
+    seed: int = 0,
+) -> tuple[dict[str, Precise], dict[str, Node]]:  # fmt: skip
     eager: dict[int, torch.Tensor] = dict(zip(captured.inputs, inputs, strict=True))
     wide: dict[int, Precise] = {}
     reference = Reference()
-    graph = captured.segments[-1].graph
+    graph, before = captured.segments[-1].graph, generator_state()
     for segment in captured.segments:
         graph = segment.graph
         given = Reference(
@@ -87,16 +116,18 @@ def _run(
             exact=frozenset([value for value in graph.inputs if value.id in wide and wide[value.id].exact]),
         )
         own = [eager[value.id] for value in graph.inputs]
-        reference = run_with_precision(graph, own, keep={*graph.inputs, *graph.results()}, given=given)
+        before = generator_state()
+        reference = run_with_precision(graph, own, keep={*graph.inputs, *graph.results()}, given=given, seed=seed)
         for value in graph.outputs:
             eager[value.id] = reference.eager[value]
             wide[value.id] = Precise(reference.precise[value], reference.moved[value], value in reference.exact)
+    passed = () if captured.joint is None else tuple([graph.inputs[number] for number in captured.joint.passed])
     flags = {
         value: laid_out_as(tensor, torch.full(tensor.shape, value in reference.exact))
         for value, tensor in reference.precise.items()
     }
     precise, moved, exact = (
-        tensors_below({"result": recipe.make(*_ends(graph, values), call)})
+        tensors_below({"result": recipe.make(*_ends(graph, values, passed), call)})
         for values in (reference.precise, reference.moved, flags)
     )
     found = {path: Precise(precise[path], moved[path], bool(exact[path].all())) for path in precise}
@@ -109,11 +140,82 @@ def _run(
         if left is not None:
             found[path] = Precise(reference.precise[left], reference.moved[left], left in reference.exact)
             values[path] = left
+    if captured.joint is not None:
+        set_generator_state(before)
+        found |= _gradients(captured, captured.joint, recipe, (eager, wide), call, reachable, seed)
     producers = graph.producers()
     return found, {path: producers[value] for path, value in values.items() if value in producers}
 
 
-def _ends(graph: Graph, values: Mapping[Value, torch.Tensor]) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """The inputs of a Graph after it has run, and its outputs."""
+def _ends(
+    graph: Graph, values: Mapping[Value, torch.Tensor], passed: tuple[Value, ...]
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The inputs of a Graph after it has run, and its outputs, with the inputs `passed` behind them."""
     written = {write.target: write.value for write in graph.writes}
-    return [values[written.get(value, value)] for value in graph.inputs], [values[value] for value in graph.outputs]
+    inputs = [values[written.get(value, value)] for value in graph.inputs]
+    return inputs, [values[value] for value in (*graph.outputs, *passed)]
+
+
+def _gradients(
+    captured: Capture, joint: JointGraph, recipe: Recipe, values: tuple[dict[int, torch.Tensor], dict[int, Precise]],
+    call: Any, reachable: Mapping[str, torch.Tensor], seed: int,
+) -> dict[str, Precise]:  # fmt: skip
+    """The gradients of `gradient_records`, from forward and backward in one Graph. values: of what enters its segment,
+    as eager has it, and in double precision."""
+    graph = joint.graph
+    primals = graph.inputs[: joint.primals]
+    tangents = {number: _zeros(graph.outputs[number].type) for number in joint.differentiated}
+    direct: dict[int, torch.Tensor] = {}
+    for path, returned in _holes(recipe, call):
+        number = returned.number
+        if not returned.from_input and number in tangents:
+            target = tangents[number]
+        elif returned.from_input or number >= joint.results:  # an argument is returned
+            number = number if returned.from_input else joint.passed[number - joint.results]
+            if returned.detached or not captured.given[number].requires_grad:
+                continue
+            target = direct.setdefault(primals[number].id, _zeros(primals[number].type))
+        else:
+            continue
+        part = target if returned.view is None else strided_view(target, *returned.view)
+        part.add_(tangent(path, tuple(part.shape), part.dtype))
+    eager, wide = values
+    own = [*(eager[value.id] for value in primals), *tangents.values()]
+    entering = {value: wide[value.id] for value in primals if value.id in wide}
+    given = Reference(
+        precise={value: each.precise for value, each in entering.items()},
+        moved={value: each.moved for value, each in entering.items()},
+        exact=frozenset([value for value, each in entering.items() if each.exact]),
+    )
+    reference = run_with_precision(graph, own, keep={*graph.inputs, *graph.outputs}, given=given, seed=seed)
+    places = {id(tensor): path for path, tensor in reversed([*reachable.items()])}
+    number_of = {value.id: number for number, value in enumerate(primals)}
+    found: dict[str, Precise] = {}
+    for tensor, name in zip(captured.given, captured.inputs, strict=True):
+        number = number_of.get(name, -1)
+        end = joint.gradients[number] if number >= 0 else None
+        if id(tensor) not in places or (end is None and name not in direct):
+            continue
+        ways = (reference.precise, reference.moved)
+        extra = direct.get(name)
+        parts = [] if end is None else [way[graph.outputs[joint.results + end]].expand(tensor.shape) for way in ways]
+        if extra is not None:
+            parts = [part + extra.double() for part in parts] or [extra.double(), extra.double()]
+        exact = extra is None and end is not None and graph.outputs[joint.results + end] in reference.exact
+        found[gradient_path(places[id(tensor)])] = Precise(parts[0], parts[1], exact)
+    return found
+
+
+def _holes(recipe: Recipe, call: Any) -> Iterator[tuple[str, Returned]]:
+    """Where each tensor of the result is met first."""
+    marks = [torch.zeros(()) for _ in recipe.returned]
+    shown = build_template(recipe.result, marks, [each.fetch(*call) for each in recipe.found], {})
+    numbers = {id(mark): number for number, mark in enumerate(marks)}
+    for path, mark in tensors_below({"result": shown}).items():
+        number = numbers.pop(id(mark), None)
+        if number is not None and isinstance(returned := recipe.returned[number], Returned):
+            yield path, returned
+
+
+def _zeros(type_: TensorType) -> torch.Tensor:
+    return torch.empty_strided(type_.shape, type_.strides, dtype=type_.dtype, device=type_.device).zero_()

@@ -17,6 +17,7 @@ from dsjit.api.session import Session
 from dsjit.config import Environment, Options
 from dsjit.ops.generator import generator_state
 from dsjit.oracle.checked import FaultFound
+from dsjit.verification.gradients import gradient_records
 from dsjit.verification.precise import PreciseCall, capture_precisely
 from dsjit.verification.records import Record, read
 from dsjit.verification.twin import Twin
@@ -158,6 +159,8 @@ def _call(
     roots = (_state(twin, args, kwargs) if is_last else {"args": args, "kwargs": kwargs}) | {"result": result}
     records = dict(read(roots, snapshot=not is_last))
     records[_GENERATOR] = repr(hash(generator_state().numpy().tobytes()))
+    if is_last and not error:
+        records |= gradient_records(result, _state(twin, args, kwargs))
     return Seen(records, error, way())
 
 

@@ -12,7 +12,6 @@ from dsjit.api.entry import jitted_of
 from dsjit.config import Environment, Options
 from dsjit.ir.graph import UNKNOWN_SOURCE
 from dsjit.oracle.measure import measure, same_values
-from dsjit.oracle.reference import within_error
 from dsjit.verification.blame import find_blame
 from dsjit.verification.precise import Precise, PreciseCall
 from dsjit.verification.records import Record, TensorRecord
@@ -142,7 +141,7 @@ def _compare(
     elif exact or precise is None:
         right = same_values(found.values, wanted.values)
     else:
-        right = within_error(found.values, wanted.values, precise.precise, precise.moved)
+        right = precise.accepts(found.values, wanted.values)
     if not right:
         problems.append(
             f"{values.differing} of {wanted.values.numel()} elements differ, by up to {values.max_ulp:.0f} ulp "

@@ -17,7 +17,17 @@ import torch
 from hypothesis import strategies as st
 
 from dsjit.testing.strategies import LAYOUTS, TensorSpec
-from tests.fuzz.grammar import DIFFERENTIABLE, FAMILIES, NUMBERS, TABLE, arity, exact_row, finite_row, sensitive_row
+from tests.fuzz.grammar import (
+    DIFFERENTIABLE,
+    FAMILIES,
+    NUMBERS,
+    TABLE,
+    arity,
+    exact_row,
+    finite_row,
+    scaling_row,
+    sensitive_row,
+)
 from tests.fuzz.program import FuzzProgram
 from tests.fuzz.scope import MOST_ELEMENTS, Scope, Traits
 
@@ -35,8 +45,6 @@ NUMBER_TEXTS: Final = ("2", "0.5", "-1", "3", "0.1", "1.0", "0", "-2.5", "7", "f
 DTYPE_TEXTS: Final = tuple(dict.fromkeys(str(dtype) for dtype in DTYPES))
 SMOOTH: Final = (False, False, False, False, False, True)
 """Whether a program is differentiated."""
-SMOOTH: Final = (False, False, False, False, False, True)
-"""Whether a program is differentiated."""
 MOST_LINES: Final = 9
 BOUNDED: Final = ("clamp(-1, 2)", "sigmoid", "tanh", "sin()", "cos()", "erf()", "atan")
 
@@ -48,6 +56,8 @@ FACTS: Final = (
     "{0}.numel() > 4", "{0}.shape[0] % 2 == 0", "{0}.dtype == torch.float32", "{0}.is_contiguous()", "{me}.flag",
     "{0}.dim() > 1", "{me}.scale > 2", "{0}.stride(-1) == 1", "{0}.is_floating_point()",
 )  # fmt: skip
+SMOOTH_FACTS: Final = tuple(fact.replace("dtype == torch.float32", "dtype != torch.bool") for fact in FACTS)
+"""The reference of programs that are differentiated runs in double precision, and has to go the same way."""
 READS: Final = (
     "{0} * {me}.scale", "{0} + {me}.state", "{me}.state - {0}", "{0} if {me}.flag else {0} * 2", "{me}.helper({0})",
     "{0} + {me}.count", "torch.stack([{0} * k for k in range(3)])", "sum([{0}, {0}], {me}.state)",
@@ -185,6 +195,8 @@ class Drawer:
         if finite_row(call.row):
             arguments = {name: f"{text}.nan_to_num().clamp(-99, 99)" for name, text in arguments.items()}
         parameters = self.pick(call.parameters)
+        if "alpha" in parameters and scaling_row(call.row):
+            arguments = {name: f"{text}.float()" for name, text in arguments.items()}
         arguments |= parameters | {name: str(self.pick(NUMBERS)) for name in call.numbers}
         if any(text in ("inf", "nan") for text in arguments.values()):
             return
@@ -213,7 +225,7 @@ class Drawer:
         operand = self.operand(exact=True)
         if operand is None:
             return
-        condition = self.filled(self.pick(FACTS if self.smooth else (*LOOKS, *FACTS)), [operand])
+        condition = self.filled(self.pick(SMOOTH_FACTS if self.smooth else (*LOOKS, *FACTS)), [operand])
         if not self.scope.run(f"went = bool({condition})"):
             return
         self.sensitive = True

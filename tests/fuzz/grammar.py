@@ -32,6 +32,8 @@ __all__ = [
     "TableCall",
     "arity",
     "exact_row",
+    "finite_row",
+    "scaling_row",
     "sensitive_row",
 ]
 
@@ -114,7 +116,8 @@ FAMILIES: Final[Mapping[str, Family]] = {
          "torch.softmax({0}, {dim})", "torch.log_softmax({0}, {dim})", "{0}.logsumexp({dim})",
          "torch.nn.functional.layer_norm({0}, {0}.shape[-1:])", "{0}.nansum({dim})",
          "{0}.std_mean({dim}, correction=0)[1]",
-         "torch.nn.functional.normalize({0}, dim={dim})", "torch.nn.functional.rms_norm({0}, {0}.shape[-1:])",
+         "torch.nn.functional.normalize({0}, dim={dim})",
+         "torch.nn.functional.rms_norm({0}, {0}.shape[-1:], eps=1e-6)",
          "torch.nn.functional.mse_loss({0}, {0}.detach() + 1)", "torch.cdist({0}, {0}, p=1.0)",
          "torch.trapezoid({0}, dim={dim})"), 5, rounded=True, tame=True, floating=True,
     ),
@@ -205,6 +208,11 @@ def sensitive_row(row: OpRow) -> bool:
 def finite_row(row: OpRow) -> bool:
     """Whether eager itself answers otherwise for infinities or NaN, from one place in a tensor to the next."""
     return _base(row) in ("gelu", "gelu_backward", "signbit", "copysign")
+
+
+def scaling_row(row: OpRow) -> bool:
+    """Whether eager rounds `alpha * other` of bfloat16 and float16 in the tail of its loop, and not in the vectors."""
+    return _base(row) in ("add", "sub", "rsub")
 
 
 def exact_row(row: OpRow) -> bool:

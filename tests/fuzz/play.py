@@ -94,6 +94,7 @@ class _Side:
         self.turns: Iterator[Turn] = script(jit)
         self.reader = StateReader(getattr(script, "__globals__", {}))
         self.gradients = gradients
+        self._storages: dict[object, int] = {}
 
     def step(self, turn: Turn, number: int) -> dict[str, Leaf]:
         """One call, and what can be seen after it."""
@@ -101,18 +102,41 @@ class _Side:
         result, error = call(function, args, number, self.gradients)
         random = str(hash(torch.get_rng_state().numpy().tobytes()))
         roots = {f"args[{n}]": value for n, value in enumerate(args)} | {"function": function, "result": result}
-        records = {path: _comparable(path, leaf) for path, leaf in self.reader.read(roots).items()}
+        records = {path: self._comparable(path, leaf) for path, leaf in self.reader.read(roots).items()}
         return records | {"random state": random, "error": error}
 
+    def _comparable(self, path: str, leaf: Leaf) -> Leaf:
+        """Without what is nobody's promise: strides that address nothing (of tensors without elements, and of gradients
+        along dimensions of one element), and whether gradients that do not overlap lie in one storage."""
+        if not isinstance(leaf, TensorRecord):
+            return leaf
+        facts = dict(leaf.facts)
+        strides: Any = facts["strides"]
+        if not leaf.values.numel():
+            facts["strides"] = ()
+        if path.endswith(".grad"):
+            sizes = zip(leaf.values.shape, strides, strict=True)
+            facts["strides"] = tuple([0 if size == 1 else stride for size, stride in sizes])
+            del facts["storage"], facts["storage offset"]
+            facts["memory of"] = self._overlapping(path)
+        else:
+            facts["storage"] = self._storages.setdefault(facts["storage"], len(self._storages))
+        return TensorRecord(facts, leaf.values)
 
-def _comparable(path: str, leaf: Leaf) -> Leaf:
-    """Without strides that address nothing, where they are nobody's promise: of tensors without elements, and of
-    gradients along dimensions of one element."""
-    if not isinstance(leaf, TensorRecord) or (leaf.values.numel() and not path.endswith(".grad")):
-        return leaf
-    strides: Any = leaf.facts["strides"]
-    shown = tuple([0 if size == 1 else stride for size, stride in zip(leaf.values.shape, strides, strict=True)])
-    return TensorRecord({**leaf.facts, "strides": shown if leaf.values.numel() else ()}, leaf.values)
+    def _overlapping(self, path: str) -> tuple[str, ...]:
+        """The other tensors whose memory overlaps."""
+        start, end = _extent(self.reader.tensors[path])
+        others = {other: _extent(tensor) for other, tensor in self.reader.tensors.items() if other != path}
+        return tuple([other for other, (first, last) in others.items() if first < end and start < last])
+
+
+def _extent(tensor: torch.Tensor) -> tuple[int, int]:
+    """From its first byte to behind its last one; the same twice for no elements."""
+    start = tensor.data_ptr()
+    if not tensor.numel():
+        return start, start
+    steps = [(size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)]
+    return start, start + (sum(steps) + 1) * tensor.element_size()
 
 
 def _make_equal(model: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 A call that is not differentiated is captured once more and run in double precision, as `dsjit.verify` does: what comes
 from `+ - * /`, square roots, comparison, selection, casts and movement of data must have eager's bits; the rest may be
-as far off as `dsjit.oracle.reference.within_error` says.
+as far off as `dsjit.oracle.reference.agrees` says.
 
 For gradients, the whole script runs in double precision, and once more with the result of each op moved at random by up
 to a unit of roundoff of the dtype that it has in truth.
@@ -10,6 +10,7 @@ to a unit of roundoff of the dtype that it has in truth.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
 from types import CodeType
 from typing import Final
@@ -17,7 +18,6 @@ from typing import Final
 import torch
 
 from dsjit.api.entry import session
-from dsjit.oracle.reference import within_error
 from dsjit.oracle.roundings import Roundings
 from dsjit.testing.strategies import TensorSpec
 from dsjit.verification.precise import Precise, capture_precisely
@@ -50,7 +50,7 @@ class Reference:
         precise = self._known.get(self._same_object(path, self._known))
         right = precise is not None and not precise.exact and precise.precise.shape == wanted.shape
         if precise is not None and right:
-            right = within_error(found, wanted, precise.precise.to(torch.float64), precise.moved.to(torch.float64))
+            right = precise.accepts(found, wanted)
         self.judged += right
         return right
 
@@ -81,12 +81,24 @@ class Reference:
 
     def _in_double(self) -> dict[str, Precise]:
         precise, moved = self._play_in_double(0.0), self._play_in_double(UNIT)
-        return {path: Precise(precise[path], moved[path], False) for path in precise if path in moved}
 
-    def _play_in_double(self, unit: float) -> dict[str, torch.Tensor]:
+        @functools.cache
+        def again(seed: int) -> dict[str, torch.Tensor]:
+            return self._play_in_double(UNIT, seed)
+
+        def sample(path: str, seed: int) -> torch.Tensor:
+            return again(seed)[path]
+
+        return {
+            path: Precise(precise[path], moved[path], False, functools.partial(sample, path))
+            for path in precise
+            if path in moved
+        }
+
+    def _play_in_double(self, unit: float, seed: int = 0) -> dict[str, torch.Tensor]:
         script = compiled_script(self.code, _Wide)
         turns = script(lambda function: function)
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(seed)
         for number in range(self.number + 1):
             function, args = next(turns)
             with Roundings(unit, generator):
@@ -94,7 +106,12 @@ class Reference:
         reader = StateReader(getattr(script, "__globals__", {}))
         roots = {f"args[{n}]": value for n, value in enumerate(args)} | {"function": function, "result": result}
         records = reader.read(roots)
-        return {path: record.values for path, record in records.items() if isinstance(record, TensorRecord)}
+        return {path: _widened(record.values) for path, record in records.items() if isinstance(record, TensorRecord)}
+
+
+def _widened(values: torch.Tensor) -> torch.Tensor:
+    """Casts of the program's own make narrow floats again."""
+    return values.double() if values.is_floating_point() else values
 
 
 class _Wide(TensorSpec):

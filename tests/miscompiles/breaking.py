@@ -33,6 +33,7 @@ __all__ = [
     "entry",
     "floats",
     "given",
+    "exchanged_kept",
     "identity_of",
     "in_pass",
     "integers",
@@ -46,10 +47,12 @@ __all__ = [
     "second_operand_of_sums",
     "shifted_slice",
     "spelling",
+    "stale_moves",
     "swapped",
     "swapped_arguments",
     "swapped_branches",
     "truncated_bfloat16",
+    "with_gradients",
     "without_constants",
 ]
 
@@ -64,6 +67,15 @@ def floats(*shapes: tuple[int, ...], dtype: torch.dtype = torch.float32, times: 
 
     def make() -> Sequence[tuple[Any, ...]]:
         return [tuple(torch.randn(shape).to(dtype) for shape in shapes)] * times
+
+    return make
+
+
+def with_gradients(*shapes: tuple[int, ...]) -> Calls:
+    """The same normal numbers, which require gradients, twice."""
+
+    def make() -> Sequence[tuple[Any, ...]]:
+        return [tuple(torch.randn(shape).requires_grad_() for shape in shapes)] * 2
 
     return make
 
@@ -176,6 +188,31 @@ def without_constants(original: Any) -> Any:
     def broken(self: Any, **fields: Any) -> None:
         kept = tuple(fact for fact in fields["facts"] if not isinstance(fact.expectation, Constant))
         original(self, **{**fields, "facts": kept})
+
+    return broken
+
+
+def exchanged_kept(original: Any) -> Any:
+    """The last two things that are kept for a backward change places."""
+
+    def broken(*args: Any, **keywords: Any) -> Any:
+        training = original(*args, **keywords)
+        *others, last, end = training.kept
+        training.kept = (*others, end, last)
+        return training
+
+    return broken
+
+
+def stale_moves(forget: Any) -> Any:
+    """Where ways join, another tensor of the same shape is handed on than the one that was made last."""
+
+    def broken(self: Any, known: dict[int, Any]) -> None:
+        others = [value for value in known.values() if isinstance(value, torch.Tensor)]
+        forget(self, known)
+        for _, then in self.moves:
+            now = known[then]
+            known[then] = next((each for each in others if each is not now and each.shape == now.shape), now)
 
     return broken
 

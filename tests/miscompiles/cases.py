@@ -7,12 +7,13 @@ from unittest import mock
 
 import torch
 
+from dsjit.api import builder, trace_nodes
 from dsjit.api import compile as api_compile
 from dsjit.codegen import placement, steps
 from dsjit.codegen.llvm import casts, engine, memory, reductions, spellings, statements
 from dsjit.codegen.llvm.math import MATH
 from dsjit.fusion import views
-from dsjit.passes import cse, fold_constants
+from dsjit.passes import cse, fold_constants, partition
 from dsjit.trace.effects import replay
 from dsjit.trace.guards import guard as guards
 from dsjit.trace.looks import outcome
@@ -29,6 +30,7 @@ from tests.miscompiles.breaking import (
     attribute,
     early_death,
     entry,
+    exchanged_kept,
     floats,
     given,
     identity_of,
@@ -44,10 +46,12 @@ from tests.miscompiles.breaking import (
     second_operand_of_sums,
     shifted_slice,
     spelling,
+    stale_moves,
     swapped,
     swapped_arguments,
     swapped_branches,
     truncated_bfloat16,
+    with_gradients,
     without_constants,
 )
 from tests.miscompiles.harness import Miscompile
@@ -73,7 +77,7 @@ MISCOMPILES: tuple[Miscompile, ...] = (
     Miscompile(
         "reduce_mask",
         "lanes beyond the end of a row are not masked",
-        attribute(statements, "accumulate", lambda f: lambda *args: f(*args[:6], None, args[7])),
+        attribute(statements, "accumulate", lambda f: lambda *args: f(*args[:6], None, *args[7:])),
         programs.largest,
         ("amax",),
         NEGATIVE,
@@ -87,6 +91,14 @@ MISCOMPILES: tuple[Miscompile, ...] = (
         programs.place_of_largest,
         ("argmax",),
         TIES,
+    ),
+    Miscompile(
+        "argmin_order",
+        "of equal elements, the first in memory wins",
+        attribute(statements, "_increases", lambda f: lambda terms, extents: True),
+        programs.first_smallest,
+        ("argmin",),
+        given(*[(((torch.arange(360) * 7 + 3) % 5).float().reshape(4, 5, 18),)] * 2),
     ),
     Miscompile(
         "reduced_dims",
@@ -395,6 +407,14 @@ MISCOMPILES: tuple[Miscompile, ...] = (
         given((torch.ones(3), 2.0), (torch.ones(3), 2.0), (torch.ones(3), 3.0)),
     ),
     Miscompile(
+        "join_stale",
+        "where two ways join, an older tensor is handed on",
+        attribute(trace_nodes.Branch, "forget", stale_moves),
+        programs.either_way,
+        ("mul",),
+        given(*[(sign * torch.ones(3), 2 * torch.ones(3)) for sign in (1, -1, 1, -1)]),
+    ),
+    Miscompile(
         "write_missing",
         "an in-place op is forgotten",
         attribute(trace_memory.Memory, "writes", lambda f: lambda self: ()),
@@ -428,6 +448,22 @@ MISCOMPILES: tuple[Miscompile, ...] = (
         given(*[(torch.tensor([2.0, 3.5]),)] * 2),
     ),
     # -- training
+    Miscompile(
+        "kept_exchanged",
+        "what is kept for the backward changes places",
+        attribute(builder, "make_training", exchanged_kept),
+        programs.gates,
+        ("tanh",),
+        with_gradients((8, 8), (8, 8)),
+    ),
+    Miscompile(
+        "noise_drawn_again",
+        "the backward draws random numbers anew",
+        attribute(partition, "is_reproducible", lambda f: lambda node: True),
+        programs.noisy,
+        ("rand",),
+        with_gradients((8, 8), (8, 8)),
+    ),
     Miscompile(
         "decay_lost",
         "an update leaves weight decay out",

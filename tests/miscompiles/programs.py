@@ -41,6 +41,11 @@ def place_of_largest(x):
     return y.argmax(-1)  # here
 
 
+def first_smallest(x):
+    y = x * 2
+    return y.permute(2, 1, 0).argmin()  # here
+
+
 def difference(x, y):
     a = x + y
     b = a - x  # here
@@ -220,6 +225,13 @@ def mean_of(x):
     return a.mean(-1)  # here
 
 
+def either_way(x, y):
+    made = x * 2 if x.sum() > 0 else x - 3
+    if y.sum() > 0:
+        return made * y  # here
+    return made - y
+
+
 def times(x, factor):
     y = x + 1
     return y * factor  # here
@@ -251,6 +263,19 @@ def half(x):
 def rest(x):
     y = x + 1
     return y * (x.sum().item() - 3.0)  # here
+
+
+@torch.enable_grad()
+def gates(x, y):
+    one = (x @ y).tanh()  # here
+    other = (y @ x).sigmoid()
+    return one * other
+
+
+@torch.enable_grad()
+def noisy(x, y):
+    noise = torch.rand(8, 8)  # here
+    return x * noise * y
 
 
 class Descent(torch.nn.Module):

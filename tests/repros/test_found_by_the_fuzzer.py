@@ -93,3 +93,55 @@ def test_results_that_need_no_gradient_share_memory_beside_one_that_does(part) -
     assert (view.shape, view.stride(), view.storage_offset()) == (
         wanted.shape, wanted.stride(), wanted.storage_offset(),
     )  # fmt: skip
+
+
+@pytest.mark.parametrize("backend", ["llvm", "interpreter"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_the_first_of_several_extremes_is_found_whatever_the_order_of_memory(backend, dtype) -> None:
+    """Loops run in the order of memory, and the first that they met was taken."""
+
+    def places(x):
+        other = x.permute(2, 0, 1)
+        return x.argmin(), x.argmax(), other.argmin(), other.argmax(), x.argmax(1)
+
+    jitted = dsjit.jit(places, fullgraph=True, backend=backend)
+    for seed in range(2):
+        generator = torch.Generator().manual_seed(seed)
+        x = torch.randint(0, 3, (5, 4, 18), generator=generator).to(dtype).permute(2, 1, 0)
+        if dtype.is_floating_point and seed:
+            x[11, 2, 3] = x[9, 3, 4] = float("nan")
+        jitted(x)
+        for found, wanted in zip(call_compiled(jitted, x), places(x), strict=True):
+            assert torch.equal(found, wanted)
+
+
+@pytest.mark.filterwarnings("ignore::dsjit.DsjitWarning")
+def test_a_view_of_an_argument_that_shares_memory_with_itself_has_eagers_gradients() -> None:
+    """Autograd divides the gradient of a strided view among the elements that share memory."""
+
+    def gradient(function):
+        x = torch.tensor([3.0]).expand(4).requires_grad_()
+        view, product = function(x)
+        (view * torch.arange(4.0) + product).sum().backward()
+        return x.grad
+
+    jitted = dsjit.jit(lambda x: (x[None], x * 2))
+    for _ in range(3):
+        assert torch.equal(gradient(jitted), gradient(lambda x: (x[None], x * 2)))
+
+
+def test_a_size_less_one_is_told_from_another_size_less_some() -> None:
+    """The sizes that a backward was fitted at were 23, 29, 31, 37 and 53, 59, 61, 67: always 30 apart."""
+
+    def gradient(function, shape):
+        x = torch.linspace(0.5, 1.5, torch.Size(shape).numel()).reshape(shape).requires_grad_()
+        function(x).sum().backward()
+        return x.grad
+
+    def product(x):
+        return x.prod(0)
+
+    jitted = dsjit.jit(product)
+    for shape in ((17, 5, 4), (19, 7, 6), (19, 7, 6), (18, 6, 5)):
+        torch.testing.assert_close(gradient(jitted, shape), gradient(product, shape))
+    assert jitted.counters.calls_compiled == 2

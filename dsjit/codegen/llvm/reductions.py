@@ -68,9 +68,10 @@ def accumulate(
     index: Operand | None,
     mask: Operand | None,
     spellings: Mapping[str, Spelling],
+    increasing: bool = False,
 ) -> list[Operand]:
-    """The accumulator after one more element a lane, in lanes where `mask` is true. Indices increase from call to
-    call, so an equal element never replaces an earlier one. spellings: how to write the ops that combine."""
+    """The accumulator after one more element a lane, in lanes where `mask` is true. spellings: how to write the ops
+    that combine. increasing: whether indices increase from call to call, so that no equal element replaces another."""
     if index is None:
         if mask is not None:
             value = b.select(mask, value, number(value, literal(_identity_value(reduce, dtype), dtype)))
@@ -78,6 +79,8 @@ def accumulate(
     best, where = accumulator
     empty = b.compare("icmp eq", where, number(where, _no_index(element(where.type))))
     better = b.binary("or", _exceeds(b, reduce, dtype, value, best), empty)
+    if not increasing:
+        better = b.binary("or", better, _is_earlier(b, dtype, (value, index), (best, where)))
     if mask is not None:
         better = b.binary("and", better, mask)
     return [b.select(better, value, best), b.select(better, index, where)]
@@ -92,6 +95,19 @@ def _exceeds(b: FunctionBuilder, reduce: Reduce, dtype: torch.dtype, value: Oper
     return b.binary("and", b.compare(f"fcmp u{direction}", value, best), b.compare("fcmp ord", best, best))
 
 
+def _is_earlier(
+    b: FunctionBuilder, dtype: torch.dtype, x: tuple[Operand, Operand], y: tuple[Operand, Operand]
+) -> Operand:
+    """Whether x is as extreme as y, and has the lesser index."""
+    (x_value, x_index), (y_value, y_index) = x, y
+    if is_floating(dtype):
+        both_nan = b.binary("and", b.compare("fcmp uno", y_value, y_value), b.compare("fcmp uno", x_value, x_value))
+        tie = b.binary("or", b.compare("fcmp oeq", y_value, x_value), both_nan)
+    else:
+        tie = b.compare("icmp eq", y_value, x_value)
+    return b.binary("and", tie, b.compare("icmp slt", x_index, y_index))
+
+
 def combine(
     b: FunctionBuilder, reduce: Reduce, dtype: torch.dtype, x: Sequence[Operand], y: Sequence[Operand]
 ) -> list[Operand]:
@@ -99,12 +115,7 @@ def combine(
     if reduce.index is None:
         return [SPELLINGS[_COMBINE[reduce.kind]](b, dtype, [x[0], y[0]])]
     (x_value, x_index), (y_value, y_index) = x, y
-    if is_floating(dtype):
-        both_nan = b.binary("and", b.compare("fcmp uno", x_value, x_value), b.compare("fcmp uno", y_value, y_value))
-        tie = b.binary("or", b.compare("fcmp oeq", x_value, y_value), both_nan)
-    else:
-        tie = b.compare("icmp eq", x_value, y_value)
-    earlier = b.binary("and", tie, b.compare("icmp slt", y_index, x_index))
+    earlier = _is_earlier(b, dtype, (y_value, y_index), (x_value, x_index))
     take_y = b.binary("or", _exceeds(b, reduce, dtype, y_value, x_value), earlier)
     return [b.select(take_y, y_value, x_value), b.select(take_y, y_index, x_index)]
 

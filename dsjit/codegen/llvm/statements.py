@@ -339,6 +339,7 @@ class StatementEmitter:
         assert self.front is not None
         dtype = self.dtypes[statement.arg]
         accumulators = self.accumulators[statement.result]
+        increasing = statement.index is not None and _increases(self._terms(statement.index), self.extents)
         for copy, accumulator in enumerate(accumulators):
             value = self.lanes_of(statement.arg, copy)
             index = None
@@ -347,8 +348,21 @@ class StatementEmitter:
             mask = self.front.masks[copy] if self.front.joined else None
             accumulators[copy] = accumulate(
                 self.b, statement, dtype, accumulator, value, index,
-                None if mask is None else mask.operand, self.spellings,
+                None if mask is None else mask.operand, self.spellings, increasing,
             )  # fmt: skip
+
+
+def _increases(terms: Sequence[tuple[str, Size]], extents: Mapping[str, Size]) -> bool:
+    """Whether an affine form is known to increase from each iteration to the next. terms: outermost axis first."""
+    reach = 0  # of the loops within
+    for axis, coefficient in reversed(terms):
+        extent = extents[axis]
+        if isinstance(coefficient, SizeParam) or coefficient <= reach:
+            return False
+        if isinstance(extent, SizeParam):
+            return axis == terms[0][0]
+        reach += coefficient * max(extent - 1, 0)
+    return True
 
 
 def fits_in_i32(index: Index, extents: dict[str, Size]) -> bool:

@@ -87,6 +87,8 @@ def _way_to_input(recorder: Recorder, item: torch.Tensor | float, root: RootView
         origin = root.input._base if root.input._is_view() else root.input
         if not root.input.requires_grad or not item._is_view() or item._base is not origin:
             raise CannotTrace("the memory of an argument is returned, with other gradients than the argument's")
+        if value.type.may_overlap:  # autograd gives each element that shares memory an equal part
+            raise CannotTrace("a view of an argument that overlaps itself in memory is returned with gradients")
     return _Way(True, value, root.view, root.input.requires_grad and not item.requires_grad)
 
 

@@ -1,0 +1,41 @@
+"""Choices of sizes tell apart what depends on one size from what depends on another."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from dsjit.ir.probes import leg_points, probe_points
+
+TYPICAL = [(19,), (19, 7, 6), (5, 5, 5), (64, 65), (2, 3, 4, 5), (128, 17, 18, 768)]
+
+
+def affine_forms(points: tuple[tuple[int, ...], ...]) -> list[tuple[tuple[int, ...], ...]]:
+    """Up to three coordinates of which one is an affine form of the others."""
+    columns = list(zip(*points, strict=True))
+    ones = (1,) * len(points)
+    chosen = [each for count in (1, 2, 3) for each in itertools.combinations(columns, count)]
+    return [each for each in chosen if np.linalg.matrix_rank(np.array([ones, *each])) < 1 + len(each)]
+
+
+@pytest.mark.parametrize("typical", TYPICAL, ids=str)
+def test_no_size_is_an_affine_form_of_others_at_the_points_that_code_is_probed_at(typical: tuple[int, ...]) -> None:
+    points = probe_points(typical, avoid=(23, 2))
+    assert not affine_forms(points)
+    assert len({size for point in points for size in point} | {23, 2}) == 4 * len(typical) + 2
+
+
+@pytest.mark.parametrize("typical", TYPICAL, ids=str)
+def test_no_size_is_an_affine_form_of_others_in_the_legs_of_a_rehearsal(typical: tuple[int, ...]) -> None:
+    points = leg_points(typical, (2,) * len(typical), lambda point: True)
+    assert points is not None
+    assert points[0] == typical
+    assert not affine_forms(points)
+
+
+def test_points_that_are_not_allowed_are_left_out() -> None:
+    points = leg_points((8, 6), (2, 2), lambda point: point[0] > 5)
+    assert points is not None
+    assert all(first > 5 for first, _ in points)
