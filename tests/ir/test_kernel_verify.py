@@ -64,6 +64,9 @@ def test_a_legal_kernel_passes():
         ([Constant("c", 1, bf16)], "no constants of torch.bfloat16"),
         ([LOAD, Apply("b", "frobnicate", ("a",), f32)], "no scalar op"),
         ([LOAD, Apply("b", "add", ("a",), f32)], "takes 2 operands"),
+        ([LOAD, Reduce("r", "max", "a", f32, over=())], "max combines all axes"),
+        ([LOAD, Reduce("r", "sum", "a", f32, over=("i",))], "not some of the block's"),
+        ([LOAD, Reduce("r", "sum", "a", f32, over=("j",))], "not some of the block's"),
         ([LOAD, Cast("d", "a", f64), Apply("b", "add", ("a", "d"), f32)], "several dtypes"),
         ([Load("a", "h", HERE, bf16), Apply("b", "add", ("a", "a"), bf16)], "does not take torch.bfloat16"),
         ([LOAD, Apply("b", "and", ("a", "a"), f32)], "does not take torch.float32"),
@@ -113,3 +116,19 @@ def test_reductions_and_results_outside_of_loops_are_visible_later():
     once = Block((), (Apply("n", "neg", ("r",), f32),))
     again = Block((Axis("i", 8),), (Apply("b", "add", ("r", "n"), f32), Store("y", ROW, "b")))
     verify_kernel(row_kernel(loop, once, again))
+
+
+def test_kept_rows_are_visible_where_their_axes_are_looped_over():
+    loop = (Axis("i", 8),)
+    keep = Block(loop, (Load("a", "x", ROW, f32), Reduce("r", "sum", "a", f32, over=())))
+    verify_kernel(row_kernel(keep, Block(loop, (Store("y", ROW, "r"),))))
+    with pytest.raises(VerificationError, match="r is not visible"):
+        verify_kernel(row_kernel(keep, Block((), (Store("y", Index(0, (("o", 1),)), "r"),))))
+
+
+def test_float8_is_read_only():
+    params = (Param("x", torch.float8_e4m3fn, "read"), Param("y", f32, "write"))
+    body = (Load("a", "x", HERE, torch.float8_e4m3fn), Cast("b", "a", f32), Store("y", HERE, "b"))
+    verify_kernel(Kernel("k", params, (), (Block((Axis("i", 8),), body),), "i"))
+    with pytest.raises(VerificationError, match="cannot hold"):
+        verify_kernel(Kernel("k", (replace(params[0], access="write"), params[1]), (), (), None))
