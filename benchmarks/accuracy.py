@@ -53,7 +53,7 @@ _BIAS: Final = 1023
 
 
 BOUND: Final = {
-    "exp": 1.1, "exp2": 1.1, "expm1": 1.4, "log": 1.5, "log2": 1.7, "log10": 1.8, "log1p": 1.8, "sinh": 1.6,
+    "exp": 1.1, "exp2": 1.1, "expm1": 1.4, "log": 1.5, "log2": 1.7, "log10": 1.8, "log1p": 1.8, "sinh": 1.7,
     "cosh": 1.4, "tanh": 1.7, "asinh": 1.5, "acosh": 1.5, "sigmoid": 2.0, "erf": 1.9, "erfc": 1.5, "rsqrt": 1.5,
     "lgamma": math.inf,
 }  # fmt: skip

@@ -182,3 +182,44 @@ def test_calls_with_other_values_are_compared_one_by_one() -> None:
     x = torch.randn(3)
     report = dsjit.verify_calls(scaled, [((x, 2.0), {}), ((x, 2.0), {}), ((x,), {"factor": 3.0}), ((x, 2.0), {})])
     assert report.ok and report.calls[1] == report.calls[-1] == "compiled"
+
+
+def gates(x, y):
+    one = (x @ y).tanh()
+    return one * (y @ x).sigmoid(), one[0], x
+
+
+def test_gradients_of_what_is_returned_are_compared_and_grad_is_left_alone() -> None:
+    with torch.enable_grad():
+        x, y = torch.randn(2, 5, 5).unbind(0)
+        x, y = x.clone().requires_grad_(), y.clone().requires_grad_()
+        report = dsjit.verify(gates, x, y)
+    assert report.ok and report.compiled, report
+    values = {each.path: each.values for each in report.comparisons}
+    for path in ("gradient of args[0]", "gradient of args[1]"):
+        found = values[path]
+        assert found is not None and found.our_error is not None and found.our_error < 1e-5
+    assert x.grad is None and y.grad is None
+
+
+def test_a_backward_that_draws_again_what_the_forward_drew_is_right() -> None:
+    layer = nn.Sequential(nn.Linear(5, 7), nn.Dropout(0.3), nn.LayerNorm(7))
+    with torch.enable_grad():
+        report = dsjit.verify(layer, torch.randn(4, 5))
+    assert report.ok and report.compiled, report
+    assert "gradient of function.0.weight" in {each.path for each in report.comparisons}
+
+
+@pytest.mark.parametrize("check", ["1", "2"])
+def test_gradients_through_looks_are_followed(check: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DSJIT_CHECK", check)
+
+    def step(x, w):
+        if x.sum() > 0:
+            return (x * w).sin().sum()
+        return (x - w).sum(0)
+
+    with torch.enable_grad():
+        for sign in (1, -1):
+            report = dsjit.verify(step, sign * torch.rand(3, 4), torch.randn(4, requires_grad=True))
+            assert report.ok and report.compiled, report
