@@ -54,7 +54,7 @@ class Workload:
 @dataclass(frozen=True, slots=True)
 class Row:
     """Bytes; `slower` is the time of a step over that without a budget. segments, recomputed: see `TrainingMemory`.
-    planning, compiling: seconds, to find the plan, and for the rest of the compiler."""
+    first: seconds of the first step, which is traced, planned and compiled."""
 
     budget: int
     predicted: int
@@ -63,20 +63,20 @@ class Row:
     segments: int
     recomputed: int
     slower: float
-    planning: float
-    compiling: float
+    first: float
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
     """activations: bytes that eager saves for its backward, parameters and arguments apart. gradients: of parameters.
-    eager: its peak. plain: that of dsjit without a budget. kept: bytes that it keeps."""
+    eager: its peak. plain: that of dsjit without a budget, whose first step takes `first` seconds."""
 
     title: str
     activations: int
     gradients: int
     eager: int
     plain: int
+    first: float
     rows: tuple[Row, ...]
 
 
@@ -172,8 +172,8 @@ def measure(workload: Workload, rounds: int, points: int = POINTS, tell: Callabl
     eager = peak_of_step(model, arguments, step)
     tell(f"{workload.title}: eager takes {eager / MIB:.0f} MiB")
     plain = dsjit.jit(step)
-    for _ in range(2):  # traced, then run once with all that is kept held
-        _seconds(model, arguments, plain)
+    first = _seconds(model, arguments, plain)
+    _seconds(model, arguments, plain)  # the first backward holds all that is kept
     without = _compiled_peak(model, arguments, plain)
     tell(f"without a budget: {without / MIB:.0f} MiB")
     gradients = sum(parameter.nbytes for parameter in model.parameters())
@@ -183,39 +183,35 @@ def measure(workload: Workload, rounds: int, points: int = POINTS, tell: Callabl
         budget = budgets.pop(0)
         limited = dsjit.jit(step, memory_budget=budget)
         try:
-            _seconds(model, arguments, limited)
+            seconds = _seconds(model, arguments, limited)
         except dsjit.MemoryBudgetError as refused:
             found = re.search(r"use memory_budget=(\d+)", str(refused))
             assert found is not None
             tell(f"{budget / MIB:.0f} MiB are refused")
             budgets = [int(found[1])]  # whatever is smaller is refused, too
             continue
-        explanation = dsjit.explain(limited)(model, *arguments)
-        memory, seconds = explanation.training, explanation.compile_seconds
+        memory = dsjit.explain(limited)(model, *arguments).training
         assert memory is not None
         measured = _compiled_peak(model, arguments, limited)
         times = [(_seconds(model, arguments, limited), _seconds(model, arguments, plain)) for _ in range(rounds)]
         slower = statistics.median(limited_time / plain_time for limited_time, plain_time in times)
-        planning = seconds.pop("memory_plan")
-        row = Row(
-            budget, memory.peak, measured, memory.kept, memory.segments, memory.recomputed, slower, planning,
-            sum(seconds.values()),
-        )  # fmt: skip
+        row = Row(budget, memory.peak, measured, memory.kept, memory.segments, memory.recomputed, slower, seconds)
         rows.append(row)
-        tell(f"budget {memory.peak / MIB:.0f} MiB: {measured / MIB:.0f} MiB, planned in {planning:.1f} s")
+        tell(f"budget {memory.peak / MIB:.0f} MiB: {measured / MIB:.0f} MiB, first step {seconds:.1f} s")
         if budget == UNLIMITED:
             deepest = gradients + int(DEEPEST * activations)
             step_down = max(memory.peak - deepest, 0) / points
             budgets = [int(memory.peak - number * step_down) for number in range(1, points + 1) if step_down]
             budgets.append(1)
-    return Curve(workload.title, activations, gradients, eager, without, tuple(rows))
+    return Curve(workload.title, activations, gradients, eager, without, first, tuple(rows))
 
 
 def table(curve: Curve) -> Table:
     """The curve in MiB; percentages are of eager's activations."""
     title = (
         f"{curve.title}: eager saves {curve.activations / MIB:.0f} MiB, gradients are {curve.gradients / MIB:.0f} MiB, "
-        f"peak of a step: eager {curve.eager / MIB:.0f} MiB, dsjit without a budget {curve.plain / MIB:.0f} MiB"
+        f"peak of a step: eager {curve.eager / MIB:.0f} MiB, dsjit without a budget {curve.plain / MIB:.0f} MiB, whose "
+        f"first step takes {curve.first:.1f} s"
     )
     found = Table(title=title, title_justify="left")
     for heading in (
@@ -240,7 +236,7 @@ def table(curve: Curve) -> Table:
             f"{beyond:.0%}",
             f"{row.recomputed} of {row.segments}",
             f"{row.slower:.2f}x",
-            f"{row.planning:.1f} s",
+            f"{row.first:.1f} s",
         )
     return found
 

@@ -17,6 +17,7 @@ from dsjit.api.compile import Compilation, Lowered, StageTimer, compile_graph, c
 from dsjit.api.compile_gpu import compile_gpu_graph, gpu_of
 from dsjit.api.memory_budget import low_memory, offloadable, plan_training
 from dsjit.api.session import Session
+from dsjit.api.split_program import SplitProgram
 from dsjit.api.stats import Counters
 from dsjit.api.trace_nodes import Runner, Step
 from dsjit.api.training import make_training
@@ -24,6 +25,7 @@ from dsjit.api.training_groups import OpenTraining
 from dsjit.codegen.interpret import InterpretedProgram, KernelRunner
 from dsjit.codegen.interpreter import run_kernel
 from dsjit.codegen.low_memory import LowMemory
+from dsjit.codegen.program import GuestProgram, Program
 from dsjit.codegen.sized_program import SizeSource
 from dsjit.codegen.target import CPU_TARGET, gpu_target
 from dsjit.codegen.triton.load import triton_interpreter
@@ -40,6 +42,7 @@ from dsjit.passes.partition import partition
 from dsjit.passes.pipeline import JOINT_PASSES, run_passes
 from dsjit.passes.reference import run_reference
 from dsjit.passes.segments import checkpointed_nodes
+from dsjit.passes.split_step import split_step
 from dsjit.trace.looks.segments import Segment
 from dsjit.trace.shapes.open_shapes import OpenShapes
 
@@ -68,6 +71,9 @@ class Builder:
         if segment.sizes is not None and segment.sizes.template.sizes:
             compilation = self._open_sizes(segment.sizes, timer)
             return Step(segment, compilation, compilation.program)
+        split = self._split(segment, timer)
+        if split is not None:
+            return split
         compilation = self._graph(segment.graph, timer)
         run: Runner = compilation.program
         if self.options.backend == "eager":
@@ -81,6 +87,24 @@ class Builder:
 
     def _checked(self, compilation: Compilation) -> CheckedProgram:
         return checked_program(compilation, self.options.numerics, self.session.kernels)
+
+    def _split(self, segment: Segment, timer: StageTimer) -> Step | None:
+        """A whole step in two Programs; None when one is better, or something else than machine code runs."""
+        graph = segment.graph
+        checked = self.session.environment.check > 1
+        if checked or self.options.backend in ("eager", *_INTERPRETERS) or gpu_of(graph) is not None:
+            return None
+        with timer.stage("partition"):
+            found = split_step(graph, functools.partial(run_passes, passes=JOINT_PASSES))
+            if found is None:
+                return None
+            halves = keep_channels_last(found)
+        forward = self._graph(halves.forward, timer, LowMemory())
+        own = range(len(graph.inputs), len(halves.backward.inputs))
+        backward = self._graph(halves.backward, timer, LowMemory(frozenset(own)))
+        assert isinstance(forward.program, Program) and isinstance(backward.program, Program)
+        run = SplitProgram(forward.program, GuestProgram(backward.program, forward.program))
+        return Step(segment, backward, run, ahead=forward)
 
     def training(self, joint: JointGraph, timer: StageTimer) -> Step:
         """A forward, compiled now, and its backward, which is compiled when it is first wanted."""

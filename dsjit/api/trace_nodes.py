@@ -27,16 +27,20 @@ Runner: TypeAlias = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A compiled Segment. `run` is its program, or an executor that stands in for it."""
+    """A compiled Segment. `run` is its program, or an executor that stands in for it. ahead: of a whole step in two
+    programs, the one that runs first."""
 
     segment: Segment
     compilation: Compilation
     run: Runner
+    ahead: Compilation | None = None
 
     @property
     def compilations(self) -> tuple[Compilation, ...]:
-        """The program's, and those of its backward."""
-        return self.run.compilations if isinstance(self.run, Training) else (self.compilation,)
+        """The program's, and that of what runs ahead of it, or those of a forward and its backward."""
+        if isinstance(self.run, Training):
+            return self.run.compilations
+        return (self.compilation,) if self.ahead is None else (self.ahead, self.compilation)
 
 
 def without_history(run: Runner) -> Runner:

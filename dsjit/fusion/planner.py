@@ -445,12 +445,28 @@ def _reader(group: Group, value: Value, views: Views) -> Node | None:
 
 
 def _in_order(units: list[Unit], successors: Mapping[Unit, Mapping[Unit, None]]) -> list[Unit]:
-    """Topological order, as near to program order as the dependences allow."""
+    """Topological order, as near to program order as the dependences allow.
+
+    A unit that siblings from far behind have joined comes where what depends on it is due, lest all of that waits.
+    """
+    ordered = _topological(units, successors, {unit: unit.high for unit in units})
+    due: dict[Unit, int] = {}
+    for unit in reversed(ordered):
+        due[unit] = min([unit.high, *[due[following] for following in successors.get(unit, ())]])
+    if all(unit.high == due[unit] for unit in units):
+        return ordered
+    return _topological(units, successors, due)
+
+
+def _topological(
+    units: list[Unit], successors: Mapping[Unit, Mapping[Unit, None]], due: Mapping[Unit, int]
+) -> list[Unit]:
+    """Of the units that can run, always the one that is due first."""
     pending = dict.fromkeys(units, 0)
     for consumers in successors.values():
         for unit in consumers:
             pending[unit] += 1
-    ready = [(unit.high, unit.number, unit) for unit in units if not pending[unit]]
+    ready = [(due[unit], unit.number, unit) for unit in units if not pending[unit]]
     heapq.heapify(ready)
     ordered: list[Unit] = []
     while ready:
@@ -459,6 +475,6 @@ def _in_order(units: list[Unit], successors: Mapping[Unit, Mapping[Unit, None]])
         for following in successors.get(unit, ()):
             pending[following] -= 1
             if not pending[following]:
-                heapq.heappush(ready, (following.high, following.number, following))
+                heapq.heappush(ready, (due[following], following.number, following))
     assert len(ordered) == len(units), "fusion made a cycle"
     return ordered

@@ -48,7 +48,7 @@ from dsjit.passes.dce import eliminate_dead_code
 from dsjit.passes.recompute_cost import BYTES_PER_SECOND, is_product, recompute_seconds
 from dsjit.passes.rewrite import inputs_of
 
-__all__ = ["Partition", "can_compute_again", "kept_for", "partition"]
+__all__ = ["Partition", "can_compute_again", "cheapest_to_keep", "kept_for", "nodes_leading_to", "partition"]
 
 ALIVE_ANYWAY: Final = 0.01
 """What a byte weighs that the caller holds as well (an argument, a result)."""
@@ -110,7 +110,7 @@ def partition(
     early += copies.values()
     outputs = (*results, *(copies[value].output if value in copies else value for value in rest))
     forward = Graph(primals, tuple(early), outputs, graph.writes, graph.constants, graph.name)
-    again = _nodes_after(graph, kept, gradients, late)
+    again = nodes_leading_to(graph, kept, gradients, late)
     backward = Graph((*ordered, *tangents), tuple(again), gradients, (), graph.constants, f"{graph.name}_backward")
     backward = _own_outputs(eliminate_dead_code(backward), len(ordered))
     return Partition(eliminate_dead_code(forward), backward, ordered, frozenset(shared))
@@ -123,7 +123,13 @@ def kept_for(joint: JointGraph, recomputed: Sequence[Collection[Node]]) -> set[V
     needed = _needed(graph, late, graph.outputs[joint.results :])
     if recomputed:
         needed = _before(graph, needed, late, recomputed)
-    return _Cut(graph, _shared(joint)).minimum(needed)
+    return cheapest_to_keep(graph, needed, _shared(joint))
+
+
+def cheapest_to_keep(graph: Graph, needed: Collection[Value], shared: set[Value]) -> set[Value]:
+    """What to keep, so that all that is `needed` can be computed from it; of equal choices, that nearest to what is
+    needed: the least is computed again. shared: what the caller holds, and may be kept without a copy."""
+    return _Cut(graph, shared).minimum(needed)
 
 
 def _shared(joint: JointGraph) -> set[Value]:
@@ -236,8 +242,6 @@ class _Cut:
         self.producers = graph.producers()
 
     def minimum(self, needed: Collection[Value]) -> set[Value]:
-        """What to keep, so that all that is `needed` can be computed from it; of equal choices, that nearest to what
-        is needed: the least is computed again."""
         network = self._network(needed)
         kept: set[Value] = set()
         for piece in networkx.weakly_connected_components(_without_ends(network)):
@@ -295,7 +299,7 @@ def _cut_piece(network: networkx.DiGraph, piece: Collection[tuple[Value, str]]) 
     return {value for value, side in piece if side == "out" and (value, "out") in after and (value, "in") not in after}
 
 
-def _nodes_after(graph: Graph, kept: Collection[Value], gradients: Iterable[Value], late: set[Value]) -> list[Node]:
+def nodes_leading_to(graph: Graph, kept: Collection[Value], gradients: Iterable[Value], late: set[Value]) -> list[Node]:
     """The nodes that lead from `kept` and the gradients of results to `gradients`. What is computed again comes just
     before it is first wanted, so that no more of it is alive at once than has to be."""
     wanted = {value for value in gradients if value not in kept}
