@@ -23,10 +23,12 @@ import torch
 from torch import nn
 
 import dsjit
+from dsjit.api import compile as compiler
 from dsjit.api.entry import jitted_of, session
 from dsjit.codegen.program import Program
 from dsjit.errors import DsjitWarning
-from dsjit.passes.pipeline import PASSES
+from dsjit.ir.graph import Graph
+from dsjit.passes.pipeline import PASSES, Pass
 from dsjit.trace.effects import journal
 from dsjit.trace.reads.patching import PATCHES
 from dsjit.trace.recording import generator
@@ -200,9 +202,12 @@ def injected(stage: Stage, error: type[BaseException], monkeypatch: pytest.Monke
         if names.startswith("PASSES"):
             number = int(names[len("PASSES[") : -1])
             chosen = dataclasses.replace(PASSES[number], run=faulty(PASSES[number].run))
-            patch.setattr(owner.run_passes, "__kwdefaults__", {
-                **owner.run_passes.__kwdefaults__, "passes": (*PASSES[:number], chosen, *PASSES[number + 1 :])
-            })  # fmt: skip
+            original = compiler.run_passes
+
+            def run_passes(graph: Graph, passes: tuple[Pass, ...] = PASSES, **options: Any) -> Graph:
+                return original(graph, passes=(*passes[:number], chosen, *passes[number + 1 :]), **options)
+
+            patch.setattr(compiler, "run_passes", run_passes)
         else:
             *path, name = names.split(".")
             for each in path:
