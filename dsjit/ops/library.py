@@ -6,7 +6,7 @@ Calling an `OpOverload` matches the arguments against its schema in generic code
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, Final
 
@@ -17,6 +17,23 @@ __all__ = ["fast_callable", "out_variant"]
 
 aten = torch.ops.aten
 nn = torch._C._nn
+
+
+def _index(tensor: torch.Tensor, indices: Sequence[torch.Tensor | None], *, out: torch.Tensor | None = None) -> Any:
+    """`aten.index`. Rows by number are copied whole by `index_select`, in a third of the time; it takes no negative
+    numbers, and says so."""
+    rows = indices[0]
+    by_number = rows is not None and rows.dtype in (torch.int64, torch.int32) and rows.dim() == 1
+    if by_number and len(indices) == 1 and tensor.dim() > 1 and tensor.is_cpu and tensor.is_contiguous():
+        assert rows is not None
+        try:
+            return torch.index_select(tensor, 0, rows, out=out)
+        except (IndexError, RuntimeError):
+            pass  # `index` knows what to do with them
+    if out is None:
+        return aten.index.Tensor(tensor, indices)
+    return aten.index.Tensor_out(tensor, indices, out=out)
+
 
 FAST_ENTRIES: Final[Mapping[OpOverload, Callable[..., Any]]] = {
     aten.mm.default: torch.mm,
@@ -29,6 +46,7 @@ FAST_ENTRIES: Final[Mapping[OpOverload, Callable[..., Any]]] = {
     aten.cat.default: torch.cat,
     aten.convolution.default: torch.convolution,
     aten.embedding.default: torch.embedding,
+    aten.index.Tensor: _index,
     aten.index_select.default: torch.index_select,
     aten.gather.default: torch.gather,
     aten.scatter.src: torch.scatter,
@@ -58,7 +76,8 @@ FAST_ENTRIES: Final[Mapping[OpOverload, Callable[..., Any]]] = {
     aten.upsample_bilinear2d.default: nn.upsample_bilinear2d,
     aten._scaled_dot_product_flash_attention_for_cpu.default: torch._scaled_dot_product_flash_attention_for_cpu,
 }
-"""The function of `torch` that calls exactly this overload when given the overload's arguments, in schema order."""
+"""A function that does what this overload does when given the overload's arguments, in schema order: of `torch`, but
+for those that are quicker in another way."""
 
 
 def fast_callable(op: OpOverload) -> Callable[..., Any]:

@@ -29,6 +29,7 @@ CALLS: dict[Any, tuple[tuple[Any, ...], dict[str, Any]]] = {
     aten.cat.default: (((x(2, 3), x(1, 3)), 0), {}),
     aten.convolution.default: ((x(1, 2, 6, 6), x(4, 2, 3, 3), x(4), (2, 2), (1, 1), (1, 1), False, (0, 0), 1), {}),
     aten.embedding.default: ((x(5, 3), torch.tensor([[0, 4], [2, 2]]), 1), {}),
+    aten.index.Tensor: ((x(4, 3), (torch.tensor([2, 0, 2]),)), {}),
     aten.index_select.default: ((x(4, 3), 0, torch.tensor([2, 0])), {}),
     aten.gather.default: ((x(2, 3), 1, INDEX), {}),
     aten.scatter.src: ((x(2, 3), 0, INDEX, x(2, 3)), {}),
@@ -109,3 +110,38 @@ def test_an_op_with_several_results_has_no_out_variant() -> None:
 
 def test_an_op_without_an_entry_is_called_as_it_is() -> None:
     assert fast_callable(aten.digamma.default) is aten.digamma.default
+
+
+INDEXED: dict[str, tuple[torch.Tensor, tuple[torch.Tensor | None, ...]]] = {
+    "rows": (x(5, 3), (torch.tensor([4, 0, 4]),)),
+    "no rows": (x(5, 3), (torch.tensor([], dtype=torch.int64),)),
+    "rows by int32": (x(5, 3), (torch.tensor([4, 0], dtype=torch.int32),)),
+    "rows from the end": (x(5, 3), (torch.tensor([-1, 2, -5]),)),
+    "rows of a mask": (x(5, 3), (torch.tensor([True, False, True, False, False]),)),
+    "a table of rows": (x(5, 3), (torch.tensor([[1, 2], [3, 4]]),)),
+    "columns": (x(5, 3), (None, torch.tensor([2, 0]))),
+    "elements": (x(5, 3), (torch.tensor([1, 2]), torch.tensor([2, 0]))),
+    "elements of a list": (x(5), (torch.tensor([1, 2]),)),
+    "rows of a transposed matrix": (x(3, 5).t(), (torch.tensor([1, 2]),)),
+    "rows of many dimensions": (x(4, 2, 3), (torch.tensor([3, 1, 1]),)),
+}
+
+
+@pytest.mark.parametrize("name", INDEXED)
+def test_index_takes_all_that_the_overload_takes(name: str) -> None:
+    tensor, indices = INDEXED[name]
+    expected = aten.index.Tensor(tensor, indices)
+    assert torch.equal(FAST_ENTRIES[aten.index.Tensor](tensor, indices), expected)
+    variant = out_variant(aten.index.Tensor)
+    assert variant is not None
+    out = torch.full_like(expected, 7)
+    variant(tensor, indices, out=out)
+    assert torch.equal(out, expected)
+
+
+def test_index_out_of_range_is_refused_as_the_overload_refuses_it() -> None:
+    with pytest.raises(IndexError) as expected:
+        aten.index.Tensor(x(5, 3), (torch.tensor([0, 5]),))
+    with pytest.raises(IndexError) as found:
+        FAST_ENTRIES[aten.index.Tensor](x(5, 3), (torch.tensor([0, 5]),))
+    assert str(found.value) == str(expected.value)

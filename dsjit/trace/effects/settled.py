@@ -7,8 +7,10 @@ is a change.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import islice
+import operator
+from collections import OrderedDict
+from collections.abc import Collection, Iterable, Mapping
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -30,10 +32,14 @@ class SettledCheck:
         self._notes = notes
         self._classes = classes
         self._facts = 0
+        self._met = 0
         self._places: list[tuple[Step, Any, Any]] = []
         self._arrays: list[tuple[Step, Any, ArrayOf]] = []
         self._instances: list[tuple[Any, type, dict[str, Any] | None]] = []
-        self._copies: list[Copy] = []
+        self._dicts = _Same()
+        self._values = _Same()
+        self._sequences = _Same()
+        self._others: list[Copy] = []
         self._tensors: list[tuple[torch.Tensor, TensorOf, bool]] = []
 
     def nothing_changed(self) -> bool:
@@ -41,13 +47,17 @@ class SettledCheck:
         self._take_notes()
         return (
             all(type(obj) is cls and instance_dict(obj) is entries for obj, cls, entries in self._instances)
-            and all(copy.same() for copy in self._copies)
+            and self._dicts.holds()
+            and self._values.holds()
+            and self._sequences.holds()
+            and all(copy.same() for copy in self._others)
             and all(self._same_slots(key, values) for key, values in self._notes.before.slots.items())
             and all(behind(step.get(obj)) is value for step, obj, value in self._places)
             and all(behind(step.get(node.obj)) is value for node, step, value in self._notes.stored)
             and all(array.matches(step.get(obj)) for step, obj, array in self._arrays)
             and all(self._same_class(cls, entries) for cls, entries in self._classes.items())
-            and all(self._same_tensor(*each) for each in self._tensors)
+            and all(_same_tensor(tensor, old) for tensor, old, _ in self._tensors)
+            and not any(instance_dict(tensor) for tensor, _, copied in self._tensors if not copied)
         )
 
     def _take_notes(self) -> None:
@@ -68,7 +78,16 @@ class SettledCheck:
             entries = instance_dict(obj)
             known = entries if entries is None or id(entries) in before.copies else {}  # it is another one already
             self._instances.append((obj, cls, known))
-        self._copies += islice(before.copies.values(), len(self._copies), None)
+        for copy in islice(before.copies.values(), self._met, None):
+            kind, content = type(copy.live), copy.content
+            if kind in (dict, OrderedDict) and isinstance(content, dict):
+                self._dicts.add(copy.live, content)
+                self._values.add(dict.values(copy.live), content.values())
+            elif kind in (list, tuple):
+                self._sequences.add(copy.live, content)
+            else:
+                self._others.append(copy)
+        self._met = len(before.copies)
         for node, old in islice(notes.metadata, len(self._tensors), None):
             self._tensors.append((node.obj, old, id(node.obj) in before.instances))
 
@@ -81,5 +100,39 @@ class SettledCheck:
         names = entries if entries.keys() >= now.keys() else entries.keys() | now.keys()
         return all(now.get(n, ABSENT) is entries.get(n, ABSENT) or n in PATCHED_NAMES for n in names)
 
-    def _same_tensor(self, tensor: torch.Tensor, old: TensorOf, copied: bool) -> bool:
-        return old.matches(tensor) and (copied or not instance_dict(tensor))
+
+class _Same:
+    """Compares many containers with what they held, in loops of C: they have no `__iter__` of the user's."""
+
+    __slots__ = ("_content", "_lengths", "_live")
+
+    def __init__(self) -> None:
+        self._live: list[Collection[Any]] = []
+        self._lengths: list[int] = []
+        self._content: list[Any] = []
+
+    def add(self, live: Collection[Any], content: Iterable[Any]) -> None:
+        before = len(self._content)
+        self._content += content
+        self._live.append(live)
+        self._lengths.append(len(self._content) - before)
+
+    def holds(self) -> bool:
+        """Whether each holds the very same objects, in the same order."""
+        if list(map(len, self._live)) != self._lengths:
+            return False
+        return all(map(operator.is_, chain.from_iterable(self._live), self._content))
+
+
+def _same_tensor(tensor: torch.Tensor, old: TensorOf) -> bool:
+    """Whether it is certain that its metadata is that of before."""
+    return (
+        type(tensor) is old.type
+        and tensor.dtype is old.dtype
+        and tensor.shape == old.shape
+        and tensor.layout is torch.strided
+        and tensor.stride() == old.strides
+        and tensor.device == old.device
+        and (tensor.is_conj(), tensor.is_neg(), tensor.is_inference()) == (old.conjugated, old.negated, old.inference)
+        and (old.requires_grad is None or tensor.requires_grad is old.requires_grad)
+    )
