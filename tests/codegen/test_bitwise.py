@@ -22,6 +22,7 @@ UNARY: dict[str, Callable[..., Any]] = {
     "neg": lambda x: (-x, x - x), "abs": torch.abs, "reciprocal": torch.reciprocal,
     "square": torch.square, "relu": lambda x: torch.relu(x) + 0, "sign": torch.sign, "floor": torch.floor,
     "ceil": torch.ceil, "trunc": torch.trunc, "round": torch.round, "clamp": lambda x: x.clamp(-2, 3),
+    "clamp at zero": lambda x: (x.clamp(0, 3), x.clamp(min=-0.0), x.clamp(max=0), x.clamp(-3, -0.0)),
     "isnan": torch.isnan, "isinf": torch.isinf, "signbit": torch.signbit, "not": torch.logical_not,
     "+ 1": lambda x: x + 1, "1 -": lambda x: 1 - x, "* 3": lambda x: x * 3, "* 0.1": lambda x: x * 0.1,
     "/ 3": lambda x: x / 3, "1 /": lambda x: 1 / x, "a chain": lambda x: ((x * 3 + 1) * x - 2) / 7,

@@ -145,3 +145,11 @@ def test_a_size_less_one_is_told_from_another_size_less_some() -> None:
     for shape in ((17, 5, 4), (19, 7, 6), (19, 7, 6), (18, 6, 5)):
         torch.testing.assert_close(gradient(jitted, shape), gradient(product, shape))
     assert jitted.counters.calls_compiled == 2
+
+
+def test_a_zero_that_equals_a_bound_keeps_its_sign() -> None:
+    x = torch.tensor([-0.0, 0.0, -1.0, 5.0], dtype=torch.bfloat16)
+    call = dsjit.jit(lambda x: (x.clamp(0, 3), x.clamp(max=-0.0)))
+    for _ in range(2):
+        for found, expected in zip(call(x), (x.clamp(0, 3), x.clamp(max=-0.0)), strict=True):
+            assert torch.equal(found.view(torch.int16), expected.view(torch.int16))

@@ -115,6 +115,13 @@ def fmin(x: Expr, y: Expr) -> Expr:
 
 
 def clamp(x: Expr, low: Expr | None = None, high: Expr | None = None) -> Expr:
+    """A zero that equals a bound keeps its sign. NaN gives NaN; where low > high the result is high."""
+    if low is not None:
+        x = select(x < low, low, x)
+    return x if high is None else select(x > high, high, x)
+
+
+def clamp_by_tensors(x: Expr, low: Expr | None = None, high: Expr | None = None) -> Expr:
     """NaN in any operand gives NaN; where low > high the result is high."""
     if low is not None:
         x = maximum(x, low)
@@ -129,6 +136,10 @@ def bounds_are_numbers(node: Node) -> bool:
 
 def clamp_max(x: Expr, high: Expr) -> Expr:
     return clamp(x, None, high)
+
+
+def clamp_max_by_tensor(x: Expr, high: Expr) -> Expr:
+    return clamp_by_tensors(x, None, high)
 
 
 def lerp(start: Expr, end: Expr, weight: Expr) -> Expr:
@@ -277,11 +288,11 @@ ROWS: Final[Mapping[str, OpRow]] = by_name(
         row("fmax.default", fmax),
         row("fmin.default", fmin),
         row("clamp.default", clamp, BOUNDS, when=bounds_are_numbers),
-        row("clamp.Tensor", clamp, BOUNDS),
+        row("clamp.Tensor", clamp_by_tensors, BOUNDS),
         row("clamp_min.default", clamp, ("self", "min"), when=bounds_are_numbers),
-        row("clamp_min.Tensor", clamp, ("self", "min")),
+        row("clamp_min.Tensor", clamp_by_tensors, ("self", "min")),
         row("clamp_max.default", clamp_max, ("self", "max"), when=bounds_are_numbers),
-        row("clamp_max.Tensor", clamp_max, ("self", "max")),
+        row("clamp_max.Tensor", clamp_max_by_tensor, ("self", "max")),
         row("lerp.Scalar", lerp, ("self", "end", "weight"), dtypes="result", output="first"),
         row("lerp.Tensor", lerp, ("self", "end", "weight")),
         row("addcmul.default", addcmul, ("self", "tensor1", "tensor2")),
