@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Final
 
 __all__ = ["Counters", "Registry", "Stats"]
 
@@ -40,8 +41,18 @@ class Counters:
     recompile_causes: Counter[str] = field(default_factory=Counter)
 
     def add(self, other: Counters) -> None:
-        for entry in fields(self):
-            setattr(self, entry.name, getattr(self, entry.name) + getattr(other, entry.name))
+        for name in _NUMBERS:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.eager_reasons.update(other.eager_reasons)
+        self.recompile_causes.update(other.recompile_causes)
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether nothing was counted."""
+        return not (any(map(self.__getattribute__, _NUMBERS)) or self.eager_reasons or self.recompile_causes)
+
+
+_NUMBERS: Final = tuple([entry.name for entry in fields(Counters) if entry.default is not MISSING])
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +90,15 @@ class Registry:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._counters: dict[str, Counters] = {}
+        self._taken: dict[str, int] = {}
 
     def register(self, name: str) -> Counters:
         """Counters of a new jitted object; a name that is taken gets a number."""
         with self._lock:
-            unique, number = name, 1
+            unique = name
             while unique in self._counters:
-                number += 1
+                number = self._taken.get(name, 1) + 1
+                self._taken[name] = number
                 unique = f"{name}#{number}"
             counters = self._counters[unique] = Counters()
             return counters
@@ -95,11 +108,10 @@ class Registry:
             total = Counters()
             parts: dict[str, Counters] = {}
             for name, counters in self._counters.items():
-                copy = Counters()
-                copy.add(counters)
-                total.add(copy)
-                if copy != Counters():
-                    parts[name] = copy
+                if not counters.is_zero:
+                    copy = parts[name] = Counters()
+                    copy.add(counters)
+                    total.add(copy)
             return Stats(total, parts)
 
     def reset(self) -> None:
