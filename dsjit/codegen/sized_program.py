@@ -118,9 +118,9 @@ class SizedProgram:
     """Called as a `Program`, with tensors of any shape that its guard admits. For CPUs.
 
     sources: where the open sizes are read. parts: at one choice of them. opened: names of `run` that depend on sizes.
-    numbers: for open sizes, gives tensors in the arena, the bytes of buffers, what is behind `opened`, what is behind
-    all names, and the words of `sequences`, whose calls `calls` gives; where there is no OpenSequence, they are encoded
-    each time. plans: by the sizes of buffers, rounded up.
+    numbers: for open sizes, gives tensors in the arena, the bytes of buffers, what is behind `opened`, and the words of
+    `sequences`; where there is no OpenSequence, calls are encoded each time. whole: gives what is behind all names, and
+    the calls of each sequence. plans: by the sizes of buffers, rounded up.
     example: the Program of the shape that it was made from. on_program: while it is set, each shape has a Program of
     its own, and it is told of a new one. memories: those that no run has at the moment.
     """
@@ -130,7 +130,7 @@ class SizedProgram:
     opened: tuple[str, ...]
     sequences: Mapping[str, OpenSequence | None]
     numbers: Callable[..., tuple[Any, ...]]
-    calls: Callable[..., tuple[Any, ...]]
+    whole: Callable[..., tuple[Any, ...]]
     function: FunctionType
     run: Callable[[Iterable[torch.Tensor], SizedFrame, int, tuple[Any, ...]], list[torch.Tensor]]
     plans: dict[tuple[int, ...], MemoryPlan[int]] = field(default_factory=dict)
@@ -176,7 +176,7 @@ class SizedProgram:
 
     def _fill(self, point: tuple[int, ...]) -> Filling:
         """The numbers of a shape that was not met lately."""
-        arena_tensors, bytes_of_buffers, opened, _, words = self.numbers(*point)
+        arena_tensors, bytes_of_buffers, opened, words = self.numbers(*point)
         key = tuple([_rounded(nbytes) for nbytes in bytes_of_buffers])
         plan = self._plan(key)
         encoded = [
@@ -217,16 +217,20 @@ class SizedProgram:
 
     def at(self, point: Sequence[int]) -> Program:
         """A Program for these open sizes alone."""
-        arena_tensors, bytes_of_buffers, _, names, _ = self.numbers(*point)
+        arena_tensors, bytes_of_buffers, _, _ = self.numbers(*point)
+        names, *calls = self.whole(*point)
         plan = self._plan(tuple([_rounded(nbytes) for nbytes in bytes_of_buffers]))
-        sequences = {name: self.parts.executor.build(self._calls(name, point)) for name in self.sequences}
+        sequences = {
+            name: self.parts.executor.build(mine) for name, mine in zip(self.sequences, calls, strict=True)
+        }  # fmt: skip
         every = dict(zip(self.parts.names, names, strict=True))
         parts = replace(self.parts, names=every, arena_tensors=arena_tensors)
         return link_planned(parts, self.function, plan, sequences)
 
     def _calls(self, name: str, point: Sequence[int]) -> tuple[Call, ...]:
-        calls: tuple[Call, ...] = dict(zip(self.sequences, self.calls(*point), strict=True))[name]
-        return calls
+        _, *calls = self.whole(*point)
+        found: tuple[Call, ...] = dict(zip(self.sequences, calls, strict=True))[name]
+        return found
 
     def _plan(self, sizes: tuple[int, ...]) -> MemoryPlan[int]:
         """Where buffers of these sizes lie."""
@@ -277,7 +281,6 @@ def make_sized_program(
         maker.make([each.arena_tensors for each in parts]),
         maker.make([tuple([buffer.nbytes for buffer in each.buffers]) for each in parts]),
         Made(tuple, tuple([behind[name] for name in opened])),
-        Made(tuple, tuple(behind.values())),
         Made(tuple, tuple([words for _, words in encoded.values()])),
     ]
     polynomials, count = tuple(maker.sizes), len(typical)
@@ -289,7 +292,7 @@ def make_sized_program(
         opened,
         {name: sequence for name, (sequence, _) in encoded.items()},
         compile_filling(templates, polynomials, count),
-        compile_filling(calls, polynomials, count),
+        compile_filling([Made(tuple, tuple(behind.values())), *calls], polynomials, count),
         compile_source(first.source),
         FunctionType(function.__code__, {**function.__globals__, **fixed}, "run"),
     )
@@ -320,6 +323,6 @@ def _encoded(maker: TemplateMaker, columns: Sequence[tuple[Call, ...]]) -> tuple
 
 
 def _rounded(nbytes: int) -> int:
-    """Up to a number of which only the first four bits are set, so that near sizes have the same memory plan."""
-    low = max(nbytes.bit_length() - 4, 0)
+    """Up to a number of which only the first three bits are set, so that near sizes have the same memory plan."""
+    low = max(nbytes.bit_length() - 3, 0)
     return -(-nbytes >> low) << low if nbytes else 0
