@@ -9,7 +9,7 @@ import torch
 
 from dsjit.codegen.nest import statement_index
 from dsjit.ir.dtypes import FLOAT8
-from dsjit.ir.kernel import Apply, Cast, Constant, Load, Reduce, Stmt, Store
+from dsjit.ir.kernel import Apply, Cast, Constant, Load, Stmt, Store, names_read
 
 _NARROW: Final = frozenset({torch.bfloat16, torch.float16}) | FLOAT8
 
@@ -21,22 +21,11 @@ def operand_statements(name: str, made: Mapping[str, Stmt]) -> dict[str, Stmt]:
     wanted, stack = {name}, [name]
     while stack:
         statement = made.get(stack.pop())
-        for arg in () if statement is None else _operands(statement):
+        for arg in () if statement is None else names_read(statement):
             if arg not in wanted:
                 wanted.add(arg)
                 stack.append(arg)
     return {result: statement for result, statement in made.items() if result in wanted}
-
-
-def _operands(statement: Stmt) -> tuple[str, ...]:
-    match statement:
-        case Apply():
-            return statement.args
-        case Cast() | Reduce() | Store():
-            return (statement.arg,)
-        case Load():
-            return () if statement.mask is None else (statement.mask,)
-    return ()
 
 
 def axes_of(statements: Iterable[Stmt]) -> set[str]:

@@ -34,7 +34,7 @@ from typing import Final
 
 import torch
 
-from dsjit.ir.kernel import Apply, Block, Cast, Constant, Kernel, Load, Reduce, Stmt, Store
+from dsjit.ir.kernel import Apply, Block, Cast, Constant, Kernel, Load, Reduce, Stmt, Store, names_read
 
 __all__ = ["drop_roundings"]
 
@@ -82,19 +82,7 @@ def _without_unused_casts(blocks: list[Block]) -> tuple[Block, ...]:
         for statement in reversed(block.body):
             if isinstance(statement, Cast) and statement.result not in used:
                 continue
-            used.update(_read_by(statement))
+            used.update(names_read(statement))
             body.append(statement)
         kept.append(Block(block.axes, tuple(reversed(body))))
     return tuple(reversed(kept))
-
-
-def _read_by(statement: Stmt) -> tuple[str, ...]:
-    match statement:
-        case Apply():
-            return statement.args
-        case Cast() | Reduce() | Store():
-            return (statement.arg,)
-        case Load(mask=str(mask)):
-            return (mask,)
-        case _:
-            return ()

@@ -64,6 +64,7 @@ __all__ = [
     "Store",
     "bind_sizes",
     "known",
+    "names_read",
     "typical",
 ]
 
@@ -296,3 +297,16 @@ def bind_sizes(kernel: Kernel, values: Mapping[str, int]) -> Kernel:
 
     blocks = tuple([Block(axes(block.axes), tuple(map(statement, block.body))) for block in kernel.blocks])
     return replace(kernel, outer=axes(kernel.outer), blocks=blocks, sizes=())
+
+
+def names_read(statement: Stmt) -> tuple[str, ...]:
+    """The results of other statements that this one takes."""
+    match statement:
+        case Apply():
+            return statement.args
+        case Cast() | Reduce() | Store():
+            return (statement.arg,)
+        case Load():
+            return () if statement.mask is None else (statement.mask,)
+        case _:
+            return ()

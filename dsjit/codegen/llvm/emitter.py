@@ -22,7 +22,18 @@ from dsjit.codegen.llvm.statements import Front, StatementEmitter
 from dsjit.codegen.llvm.target import Target
 from dsjit.codegen.llvm.types import lane_numbers
 from dsjit.codegen.nest import statement_index
-from dsjit.ir.kernel import Apply, Axis, Block, Cast, IndexValue, InRange, Kernel, Load, Reduce, SizeParam, Stmt, Store
+from dsjit.ir.kernel import (
+    Axis,
+    Block,
+    IndexValue,
+    InRange,
+    Kernel,
+    Reduce,
+    SizeParam,
+    Stmt,
+    Store,
+    names_read,
+)
 
 __all__ = ["emit_module"]
 
@@ -199,7 +210,7 @@ def _facts(schedule: Schedule) -> tuple[dict[str, torch.dtype], frozenset[str]]:
             else:
                 index = statement_index(statement)
                 varies = index is not None and lane_axis is not None and index.coefficient(lane_axis) != 0
-                varies = varies or any(arg in varying for arg in _arguments(statement))
+                varies = varies or any(arg in varying for arg in names_read(statement))
             if varies:
                 varying.add(name)
     return dtypes, frozenset(varying)
@@ -221,15 +232,3 @@ def _result_dtype(statement: Stmt) -> torch.dtype:
             raise TypeError("a store has no result")
         case _:
             return statement.dtype
-
-
-def _arguments(statement: Stmt) -> tuple[str, ...]:
-    match statement:
-        case Apply():
-            return statement.args
-        case Cast() | Reduce() | Store():
-            return (statement.arg,)
-        case Load():
-            return () if statement.mask is None else (statement.mask,)
-        case _:
-            return ()

@@ -201,10 +201,9 @@ def _packer(count: int) -> Callable[..., bytes]:
 
 @dataclass(frozen=True, slots=True)
 class OpenSequence:
-    """A sequence for many sizes. calls: for some of these. counted: of each kernel with sizes, where in the encoded
+    """A sequence for many sizes. counted: of each kernel with sizes, where in the encoded
     words its number of pieces of work stands, which the number of threads follows, and where the sizes do."""
 
-    calls: tuple[Call, ...]
     counted: tuple[tuple[int, KernelWork, tuple[tuple[str, int], ...]], ...]
 
     @staticmethod
@@ -221,7 +220,7 @@ class OpenSequence:
                 places = tuple([(name, end - 2 * len(names) + 2 * at + 1) for at, name in enumerate(names)])
                 found.append((position + 3, call.kernel.work, places))
             position += length
-        return OpenSequence(calls, tuple(found))
+        return OpenSequence(tuple(found))
 
     def words(self, calls: tuple[Call, ...]) -> tuple[int, ...]:
         """The words of equal calls with other sizes, without what is counted."""

@@ -22,6 +22,7 @@ from dsjit.fusion.planner import LibraryUnit
 from dsjit.ir.graph import Graph, Node
 from dsjit.ops.binding import bind
 from dsjit.ops.properties import is_dynamic
+from dsjit.ops.strided import fresh_copy
 
 __all__ = ["GraphRecorder", "Recording", "ReplayedProgram", "can_be_replayed"]
 
@@ -106,7 +107,7 @@ class ReplayedProgram:
                         if memory is not None:
                             memory.copy_(tensor)
                     replay.recording.replay()
-                    return [_copied(result) for result in replay.results]
+                    return [fresh_copy(result, result.stride()) for result in replay.results]
         return self.program(given)
 
     def _replay(self, stream: _Stream, given: Sequence[torch.Tensor]) -> _Replay | None:
@@ -162,8 +163,3 @@ class ReplayedProgram:
     @property
     def intermediate_bytes(self) -> int:
         return self.program.intermediate_bytes
-
-
-def _copied(tensor: torch.Tensor) -> torch.Tensor:
-    copy = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
-    return copy.copy_(tensor)
