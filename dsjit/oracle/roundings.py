@@ -60,7 +60,8 @@ def _variance(
     """Of equal elements, the rounding of their mean is left."""
     dims = tuple(dim) if dim else tuple(range(x.dim()))
     centred = x - x.mean(dims, keepdim=True)
-    divisor = max(0.0, math.prod([x.shape[each] for each in dims]) - (1 if correction is None else correction))
+    count = math.prod([x.shape[each] for each in dims]) if x.dim() else 1  # a scalar may be reduced over dimension 0
+    divisor = max(0.0, count - (1 if correction is None else correction))
     return (centred * centred).sum(dims, keepdim=keepdim) / divisor
 
 
