@@ -83,6 +83,7 @@ class Branch:
     wants any more. known: ids of what there is after the look, the caller's tensors apart.
     moves: when Python is here in the state in which it was at another Branch, then `children` are the other one's, and
     this tells what each tensor is called there: (id here, id there). is_head: another Branch does so with this one.
+    exits: the same for single outcomes, by outcome: what comes after them is the other one's. numbers: see `Segment`.
     is_settled: whether Python's state is known after it, which then depends on no open size.
     sizes: which open sizes it is for; None when there are none.
     """
@@ -103,6 +104,12 @@ class Branch:
     is_settled: bool = False
     sizes: OpenShapes | None = None
     children: Children = field(default_factory=dict)
+    exits: dict[Outcome, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    numbers: tuple[tuple[int, torch.Tensor], ...] = ()
+
+    def hands_on(self) -> tuple[int, ...]:
+        """The ids of all that is there after the program, and was not before."""
+        return (*self.exports, *[number for number, _ in self.numbers])
 
     def after(self, outcome: Outcome) -> Sequence[Leaf | Branch]:
         """What may come after an outcome: what is for exact sizes, then what is for open ones."""
@@ -113,13 +120,18 @@ class Branch:
                 return [*found, *self.children.get(opened, ())]
         return found
 
-    def forget(self, known: dict[int, torch.Tensor]) -> None:
+    def forget(self, known: dict[int, torch.Tensor], outcome: Outcome) -> None:
         """After the look: drop what nothing wants, and go by the names that the children use."""
         for dead in self.drops:
             known.pop(dead, None)
-        if self.moves:
-            moved = [(then, known.pop(now)) for now, then in self.moves]
+        moves = self.exits.get(outcome, self.moves)
+        if moves:
+            moved = [(then, known.pop(now)) for now, then in moves]
             known.update(moved)
+
+    def names_after(self, outcome: Outcome) -> Mapping[int, int] | None:
+        """What the children for this outcome call what is called otherwise here; None when they have the same names."""
+        return dict(self.exits[outcome]) if outcome in self.exits else dict(self.moves) or None
 
 
 Children: TypeAlias = dict[Outcome, list[Leaf | Branch]]

@@ -140,8 +140,9 @@ class TraceTree:
             if node.exports:
                 outputs = node.step.run([known[number] for number in node.reads])
                 known.update(zip(node.exports, outputs, strict=True))
+            known.update(node.numbers)
             outcome = read_outcome(node.look.kind, [known[number] for number in node.looked])
-            node.forget(known)
+            node.forget(known, outcome)
             siblings = node.after(outcome)
             for child in siblings:
                 if any(child.guard is guard for guard in passed) and fits(child, known):

@@ -72,7 +72,11 @@ class Counter:
             put_on_stack(self.frame, self.place, entry)
             self.stack[self.at] = entry
             return
-        number = traced(self.value)
+        self.put(traced(self.value))
+
+    def put(self, number: float) -> None:
+        """Give the variable this value."""
+        assert isinstance(self.place, str)
         self.frame.f_locals[self.place] = number
         ctypes.pythonapi.PyFrame_LocalsToFast(ctypes.py_object(self.frame), ctypes.c_int(0))
         self.frame.f_locals.clear()

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from dsjit.trace.looks.counters import RANGE_ITERATOR, TracedRange, remaining
 
-__all__ = ["UnknownIterator", "describe_iterator"]
+__all__ = ["UnknownIterator", "describe_iterator", "items_of_tuples"]
 
 _TUPLES: Final = frozenset({type(iter(()))})
 _LISTS: Final[frozenset[type]] = frozenset({type(iter([""])), type(reversed([""]))})
@@ -55,6 +55,14 @@ def describe_iterator(
         if len(containers) == 1:
             return kind, describe(containers[0]), iterator.__length_hint__()
     raise UnknownIterator
+
+
+def items_of_tuples(iterator: Any) -> tuple[Any, ...]:
+    """What is held by the tuples that an iterator of a `for` loop goes over, which nothing else may hold."""
+    kind = type(iterator)
+    if kind in _NESTED:
+        return tuple([item for part in iterator.__reduce__()[1] for item in items_of_tuples(part)])
+    return tuple([item for items in _items(iterator) for item in items]) if kind in _TUPLES else ()
 
 
 def _items(iterator: Any) -> tuple[tuple[Any, ...], tuple[Any, ...]]:

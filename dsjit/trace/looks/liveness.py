@@ -12,9 +12,9 @@ import types
 from collections.abc import Mapping
 from typing import Final
 
-from dsjit.trace.looks.bytecode import JUMPS, ends_the_way
+from dsjit.trace.looks.bytecode import successors
 
-__all__ = ["dead_after"]
+__all__ = ["dead_after", "dead_before"]
 
 _READS: Final = frozenset({"LOAD_FAST", "LOAD_FAST_CHECK", "DELETE_FAST"})
 _STORES: Final = frozenset({"STORE_FAST"})
@@ -22,18 +22,24 @@ _STORES: Final = frozenset({"STORE_FAST"})
 
 def dead_after(code: types.CodeType, offset: int) -> frozenset[str]:
     """The variables that are dead after the instruction at `offset`, whether or not it jumps."""
-    return _dead(code).get(offset, frozenset())
+    return _dead(code)[1].get(offset, frozenset())
+
+
+def dead_before(code: types.CodeType, offset: int) -> frozenset[str]:
+    """The variables that are dead where the instruction at `offset` is next."""
+    return _dead(code)[0].get(offset, frozenset())
 
 
 @functools.lru_cache(maxsize=1024)
-def _dead(code: types.CodeType) -> Mapping[int, frozenset[str]]:
-    """By offset. None is, where handlers of exceptions or unknown instructions may read variables."""
+def _dead(code: types.CodeType) -> tuple[Mapping[int, frozenset[str]], Mapping[int, frozenset[str]]]:
+    """Before and after each instruction, by offset. None is, where handlers of exceptions or unknown instructions may
+    read variables."""
     body = list(dis.get_instructions(code))
     known = _READS | _STORES
     if code.co_exceptiontable or any("FAST" in each.opname and each.opname not in known for each in body):
-        return {}
+        return {}, {}
     names = frozenset(code.co_varnames).difference(code.co_cellvars)
-    following = _successors(body)
+    following = successors(body)
     live: list[frozenset[str]] = [frozenset()] * len(body)  # before each instruction
     after = list(live)
     changed = True
@@ -49,15 +55,8 @@ def _dead(code: types.CodeType) -> Mapping[int, frozenset[str]]:
                 before = before.union((each.argval,))
             if before != live[at]:
                 live[at], changed = before, True
-    return {each.offset: names.difference(after[at]) for at, each in enumerate(body)}
-
-
-def _successors(body: list[dis.Instruction]) -> list[list[int]]:
-    number = {each.offset: at for at, each in enumerate(body)}
-    found: list[list[int]] = []
-    for at, each in enumerate(body):
-        then = [number[each.argval]] if each.opcode in JUMPS else []
-        if not ends_the_way(each) and at + 1 < len(body):
-            then.append(at + 1)
-        found.append(then)
-    return found
+    offsets = [each.offset for each in body]
+    return (
+        {offset: names.difference(before) for offset, before in zip(offsets, live, strict=True)},
+        {offset: names.difference(then) for offset, then in zip(offsets, after, strict=True)},
+    )

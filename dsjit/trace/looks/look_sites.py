@@ -20,13 +20,14 @@ import inspect
 import itertools
 import types
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import torch
 
 from dsjit.trace.looks.bytecode import JUMPS, ends_the_way
 from dsjit.trace.looks.frame_stack import stack_entry
+from dsjit.trace.looks.loop_exits import ForLoop, LoopExit, find_exits
 from dsjit.trace.looks.outcome import OutcomeKind
 from dsjit.trace.reads.paths import ABSENT, instance_dict, static_lookup
 
@@ -65,7 +66,7 @@ class LookSite:
     """An instruction that looks. before: the two instructions before it, for what it compares with or calls.
 
     repeats: whether it is in a loop. iterators: where those of the `for` loops around it lie on the stack; operands:
-    where its own do.
+    where its own do. exits: by the outcome with which it leaves one of them.
     """
 
     name: str
@@ -74,6 +75,7 @@ class LookSite:
     repeats: bool
     iterators: tuple[int, ...]
     operands: range
+    exits: Mapping[bool, LoopExit] = field(default_factory=dict)
 
     def sees_only(self, kind: OutcomeKind, frame: types.FrameType, variables: Mapping[str, Any]) -> bool:
         """Whether nothing is left of the instruction but the outcome of one look of this kind.
@@ -208,7 +210,7 @@ def _sites(code: types.CodeType) -> _Sites:
     loops = [(each.argval, each.offset) for each in body if each.opcode in JUMPS and each.argval < each.offset]
     heights = _heights(body, loops)
     iterations = [
-        (each.offset, each.argval, heights[each.offset].before - 1)
+        ForLoop(each.offset, each.argval, heights[each.offset].before - 1)
         for each in body
         if each.opname == "FOR_ITER" and each.offset in heights
     ]
@@ -224,13 +226,15 @@ def _sites(code: types.CodeType) -> _Sites:
             if [load.opname for load in loads] == ["LOAD_GLOBAL"] and loads[0].argval in ("int", "float"):
                 converts[each.offset] = loads[0].argval
         rest = heights[each.offset].rest
-        iterators = tuple([slot for first, last, slot in iterations if first < each.offset < last])
+        around = [loop for loop in iterations if loop.first < each.offset < loop.last]
+        iterators = tuple([loop.slot for loop in around])
         if rest == len(iterators) and not code.co_flags & _SUSPENDABLE:
             before, repeats = tuple(working[-2:]), _is_in(loops, each)
             name = _looking(each, working, heights, rest)
             if name is not None:
                 operands = range(heights[each.offset].base + rest, heights[each.offset].before)
-                looks[each.offset] = LookSite(name, each.offset, before, repeats, iterators, operands)
+                exits = find_exits(code, body, each, name, around) if around else {}
+                looks[each.offset] = LookSite(name, each.offset, before, repeats, iterators, operands, exits)
             callee = _callee(each, working, heights, rest) if each.opname == "CALL" else ()
             if callee:
                 calls[each.offset] = CallSite(each.offset, callee, repeats, iterators)

@@ -18,6 +18,10 @@ follows the other (`api.planting` makes loops and joins of that). So everything 
 - what the tracer knows of tensors: which of them share memory, and how views are made again;
 - torch's state, and that nothing was told (printed, logged) in between; for a join, nothing at all.
 
+Of a look that decides whether a `for` loop goes on, there is also the state *with the outcome* that leaves the loop
+(`trace.looks.loop_exits`): without what only the rounds read, it may be the same for all of them. Numbers in which the
+rounds differ then (`break` at the third layer, at the fifth) become traced numbers when the loop is left.
+
 The random generator is no part of it: draws are nodes of the Graph, in order. Where sizes are open, the state has to be
 the same for all sizes that are tried.
 """
@@ -27,7 +31,7 @@ from __future__ import annotations
 import inspect
 import sys
 import types
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final, Protocol, TypeAlias
@@ -37,11 +41,13 @@ import torch.overrides as function_modes
 import torch.utils._python_dispatch as dispatch_modes
 
 from dsjit.ir.graph import Value
-from dsjit.trace.looks.counters import RANGE_ITERATOR, changed, find_counters
+from dsjit.trace.looks.counters import RANGE_ITERATOR, Counter, changed, find_counters
 from dsjit.trace.looks.frame_stack import can_reach_stacks, stack_entry
-from dsjit.trace.looks.liveness import dead_after
-from dsjit.trace.looks.look_sites import call_site, look_site, passes_on
-from dsjit.trace.looks.outcome import OutcomeKind
+from dsjit.trace.looks.iterators import items_of_tuples
+from dsjit.trace.looks.liveness import dead_after, dead_before
+from dsjit.trace.looks.look_sites import LookSite, call_site, look_site, passes_on
+from dsjit.trace.looks.loop_exits import LoopExit
+from dsjit.trace.looks.outcome import Outcome, OutcomeKind
 from dsjit.trace.looks.snapshot import Activation, Known, Snapshot
 from dsjit.trace.numbers.numbers import Numbers
 from dsjit.trace.reads.facts import is_constant
@@ -65,14 +71,16 @@ _SEES_VARIABLES: Final = frozenset({"locals", "vars", "dir", "eval", "exec", "f_
 @dataclass(frozen=True, slots=True)
 class PythonState:
     """Equal states have equal keys; what is one tensor's content in the one is, in the other, what has the same
-    position in `values`. joins: states of other calls may be equal, too; else, only those of the same trace."""
+    position in `values`. joins: states of other calls may be equal, too; else, only those of the same trace.
+    outcome: of the look, when the state is that after it; None when it is that before, whatever the look sees."""
 
     key: Hashable
     values: tuple[Value, ...]
     joins: bool = False
+    outcome: bool | None = None
 
 
-StateAtLook: TypeAlias = Callable[[OutcomeKind, Value, Sequence[torch.Tensor]], tuple[PythonState, ...]]
+StateAtLook: TypeAlias = Callable[[OutcomeKind, Value, Sequence[torch.Tensor], Outcome], tuple[PythonState, ...]]
 
 
 class Surroundings(Protocol):
@@ -120,6 +128,7 @@ class StateWatch:
         self._root = root
         self._visits: dict[Hashable, int] = {}
         self._rounds: dict[Hashable, tuple[Hashable, Sequence[Any]]] = {}
+        self._counting: dict[Hashable, set[str | int]] = {}
         self._marks: list[Any] = []
         self._mark_type = type("Mark", (_Mark,), {})  # of this trace
         self._torch_states: list[TorchState] = []
@@ -139,16 +148,18 @@ class StateWatch:
     def __exit__(self, *error: object) -> None:
         return None
 
-    def at_look(self, kind: OutcomeKind, looked: Value, tensors: Sequence[torch.Tensor]) -> tuple[PythonState, ...]:
-        """The state now that `looked` is looked at, which `tensors` hold: for a loop, and for a join; neither when too
-        little is known of it."""
+    def at_look(
+        self, kind: OutcomeKind, looked: Value, tensors: Sequence[torch.Tensor], outcome: Outcome
+    ) -> tuple[PythonState, ...]:
+        """The state now that `looked` is looked at, which `tensors` hold, and `outcome` is seen: for a loop, a join,
+        and outcomes that leave a loop; none when too little is known of it."""
         frame: types.FrameType | None = sys._getframe(1)
         while frame is not None and is_own_file(frame.f_code.co_filename):
             frame = frame.f_back
         if frame is None or not self._numbers.conversions.arrivals.is_free() or self._known.memory.regions:
             return ()
         with self._undisturbed():
-            return self._states(kind, frame, looked, tensors)
+            return self._states(kind, frame, looked, tensors, outcome)
 
     @contextmanager
     def _undisturbed(self) -> Iterator[None]:
@@ -156,7 +167,12 @@ class StateWatch:
             yield
 
     def _states(
-        self, kind: OutcomeKind, frame: types.FrameType, looked: Value, tensors: Sequence[torch.Tensor]
+        self,
+        kind: OutcomeKind,
+        frame: types.FrameType,
+        looked: Value,
+        tensors: Sequence[torch.Tensor],
+        outcome: Outcome,
     ) -> tuple[PythonState, ...]:
         stack = self._stack(kind, frame)
         if stack is None or not stack.places:
@@ -177,7 +193,50 @@ class StateWatch:
             offsets = tuple([offset for _, offset in stack.places])
             where = kind, places, offsets, context
             found += self._state(self._alone, where, stack.activations, looked, tensors, by_shape)
+            for leaves, way in stack.site.exits.items():
+                found += self._exit_state(stack, leaves, way, context, looked, tensors, leaves is outcome)
         return tuple(found)
+
+    def _exit_state(
+        self,
+        stack: _Stack,
+        outcome: bool,
+        way: LoopExit,
+        context: Hashable,
+        looked: Value,
+        tensors: Sequence[torch.Tensor],
+        taken: bool,
+    ) -> list[PythonState]:
+        """The state after this outcome, which leaves a loop. taken: whether it is what is seen now."""
+        look, *callers = stack.activations
+        leaving = _leaving(look, way, tensors, self._known.existed)
+        places = tuple([(each.frame.f_code, _Itself(each.frame.f_globals)) for each in stack.activations])
+        offsets = way.offset, *[offset for _, offset in stack.places[1:]]
+        counters = self._counters_of_exit((self._mark(look.frame), offsets), leaving, looked)
+        if counters and (self._legs or not self._numbers.may_trace()):
+            return []
+        for counter in counters:
+            number = self._numbers.of_constant(counter.value)
+            leaving.variables[str(counter.place)] = number
+            if taken:
+                counter.put(number)
+        found = self._state(self._alone, (places, offsets, context), [leaving, *callers], looked, (), False)
+        return [replace(state, outcome=outcome) for state in found]
+
+    def _counters_of_exit(self, place: Hashable, leaving: Activation, looked: Value) -> list[Counter]:
+        """The variables by which the rounds differ where they leave the loop, if they differ in nothing else."""
+        variables = leaving.variables
+        numbers = find_counters(leaving.frame, variables, [], (), self._numbers.is_traced)
+        names = {each.place for each in numbers}
+        rest = replace(leaving, variables={name: each for name, each in variables.items() if name not in names})
+        key = tuple(sorted(map(str, names))), Snapshot(self._known).take([rest], looked, ())
+        former, values = self._rounds.get(place, (None, ()))
+        self._rounds[place] = key, [each.value for each in numbers]
+        if key[1] is None or key != former:
+            return []
+        counting = self._counting.setdefault(place, set())
+        counting.update([each.place for each in changed(numbers, values)])
+        return [each for each in numbers if each.place in counting]
 
     def _visit(self, place: Hashable, most: int) -> bool:
         self._visits[place] = self._visits.get(place, 0) + 1
@@ -227,14 +286,14 @@ class StateWatch:
             while caller is not None and passes_on(caller, code):
                 code, caller = caller.f_code, caller.f_back
             if caller is None or is_own_file(caller.f_code.co_filename):
-                return _Stack(found, tuple(places), loop, caller is not None and caller.f_code is self._root)
+                return _Stack(site, found, tuple(places), loop, caller is not None and caller.f_code is self._root)
             # The loop may be further out: the frames from there to here are as good as a part of its own.
             call, variables = call_site(caller), _variables(caller)
             known = _is_known(caller) and not frame.f_code.co_cellvars and not frame.f_code.co_freevars
             if call is None or not known or not _is_readable(call.iterators):
-                return _Stack(found, tuple(places), loop, False)
+                return _Stack(site, found, tuple(places), loop, False)
             if not call.calls(code, caller, variables):
-                return _Stack(found, tuple(places), loop, False)
+                return _Stack(site, found, tuple(places), loop, False)
             frame = caller
             found.append(_activation(frame, variables, call.offset, call.iterators))
             places.append((id(frame.f_code), call.offset))
@@ -302,9 +361,10 @@ def _without(count: int, pop: Callable[[], AbstractContextManager[Any]]) -> Iter
 
 @dataclass(frozen=True, slots=True)
 class _Stack:
-    """activations: frames, from the innermost one on. places: their codes and instructions. loop: the number of the
-    first one that is in a loop. is_whole: whether the last one is that of the traced function."""
+    """site: of the look. activations: frames, from the innermost one on. places: their codes and instructions. loop:
+    the number of the first one that is in a loop. is_whole: whether the last one is that of the traced function."""
 
+    site: LookSite
     activations: list[Activation]
     places: tuple[tuple[int, int], ...]
     loop: int | None
@@ -320,9 +380,30 @@ def _activation(
 ) -> Activation:
     """offset: of the instruction that runs."""
     dead = {name for name in dead_after(frame.f_code, offset) if _is_harmless(variables.get(name))}
-    alive = {name: value for name, value in variables.items() if name not in dead}
-    unread = tuple([value for name, value in variables.items() if name in dead])
+    alive, unread = _divided(variables, dead)
     return Activation(frame, alive, unread, [stack_entry(frame, at) for at in iterators], iterators, operands)
+
+
+def _leaving(
+    look: Activation, way: LoopExit, looked: Sequence[torch.Tensor], existed: Callable[[object], bool]
+) -> Activation:
+    """The frame once the outcome is seen that leaves a loop; `looked` are gone by then, unless a variable has them."""
+    dead = {
+        name
+        for name in dead_before(look.frame.f_code, way.offset)
+        if name in look.variables and (existed(look.variables[name]) or _is_harmless(look.variables[name]))
+    }
+    alive, unread = _divided(look.variables, dead)
+    stack = dict(zip(look.heights, look.stack, strict=True))
+    items = tuple([item for at in way.left for item in items_of_tuples(stack[at]) if _is_harmless(item)])
+    gone = (*look.dead, *unread, *items, *looked)
+    return Activation(look.frame, alive, gone, [stack[at] for at in way.kept], way.kept)
+
+
+def _divided(variables: Mapping[str, Any], dead: Collection[str]) -> tuple[dict[str, Any], tuple[Any, ...]]:
+    """The variables that are not dead, and what the others hold."""
+    alive = {name: value for name, value in variables.items() if name not in dead}
+    return alive, tuple([value for name, value in variables.items() if name in dead])
 
 
 def _is_harmless(obj: Any) -> bool:

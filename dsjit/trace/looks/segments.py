@@ -5,7 +5,8 @@ that belongs to what it saw. A later trace that saw something else there shares 
 
 A segment hands on what may be needed after it: what this run used, and what the tensors hold that Python still had
 in hands at the look (nothing else can be used by whatever the code does instead). Views are not handed on: they are
-made again from their base.
+made again from their base. Numbers of Python's own that became traced ones are no part of a program: two segments that
+hand on different ones are one program.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from dsjit.ir.graph import Graph, Node, Source, Value, Write
 from dsjit.ir.structure_graph import argument_structure, constant_digest
 from dsjit.ops.properties import is_reproducible, shares_memory
+from dsjit.ops.python_numbers import compute
 from dsjit.trace.looks.outcome import Outcome, OutcomeKind
 from dsjit.trace.looks.python_state import PythonState
 from dsjit.trace.shapes.open_shapes import OpenShapes
@@ -60,13 +62,14 @@ class State:
     """The state of a run at a look: Python's, and how the tensors that it knows are made of what segments hand on.
 
     At two looks with equal keys, what comes next is the same, with the ids of the one in place of those of the other,
-    when the inputs are the same. joins: see `PythonState`. inputs: their ids.
+    when the inputs are the same. joins, outcome: see `PythonState`. inputs: their ids.
     """
 
     key: Hashable
     ids: tuple[int, ...]
     inputs: tuple[int, ...]
     joins: bool
+    outcome: bool | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,7 +78,8 @@ class Segment:
 
     The Graph takes what the caller or earlier segments gave, and returns what later ones may want; Values are known
     by their ids from one segment to the next. drops: ids that nothing can want after this segment. states: at the look.
-    sizes: which sizes of what it takes are open; None when all are those of `graph`.
+    sizes: which sizes of what it takes are open; None when all are those of `graph`. numbers: what it hands on besides,
+    by id: each the same on every run.
     """
 
     graph: Graph
@@ -83,6 +87,7 @@ class Segment:
     drops: tuple[int, ...] = ()
     states: tuple[State, ...] = ()
     sizes: OpenShapes | None = None
+    numbers: tuple[tuple[int, torch.Tensor], ...] = ()
 
     @property
     def reads(self) -> tuple[int, ...]:
@@ -125,6 +130,11 @@ def open_looks(recording: Recording) -> list[Look]:
         if not is_reproducible(node) or not varying.isdisjoint(node.inputs()):
             varying.update(node.outputs)
     return [look for look in recording.looks if not varying.isdisjoint(look.values)]
+
+
+def _is_number(node: Node) -> bool:
+    """Whether the node makes a traced number of one of Python's."""
+    return node.op is compute and not any(True for _ in node.inputs())
 
 
 @dataclass(slots=True)
@@ -222,16 +232,21 @@ class _Cutter:
 
     def _segment(self, number: int, drops: tuple[int, ...], writes: tuple[Write, ...] = ()) -> Segment:
         part = self.parts[number]
-        used = {value for node in part.nodes for value in node.inputs()} | {*part.exports, *(w.value for w in writes)}
+        is_last = number == len(self.looks)
+        operands = {value for node in part.nodes for value in node.inputs()}
+        numbers = (
+            [] if is_last else [node for node in part.nodes if _is_number(node) and node.outputs[0] not in operands]
+        )
+        exports = {value: None for value in part.exports if all(value not in node.outputs for node in numbers)}
+        used = operands | {*exports, *(w.value for w in writes)}
         constants = {value: tensor for value, tensor in self.recording.constants.items() if value in used}
         name = f"{self.recording.name}_part{number}"
-        is_last = number == len(self.looks)
         # Sorted, so that the rounds of a loop are one program, whatever order its tensors came to be known in.
-        exports = part.exports if is_last else sorted(part.exports, key=lambda value: value.id)
+        returned = tuple(exports) if is_last else tuple(sorted(exports, key=lambda value: value.id))
         graph = Graph(
             tuple(sorted(part.inputs, key=lambda value: value.id)),
-            tuple(part.nodes),
-            tuple(exports),
+            tuple([node for node in part.nodes if node not in numbers]),
+            returned,
             writes,
             constants,
             name,
@@ -239,7 +254,8 @@ class _Cutter:
         if is_last:
             return Segment(graph, None)
         look = self.looks[number]
-        return Segment(graph, look, drops, self._states(look))
+        constant = tuple([(node.outputs[0].id, node.op(*node.args)) for node in numbers])
+        return Segment(graph, look, drops, self._states(look), numbers=constant)
 
     def _live(self, look: Look) -> tuple[Value, ...]:
         return (*look.live, *[value for state in look.states for value in state.values])
@@ -265,7 +281,7 @@ class _Cutter:
                 value, node = base, self.producer.get(base)
             origins.append((self._origin(value, bases, inputs), type_, tuple(views)))
         ids = [tuple([value.id for value in values]) for values in (bases, inputs)]
-        return State((state.key, tuple(origins)), ids[0], ids[1], state.joins)
+        return State((state.key, tuple(origins)), ids[0], ids[1], state.joins, state.outcome)
 
     def _origin(self, value: Value, bases: dict[Value, int], inputs: dict[Value, int]) -> Hashable:
         """What is handed on and an input are told by their numbers in `bases` and `inputs`, a constant by content."""

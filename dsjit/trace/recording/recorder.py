@@ -110,7 +110,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.escapes.on_data = self._listener(self.data_writes.on_data)
         self.on_generator = self._listener(self._on_generator)
         self.generator = GeneratorWatch(self.on_generator)
-        self.state_at: StateAtLook = lambda kind, looked, tensors: ()
+        self.state_at: StateAtLook = lambda kind, looked, tensors, outcome: ()
         self.generators = DrawnGenerators(self.memory, state_of)
         self.call: Callable[[Node, tuple[Any, ...], dict[str, Any]], Any] | None = None
 
@@ -259,7 +259,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def look_at(self, kind: OutcomeKind, value: Value, outcome: Outcome) -> None:
         if not self.problems:
-            source, states = self.sources.current(), self.state_at(kind, value, ())
+            source, states = self.sources.current(), self.state_at(kind, value, (), outcome)
             self.looks.append(Look(len(self.memory.nodes), kind, (value,), outcome, self.alive(), source, states))
 
     def _look(
@@ -271,7 +271,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         values = tuple([self.memory.read(tensor) for tensor in tensors])
         with torch._C._DisableTorchDispatch():
             outcome = read_outcome(kind, tensors)
-        states = self.state_at(kind, values[0], tensors) if len(values) == 1 else ()
+        states = self.state_at(kind, values[0], tensors, outcome) if len(values) == 1 else ()
         self.looks.append(Look(len(self.memory.nodes), kind, values, outcome, self.alive(), source, states, dims))
 
     # -- arguments -----------------------------------------------------------------------------------------------
