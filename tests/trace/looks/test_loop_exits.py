@@ -13,7 +13,7 @@ from dsjit.trace.looks.look_sites import look_site
 
 
 class Looked:
-    """In place of a tensor: notes, by outcome, how many loops it leaves and how many are kept, and what is dead then."""
+    """In place of a tensor: notes by outcome how many loops it leaves, how many it keeps, and what is dead then."""
 
     def __init__(self) -> None:
         self.exits: dict[bool, tuple[int, int, set[str]]] = {}
@@ -58,13 +58,14 @@ def returns_an_expression(t: Any, xs: tuple[int, ...]) -> Any:
 
 
 def breaks_the_inner_loop(t: Any, xs: tuple[int, ...]) -> Any:
+    total = 0
     for x in xs:
         for y in xs:
+            total += y
             if bool(t):
                 break
-        xs = (x, y)
-        break
-    return xs
+        total += x
+    return total
 
 
 def returns_from_both(t: Any, xs: tuple[int, ...]) -> Any:
@@ -76,12 +77,14 @@ def returns_from_both(t: Any, xs: tuple[int, ...]) -> Any:
 
 
 def has_an_else(t: Any, xs: tuple[int, ...]) -> Any:
+    y = 1
     for x in xs:
+        y = x
         if t:
             break
     else:
         return 0
-    return x
+    return y
 
 
 def stays(t: Any, xs: tuple[int, ...]) -> Any:
@@ -93,13 +96,15 @@ def stays(t: Any, xs: tuple[int, ...]) -> Any:
 
 
 def may_come_back(t: Any, xs: tuple[int, ...]) -> Any:
+    y = 1
     for x in xs:
         try:
+            y = x
             if t:
                 break
         except ValueError:
             continue
-    return x
+    return y
 
 
 @pytest.mark.parametrize(
@@ -108,9 +113,9 @@ def may_come_back(t: Any, xs: tuple[int, ...]) -> Any:
         (breaks, {True: (1, 0, {"t", "xs", "x"})}),
         (goes_on, {True: (1, 0, {"t", "xs"})}),
         (returns_an_expression, {True: (1, 0, {"t", "xs"})}),
-        (breaks_the_inner_loop, {True: (1, 1, {"t", "xs"})}),
+        (breaks_the_inner_loop, {True: (1, 1, {"y"})}),
         (returns_from_both, {True: (2, 0, {"t", "xs"})}),
-        (has_an_else, {True: (1, 0, {"t", "xs"})}),
+        (has_an_else, {True: (1, 0, {"t", "xs", "x"})}),
         (stays, {}),
         (may_come_back, {}),
     ],
