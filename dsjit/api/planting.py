@@ -154,7 +154,7 @@ class Planter:
         if end is None or not last.is_settled:
             return False
         looks = [segment.look for segment in (met, *new[: end - 1])]
-        if any(look is None or open_outcome(look.outcome, look.dims) != look.outcome for look in looks):
+        if any(look is None or (look.dims and open_outcome(look.outcome, look.dims) != look.outcome) for look in looks):
             return False
         children, known, outcome = last.children, self._known_after(last, _outcome(met)), _outcome(met)
         for segment in new[:end]:

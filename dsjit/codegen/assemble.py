@@ -325,6 +325,8 @@ class _Assembler:
         keywords = [f"{name}={self._argument(arg)}" for name, arg in node.kwargs.items()]
         if planned:
             target = self._tensor(node.output)
+            if node.output in self.placement.over:
+                args[0] = target  # the very tensor, or it would be copied there
             function = self._bind("f", out_variant(node.op))
             self.lines.append(f"{function}({', '.join([*args, *keywords, f'out={target}'])})")
             return
@@ -448,7 +450,8 @@ class _Assembler:
             home = self.placement.places[base].home
             name = self._tensor(value)
             root = self._base_tensor(base)
-            if home in (Home.INPUT, Home.CONSTANT, Home.ARENA) or root in held:
+            given = home is Home.INPUT and base in self.placement.over
+            if (home in (Home.INPUT, Home.CONSTANT, Home.ARENA) and not given) or root in held:
                 if home is Home.INPUT and value in self.aliases:
                     results.append(name)
                     continue

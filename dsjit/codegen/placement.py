@@ -13,6 +13,7 @@ from dsjit.fusion.planner import LibraryUnit
 from dsjit.fusion.views import Views
 from dsjit.ir.graph import Graph, Node, Value
 from dsjit.ir.kernel import Kernel, Load, Store
+from dsjit.ops.library import writes_over
 
 __all__ = ["Home", "Place", "Placement", "Step", "last_reads", "place_values"]
 
@@ -63,13 +64,15 @@ class Step:
 class Placement:
     """places: of every Value that is no transparent view. buffers: in the arena, by their numbers.
 
-    last_use: for library results, the step after which nobody wants them.
+    last_use: for library results, the step after which nobody wants them. over: results of library calls that are
+    written over the first operand, in its memory.
     """
 
     places: dict[Value, Place] = field(default_factory=dict)
     buffers: tuple[Lifetime[int], ...] = ()
     last_use: dict[Value, int] = field(default_factory=dict)
     outputs: list[Value] = field(default_factory=list)
+    over: set[Value] = field(default_factory=set)
 
 
 def place_values(
@@ -117,6 +120,13 @@ def place_values(
             source = None
             if overwrites and isinstance(step.work, FusedKernel):
                 source = _reusable(step.work, value, number, last, places, taken, returned)
+            elif overwrites and isinstance(step.work, LibraryUnit) and apart is None:
+                source = _written_over(graph, step.work.node, number, last, places, returned, owner)
+                if source is not None:
+                    placement.over.add(value)
+                    if places[source].home is Home.INPUT:
+                        places[value] = places[source]
+                        continue
             if value in returned:
                 owned = apart is not None and source is not None and source not in aliases
                 if owned and source is not None and places[source].home is Home.LIBRARY:
@@ -252,6 +262,28 @@ def _reusable(
         if can_overwrite(fused.kernel, names[source], names[value]):
             return source
     return None
+
+
+def _written_over(
+    graph: Graph,
+    node: Node,
+    number: int,
+    last: Mapping[Value, int],
+    places: Mapping[Value, Place],
+    returned: set[Value],
+    owner: Callable[[Value], Value],
+) -> Value | None:
+    """The first operand of a library call, when the call may write its result over it: it dies there, and its memory
+    is the arena's or was given away."""
+    if not writes_over(node.op):
+        return None
+    first, *others = node.inputs()
+    if owner(first) is not first or last.get(first) != number or first in returned or first.type != node.output.type:
+        return None
+    if any(owner(each) is first for each in others):
+        return None
+    home = places[first].home
+    return first if home is Home.ARENA or (home is Home.INPUT and first in graph.donated) else None
 
 
 def can_overwrite(kernel: Kernel, read: str, written: str) -> bool:

@@ -157,7 +157,10 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """A functional, straight-line tensor program. See the module docstring for its grammar."""
+    """A functional, straight-line tensor program. See the module docstring for its grammar.
+
+    donated: inputs that nobody wants after the run, each the only one in its memory, which may be written.
+    """
 
     inputs: tuple[Value, ...]
     nodes: tuple[Node, ...]
@@ -165,6 +168,7 @@ class Graph:
     writes: tuple[Write, ...] = ()
     constants: Mapping[Value, torch.Tensor] = field(default_factory=dict)
     name: str = "graph"
+    donated: frozenset[Value] = frozenset()
 
     def results(self) -> Iterator[Value]:
         """Every Value that must exist when the run ends: outputs and written values."""

@@ -173,4 +173,6 @@ def _build(example: Graph, structure: tuple[Any, ...]) -> Graph:
             for write, (target, value) in zip(example.writes, described_writes, strict=True)
         ]
     )
-    return Graph(inputs, tuple(nodes), tuple([resolve(value) for value in outputs]), writes, constants, example.name)
+    results = tuple([resolve(value) for value in outputs])
+    donated = frozenset([own for own, value in zip(inputs, example.inputs, strict=True) if value in example.donated])
+    return Graph(inputs, tuple(nodes), results, writes, constants, example.name, donated)

@@ -46,7 +46,8 @@ def graph_structure(graph: Graph, *, names: Mapping[int, int] | None = None) -> 
         return nodes, constants
     outputs = tuple([number(value) for value in graph.outputs])
     writes = tuple([(number(write.target), number(write.value)) for write in graph.writes])
-    return inputs, constants, nodes, outputs, writes
+    donated = tuple([number(value) for value in graph.inputs if value in graph.donated])
+    return inputs, constants, nodes, outputs, writes, donated
 
 
 def _key(arg: Arg, number: Callable[[Value], int]) -> Hashable:

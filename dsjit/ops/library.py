@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from torch._ops import OpOverload
 
-__all__ = ["fast_callable", "out_variant"]
+__all__ = ["fast_callable", "out_variant", "writes_over"]
 
 aten = torch.ops.aten
 nn = torch._C._nn
@@ -78,6 +78,24 @@ FAST_ENTRIES: Final[Mapping[OpOverload, Callable[..., Any]]] = {
 }
 """A function that does what this overload does when given the overload's arguments, in schema order: of `torch`, but
 for those that are quicker in another way."""
+
+
+_OVERWRITING: Final = frozenset(
+    {
+        aten.index_add.default,
+        aten.index_copy.default,
+        aten.scatter.src,
+        aten.scatter.value,
+        aten.scatter_add.default,
+        aten.scatter_reduce.two,
+    }
+)
+
+
+def writes_over(op: Callable[..., Any]) -> bool:
+    """Whether the `out=` of `op` may be its first operand itself, of which it then writes some elements, and copies
+    none."""
+    return op in _OVERWRITING
 
 
 def fast_callable(op: OpOverload) -> Callable[..., Any]:

@@ -193,8 +193,18 @@ class _Cutter:
         for value in results:
             if value not in self.parts[last].inputs:
                 self.parts[last].exports[value] = None
-        segments = [self._segment(number, drops) for number, drops in enumerate(self._drops())]
-        return (*segments, self._segment(last, (), writes))
+        kept = {*results, *handed, *[value for write in writes for value in (write.value, write.target)]}
+        segments = [
+            self._segment(number, drops, self._dying(number, drops)) for number, drops in enumerate(self._drops())
+        ]
+        given = [value for value in self.parts[last].inputs if value in self.home and value not in kept]
+        return (*segments, self._segment(last, (), given, writes))
+
+    def _dying(self, number: int, drops: Sequence[int]) -> list[Value]:
+        """What a part is given that nobody wants after it, its look included."""
+        looked, dead = self.looks[number].values, frozenset(drops)
+        taken = [value for value in self.parts[number].inputs if value in self.home]
+        return [value for value in taken if value.id in dead and value not in looked]
 
     def _place(self, node: Node, part: _Part, number: int) -> None:
         for value in node.inputs():
@@ -230,7 +240,9 @@ class _Cutter:
             node = self.producer.get(value)
         return value
 
-    def _segment(self, number: int, drops: tuple[int, ...], writes: tuple[Write, ...] = ()) -> Segment:
+    def _segment(
+        self, number: int, drops: tuple[int, ...], dying: Iterable[Value], writes: tuple[Write, ...] = ()
+    ) -> Segment:
         part = self.parts[number]
         is_last = number == len(self.looks)
         operands = {value for node in part.nodes for value in node.inputs()}
@@ -250,6 +262,7 @@ class _Cutter:
             writes,
             constants,
             name,
+            frozenset([value for value in dying if not _is_number(self.producer[value])]),
         )
         if is_last:
             return Segment(graph, None)
