@@ -150,7 +150,7 @@ def _compiled_peak(model: nn.Module, arguments: Sequence[Tensor], step: Step) ->
     _seconds(model, arguments, step)
     peak = peak_of_step(model, arguments, step)
     programs = [compilation.program for tree in jitted.trees for compilation in tree.compilations]
-    return peak + sum(frame.arena.numel() for program in programs for frame in program.frames)
+    return peak + sum(frame.arena.untyped_storage().nbytes() for program in programs for frame in program.frames)
 
 
 def _seconds(model: nn.Module, arguments: Sequence[Tensor], step: Step) -> float:

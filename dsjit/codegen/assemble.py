@@ -311,6 +311,9 @@ class _Assembler:
         for output in schedule.stored.get(number, ()):
             name = self._base_tensor(self.graph.outputs[output])
             self.lines.append(f"{name} = file.put({name})")
+        if number == schedule.arena_ends and self.executor is CPU_EXECUTOR:
+            self._flush()
+            self.lines.append("frame.release()")
 
     def _let_go(self, value: Value, name: str) -> None:
         self.dropped.append(name)

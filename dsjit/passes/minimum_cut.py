@@ -1,7 +1,7 @@
 """Minimum cuts of networks with integer capacities.
 
-By blocking flows along shortest ways (Dinic, "Algorithm for solution of a problem of maximum flow in networks with power
-estimation", 1970).
+By blocking flows along shortest ways (Dinic, "Algorithm for solution of a problem of maximum flow in networks with
+power estimation", 1970).
 """
 
 from __future__ import annotations

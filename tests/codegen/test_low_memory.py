@@ -123,3 +123,20 @@ def test_a_guest_runs_in_the_arena_of_its_host():
         assert torch.equal(shared(inputs)[0], expected[1])
     assert len(host.frames) == 1 and not guest.frames
     assert host.frames[0].arena.numel() >= max(host.arena_bytes, guest.arena_bytes)
+
+
+def test_the_arena_is_let_go_where_what_follows_would_make_the_peak():
+    def grows(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = (x @ w).relu() @ w
+        return y, torch.cat([y] * 8)
+
+    inputs = [matrix(), matrix()]
+    compilation = compiled(trace(grows, *inputs), LowMemory())
+    told = footprint(compilation.optimized, compilation.steps, compilation.native, compilation.plan.views, LowMemory())
+    assert told.arena >= MIB and told.alone >= told.tensors + 8 * MIB
+    for _ in range(2):  # the second run takes the memory of the arena anew
+        for found, expected in zip(compilation.program(iter(inputs)), grows(*inputs), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-2)
+        (frame,) = compilation.program.frames
+        assert frame.arena.untyped_storage().nbytes() == 0
+    assert peak(compilation, 0, inputs) == pytest.approx(max(told.arena + told.tensors, told.alone), abs=4096)
