@@ -82,8 +82,9 @@ class Frame:
     """The private memory of one run of a Program.
 
     arena: bytes. tensors: what library calls read and write there. table: addresses by slot, as a `memoryview` of
-    int64 over `buffer`. address: where the table lies. fixed: slots of buffers in the arena, with their offsets; base:
-    the arena's address, which is in these. guests: the frames of other Programs in the same arena.
+    int64 over `buffer`. address: where the table lies. fixed: slots of buffers in the arena, with their offsets.
+    base: the address of the arena that the table is for; -1 of none yet, as that of an arena without memory is 0.
+    guests: the frames of other Programs in the same arena.
     """
 
     arena: torch.Tensor
@@ -92,7 +93,7 @@ class Frame:
     table: memoryview
     address: int
     fixed: tuple[tuple[int, int], ...] = ()
-    base: int = 0
+    base: int = -1
     guests: list[tuple[Program, Frame]] = field(default_factory=list)
 
     def release(self) -> None:
