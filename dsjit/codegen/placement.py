@@ -13,6 +13,7 @@ from dsjit.fusion.planner import LibraryUnit
 from dsjit.fusion.views import Views
 from dsjit.ir.graph import Graph, Node, Value
 from dsjit.ir.kernel import Kernel, Load, Store
+from dsjit.ops.library import writes_over_first
 
 __all__ = ["Home", "Place", "Placement", "Step", "last_reads", "place_values"]
 
@@ -115,7 +116,7 @@ def place_values(
                 places[value] = places[in_place[value]]
                 continue
             source = None
-            if overwrites and isinstance(step.work, FusedKernel):
+            if overwrites:
                 source = _reusable(step.work, value, number, last, places, taken, returned)
             if value in returned:
                 owned = apart is not None and source is not None and source not in aliases
@@ -231,7 +232,7 @@ def _alone(value: Value, lifetimes: Sequence[Lifetime[Value]]) -> bool:
 
 
 def _reusable(
-    fused: FusedKernel,
+    work: FusedKernel | LibraryUnit,
     value: Value,
     number: int,
     last: Mapping[Value, int],
@@ -239,8 +240,12 @@ def _reusable(
     taken: set[Value],
     returned: set[Value],
 ) -> Value | None:
-    """A Value that dies at this kernel and whose memory `value` can take over, element by element."""
-    for source in fused.reads:
+    """A Value that dies at this step and whose memory `value` can take over, element by element."""
+    if isinstance(work, FusedKernel):
+        candidates = work.reads
+    else:
+        candidates = (work.node.args[0],) if writes_over_first(work.node.op) else ()
+    for source in candidates:
         place = places.get(source)
         if place is None or place.home not in (Home.ARENA, Home.LIBRARY) or source in taken or source in returned:
             continue
@@ -248,8 +253,10 @@ def _reusable(
             continue
         if source.type.shape != value.type.shape or source.type.strides != value.type.strides:
             continue
-        names = {v: p.name for v, p in zip(fused.values, fused.kernel.params, strict=True)}
-        if can_overwrite(fused.kernel, names[source], names[value]):
+        if isinstance(work, LibraryUnit):
+            return source
+        names = {v: p.name for v, p in zip(work.values, work.kernel.params, strict=True)}
+        if can_overwrite(work.kernel, names[source], names[value]):
             return source
     return None
 

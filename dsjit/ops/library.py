@@ -13,7 +13,9 @@ from typing import Any, Final
 import torch
 from torch._ops import OpOverload
 
-__all__ = ["fast_callable", "out_variant"]
+from dsjit.ops.embedding_gradient import add_embedding_gradient
+
+__all__ = ["fast_callable", "out_variant", "writes_over_first"]
 
 aten = torch.ops.aten
 nn = torch._C._nn
@@ -85,13 +87,24 @@ def fast_callable(op: OpOverload) -> Callable[..., Any]:
     return FAST_ENTRIES.get(op, op)
 
 
+_OVER_FIRST: Final[frozenset[Callable[..., Any]]] = frozenset({add_embedding_gradient})
+"""Functions that take `out=`, which may be the memory of their first argument."""
+
+
+def writes_over_first(op: Callable[..., Any]) -> bool:
+    """Whether `out=` of its `out_variant` may be the memory of the first argument."""
+    return op in _OVER_FIRST
+
+
 @cache
-def out_variant(op: OpOverload) -> Callable[..., Any] | None:
+def out_variant(op: Callable[..., Any]) -> Callable[..., Any] | None:
     """A callable that takes the arguments of `op` and `out=`, one tensor, which it fills without a copy; else None.
 
     ATen has an `out=` overload for nearly every op. Those that carry the tag `generated` run the functional op and
     copy its result: they gain nothing and count as absent.
     """
+    if not isinstance(op, OpOverload):
+        return op if op in _OVER_FIRST else None
     overload = _out_overload(op)
     if overload is None or torch.Tag.generated in overload.tags or not _runs_on_cpu(overload):
         return None
