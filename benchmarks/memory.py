@@ -163,8 +163,8 @@ def _seconds(model: nn.Module, arguments: Sequence[Tensor], step: Step) -> float
 def measure(workload: Workload, rounds: int, points: int = POINTS, tell: Callable[[str], None] = print) -> Curve:
     """The curve of one workload. rounds: timed steps of each kind. tell: is told how far it is.
 
-    Budgets go in equal steps from what is taken without one down to a quarter of eager's activations, and the
-    gradients; the last is the smallest that works.
+    Budgets go in equal steps from what is taken without one down to a quarter of eager's activations beyond the
+    gradients; the last is the smallest that works. Where less is taken without a budget, all steps lead there.
     """
     torch.manual_seed(0)
     model, arguments, step = workload.make()
@@ -177,33 +177,37 @@ def measure(workload: Workload, rounds: int, points: int = POINTS, tell: Callabl
     without = _compiled_peak(model, arguments, plain)
     tell(f"without a budget: {without / MIB:.0f} MiB")
     gradients = sum(parameter.nbytes for parameter in model.parameters())
-    rows: list[Row] = []
-    budgets: list[int] = [UNLIMITED]
-    while budgets:
-        budget = budgets.pop(0)
+
+    def row(budget: int) -> Row:
         limited = dsjit.jit(step, memory_budget=budget)
-        try:
-            seconds = _seconds(model, arguments, limited)
-        except dsjit.MemoryBudgetError as refused:
-            found = re.search(r"use memory_budget=(\d+)", str(refused))
-            assert found is not None
-            tell(f"{budget / MIB:.0f} MiB are refused")
-            budgets = [int(found[1])]  # whatever is smaller is refused, too
-            continue
+        seconds = _seconds(model, arguments, limited)
         memory = dsjit.explain(limited)(model, *arguments).training
         assert memory is not None
         measured = _compiled_peak(model, arguments, limited)
         times = [(_seconds(model, arguments, limited), _seconds(model, arguments, plain)) for _ in range(rounds)]
         slower = statistics.median(limited_time / plain_time for limited_time, plain_time in times)
-        row = Row(budget, memory.peak, measured, memory.kept, memory.segments, memory.recomputed, slower, seconds)
-        rows.append(row)
-        tell(f"budget {memory.peak / MIB:.0f} MiB: {measured / MIB:.0f} MiB, first step {seconds:.1f} s")
-        if budget == UNLIMITED:
-            deepest = gradients + int(DEEPEST * activations)
-            step_down = max(memory.peak - deepest, 0) / points
-            budgets = [int(memory.peak - number * step_down) for number in range(1, points + 1) if step_down]
-            budgets.append(1)
+        tell(f"told {memory.peak / MIB:.0f} MiB, taken {measured / MIB:.0f} MiB, first step {seconds:.1f} s")
+        return Row(budget, memory.peak, measured, memory.kept, memory.segments, memory.recomputed, slower, seconds)
+
+    rows = [row(UNLIMITED)]
+    smallest = _smallest_budget(model, arguments, step)
+    tell(f"the smallest budget: {smallest / MIB:.0f} MiB")
+    top, deepest = rows[0].predicted, gradients + int(DEEPEST * activations)
+    bottom = max(smallest, deepest) if deepest < top else smallest
+    budgets = [top - number * (top - bottom) // points for number in range(1, points + 1)]
+    rows += [row(budget) for budget in sorted({*budgets, smallest} - {top}, reverse=True)]
     return Curve(workload.title, activations, gradients, eager, without, first, tuple(rows))
+
+
+def _smallest_budget(model: nn.Module, arguments: Sequence[Tensor], step: Step) -> int:
+    """What a refusal names."""
+    try:
+        dsjit.jit(step, memory_budget=1)(model, *arguments)
+    except dsjit.MemoryBudgetError as refused:
+        found = re.search(r"use memory_budget=(\d+)", str(refused))
+        assert found is not None
+        return int(found[1])
+    raise AssertionError("a step in one byte")
 
 
 def table(curve: Curve) -> Table:
