@@ -54,7 +54,7 @@ class Workload:
 @dataclass(frozen=True, slots=True)
 class Row:
     """Bytes; `slower` is the time of a step over that without a budget. segments, recomputed: see `TrainingMemory`.
-    first: seconds of the first step, which is traced, planned and compiled."""
+    first: seconds of the first step, which is traced, planned and compiled; planning: of these, in the planner."""
 
     budget: int
     predicted: int
@@ -64,6 +64,7 @@ class Row:
     recomputed: int
     slower: float
     first: float
+    planning: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +146,17 @@ def peak_of_step(model: nn.Module, arguments: Sequence[Tensor], step: Step) -> i
 
 def _compiled_peak(model: nn.Module, arguments: Sequence[Tensor], step: Step) -> int:
     """The same, and the arenas that the Programs hold from step to step."""
-    jitted = jitted_of(step)
-    assert jitted is not None
     _seconds(model, arguments, step)
     peak = peak_of_step(model, arguments, step)
-    programs = [compilation.program for tree in jitted.trees for compilation in tree.compilations]
-    return peak + sum(frame.arena.untyped_storage().nbytes() for program in programs for frame in program.frames)
+    frames = [frame for each in _compilations(step) for frame in each.program.frames]
+    return peak + sum(frame.arena.untyped_storage().nbytes() for frame in frames)
+
+
+def _compilations(step: Step) -> list[Any]:
+    """Of a jitted step."""
+    jitted = jitted_of(step)
+    assert jitted is not None
+    return [compilation for tree in jitted.trees for compilation in tree.compilations]
 
 
 def _seconds(model: nn.Module, arguments: Sequence[Tensor], step: Step) -> float:
@@ -187,7 +193,10 @@ def measure(workload: Workload, rounds: int, points: int = POINTS, tell: Callabl
         times = [(_seconds(model, arguments, limited), _seconds(model, arguments, plain)) for _ in range(rounds)]
         slower = statistics.median(limited_time / plain_time for limited_time, plain_time in times)
         tell(f"told {memory.peak / MIB:.0f} MiB, taken {measured / MIB:.0f} MiB, first step {seconds:.1f} s")
-        return Row(budget, memory.peak, measured, memory.kept, memory.segments, memory.recomputed, slower, seconds)
+        return Row(
+            budget, memory.peak, measured, memory.kept, memory.segments, memory.recomputed, slower, seconds,
+            sum(each.timer.seconds.get("memory_plan", 0.0) for each in _compilations(limited)),
+        )  # fmt: skip
 
     rows = [row(UNLIMITED)]
     smallest = _smallest_budget(model, arguments, step)
@@ -227,6 +236,7 @@ def table(curve: Curve) -> Table:
         "beyond gradients",
         "again",
         "step time",
+        "first step",
         "planning",
     ):
         found.add_column(heading, justify="right")
@@ -241,6 +251,7 @@ def table(curve: Curve) -> Table:
             f"{row.recomputed} of {row.segments}",
             f"{row.slower:.2f}x",
             f"{row.first:.1f} s",
+            f"{row.planning:.1f} s",
         )
     return found
 
