@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from benchmarks.memory import MIB, UNLIMITED, Curve, Workload, measure, table
 
-WIDTH, ROWS, BLOCKS = 96, 2048, 10
+WIDTH, ROWS, BLOCKS = 256, 1024, 10
 
 
 def network() -> tuple[nn.Module, tuple[Tensor, ...], object]:
