@@ -54,7 +54,7 @@ class Workload:
 @dataclass(frozen=True, slots=True)
 class Row:
     """Bytes; `slower` is the time of a step over that without a budget. segments, recomputed: see `TrainingMemory`.
-    first: seconds of the first step, which is traced, planned and compiled."""
+    first: seconds of the first step, which is traced, planned and compiled; planning: of these, in the planner."""
 
     budget: int
     predicted: int
@@ -64,6 +64,7 @@ class Row:
     recomputed: int
     slower: float
     first: float
+    planning: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,12 +146,17 @@ def peak_of_step(model: nn.Module, arguments: Sequence[Tensor], step: Step) -> i
 
 def _compiled_peak(model: nn.Module, arguments: Sequence[Tensor], step: Step) -> int:
     """The same, and the arenas that the Programs hold from step to step."""
-    jitted = jitted_of(step)
-    assert jitted is not None
     _seconds(model, arguments, step)
     peak = peak_of_step(model, arguments, step)
-    programs = [compilation.program for tree in jitted.trees for compilation in tree.compilations]
-    return peak + sum(frame.arena.numel() for program in programs for frame in program.frames)
+    frames = [frame for each in _compilations(step) for frame in each.program.frames]
+    return peak + sum(frame.arena.untyped_storage().nbytes() for frame in frames)
+
+
+def _compilations(step: Step) -> list[Any]:
+    """Of a jitted step."""
+    jitted = jitted_of(step)
+    assert jitted is not None
+    return [compilation for tree in jitted.trees for compilation in tree.compilations]
 
 
 def _seconds(model: nn.Module, arguments: Sequence[Tensor], step: Step) -> float:
@@ -163,8 +169,8 @@ def _seconds(model: nn.Module, arguments: Sequence[Tensor], step: Step) -> float
 def measure(workload: Workload, rounds: int, points: int = POINTS, tell: Callable[[str], None] = print) -> Curve:
     """The curve of one workload. rounds: timed steps of each kind. tell: is told how far it is.
 
-    Budgets go in equal steps from what is taken without one down to a quarter of eager's activations, and the
-    gradients; the last is the smallest that works.
+    Budgets go in equal steps from what is taken without one down to a quarter of eager's activations beyond the
+    gradients; the last is the smallest that works. Where less is taken without a budget, all steps lead there.
     """
     torch.manual_seed(0)
     model, arguments, step = workload.make()
@@ -177,33 +183,40 @@ def measure(workload: Workload, rounds: int, points: int = POINTS, tell: Callabl
     without = _compiled_peak(model, arguments, plain)
     tell(f"without a budget: {without / MIB:.0f} MiB")
     gradients = sum(parameter.nbytes for parameter in model.parameters())
-    rows: list[Row] = []
-    budgets: list[int] = [UNLIMITED]
-    while budgets:
-        budget = budgets.pop(0)
+
+    def row(budget: int) -> Row:
         limited = dsjit.jit(step, memory_budget=budget)
-        try:
-            seconds = _seconds(model, arguments, limited)
-        except dsjit.MemoryBudgetError as refused:
-            found = re.search(r"use memory_budget=(\d+)", str(refused))
-            assert found is not None
-            tell(f"{budget / MIB:.0f} MiB are refused")
-            budgets = [int(found[1])]  # whatever is smaller is refused, too
-            continue
+        seconds = _seconds(model, arguments, limited)
         memory = dsjit.explain(limited)(model, *arguments).training
         assert memory is not None
         measured = _compiled_peak(model, arguments, limited)
         times = [(_seconds(model, arguments, limited), _seconds(model, arguments, plain)) for _ in range(rounds)]
         slower = statistics.median(limited_time / plain_time for limited_time, plain_time in times)
-        row = Row(budget, memory.peak, measured, memory.kept, memory.segments, memory.recomputed, slower, seconds)
-        rows.append(row)
-        tell(f"budget {memory.peak / MIB:.0f} MiB: {measured / MIB:.0f} MiB, first step {seconds:.1f} s")
-        if budget == UNLIMITED:
-            deepest = gradients + int(DEEPEST * activations)
-            step_down = max(memory.peak - deepest, 0) / points
-            budgets = [int(memory.peak - number * step_down) for number in range(1, points + 1) if step_down]
-            budgets.append(1)
+        tell(f"told {memory.peak / MIB:.0f} MiB, taken {measured / MIB:.0f} MiB, first step {seconds:.1f} s")
+        return Row(
+            budget, memory.peak, measured, memory.kept, memory.segments, memory.recomputed, slower, seconds,
+            sum(each.timer.seconds.get("memory_plan", 0.0) for each in _compilations(limited)),
+        )  # fmt: skip
+
+    rows = [row(UNLIMITED)]
+    smallest = _smallest_budget(model, arguments, step)
+    tell(f"the smallest budget: {smallest / MIB:.0f} MiB")
+    top, deepest = rows[0].predicted, gradients + int(DEEPEST * activations)
+    bottom = max(smallest, deepest) if deepest < top else smallest
+    budgets = [top - number * (top - bottom) // points for number in range(1, points + 1)]
+    rows += [row(budget) for budget in sorted({*budgets, smallest} - {top}, reverse=True)]
     return Curve(workload.title, activations, gradients, eager, without, first, tuple(rows))
+
+
+def _smallest_budget(model: nn.Module, arguments: Sequence[Tensor], step: Step) -> int:
+    """What a refusal names."""
+    try:
+        dsjit.jit(step, memory_budget=1)(model, *arguments)
+    except dsjit.MemoryBudgetError as refused:
+        found = re.search(r"use memory_budget=(\d+)", str(refused))
+        assert found is not None
+        return int(found[1])
+    raise AssertionError("a step in one byte")
 
 
 def table(curve: Curve) -> Table:
@@ -223,6 +236,7 @@ def table(curve: Curve) -> Table:
         "beyond gradients",
         "again",
         "step time",
+        "first step",
         "planning",
     ):
         found.add_column(heading, justify="right")
@@ -237,6 +251,7 @@ def table(curve: Curve) -> Table:
             f"{row.recomputed} of {row.segments}",
             f"{row.slower:.2f}x",
             f"{row.first:.1f} s",
+            f"{row.planning:.1f} s",
         )
     return found
 

@@ -6,6 +6,7 @@ pools are in another's way. Warm calls of all contenders are interleaved by aski
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import multiprocessing
@@ -162,7 +163,8 @@ class Worker:
 
     def begin(self, task: Callable[..., Any], *arguments: object) -> None:
         """Ask for `task(state, *arguments)`; the answer comes through `answer`. The task is a module's function."""
-        self.connection.send((task, arguments))
+        with contextlib.suppress(BrokenPipeError):  # `answer` tells that the process ended
+            self.connection.send((task, arguments))
 
     def measure(self) -> list[float]:
         """Seconds of each of some warm calls: about 0.1 s of them, three at least. `measure_cold` comes before."""

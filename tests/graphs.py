@@ -20,9 +20,10 @@ from dsjit.ir.graph import Graph, Node, Source, TensorType, Value, Write
 from dsjit.ir.print_graph import print_short
 from dsjit.ops.cross_entropy import linear_cross_entropy
 from dsjit.ops.direct_convolution import direct_convolution
+from dsjit.ops.embedding_gradient import add_embedding_gradient
 
 DTYPES = {name: dtype for dtype, name in SHORT_NAMES.items()}
-FUNCTIONS = (direct_convolution, linear_cross_entropy)
+FUNCTIONS = (add_embedding_gradient, direct_convolution, linear_cross_entropy)
 """Ops that are plain functions; printed Graphs call them by name."""
 
 SOURCE = Source("model.py", 12, "forward", "")

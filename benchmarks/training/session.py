@@ -82,11 +82,16 @@ def _rounds(
     workers: dict[str, Worker],
     results: dict[str, TrainingFigures],
 ) -> None:
+    """Fills in the rounds of `results`. Who fails is left out from then on."""
     advance = display.steps(f"{workload.title}: steps", plan.rounds)
     for _ in range(plan.rounds):
-        for name, worker in workers.items():
+        for name, worker in list(workers.items()):
             worker.begin(measure_steps)
-            results[name].rounds.append(statistics.median(worker.answer(timeout=plan.budget)))
+            try:
+                results[name].rounds.append(statistics.median(worker.answer(timeout=plan.budget)))
+            except WorkerError as error:
+                results[name] = replace(results[name], error=str(error))
+                del workers[name]
         advance()
 
 

@@ -282,7 +282,8 @@ def training_memory(
     kept = sum(value.type.nbytes for value in halves.own if value not in joint.graph.inputs)
     returned = sum(value.type.nbytes for value in set(joint.graph.outputs[: joint.results]))
     # One arena serves both, and each half frees what it has made but for its results and what is kept.
-    peak = max(forward.arena, backward.arena) + max(forward.tensors, returned + backward.tensors)
+    with_arena = max(forward.arena, backward.arena) + max(forward.tensors, returned + backward.tensors)
+    peak = max(with_arena, forward.alone, returned + backward.alone)
     return TrainingMemory(kept, peak, 1, 0, _seconds_again(halves, nodes), None)
 
 

@@ -61,7 +61,8 @@ class Choice:
 class MemoryModel:
     """Of a forward in `segments`, each of which `parts` tells of. forward: when nothing is computed again.
     returned: bytes of the results.
-    untouched: bytes that are kept whatever is chosen. crowding: of the arena, over the bytes alive in it at most."""
+    untouched: bytes that are kept whatever is chosen. crowding: of the arena, over the bytes alive in it at most.
+    alone: alive at most once the backward has let go of the arena, what is kept for the first part included."""
 
     segments: Sequence[Sequence[Node]]
     parts: tuple[SegmentMemory, ...]
@@ -69,6 +70,7 @@ class MemoryModel:
     returned: int
     untouched: int
     crowding: float
+    alone: int
 
     def peak(self, chosen: Collection[int]) -> int:
         """Bytes."""
@@ -116,7 +118,8 @@ class MemoryModel:
         if ahead > self.returned + tensors:
             critical = len(self.parts) - 1
         peak = max(self.forward.arena, round(self.crowding * arena)) + max(ahead, self.returned + tensors)
-        return peak, critical
+        alone = max(self.forward.alone - saved, self.returned + self.alone)
+        return (alone, 0) if alone > peak else (peak, critical)
 
 
 def memory_model(
@@ -143,6 +146,7 @@ def memory_model(
         if value in number_of and value not in plain.shared:
             entries[number_of[value]].add(value)
     others = _without_inputs(backward, [value.type.nbytes for value in plain.kept], plain.released)
+    held = len(others) if backward.arena_ends is None else backward.arena_ends + 1
     found: list[SegmentMemory] = []
     start = 0
     producers = graph.producers()
@@ -158,7 +162,7 @@ def memory_model(
                 small=made - large,
                 large=large,
                 arena=max(backward.arena[start : end + 1]),
-                tensors=max(others[start : end + 1]),
+                tensors=max(others[start : min(end + 1, held)], default=0),
                 seconds=FREE + _seconds(again, parts[number], entries[number], producers),
             )
         )
@@ -172,6 +176,7 @@ def memory_model(
         returned=result_bytes,
         untouched=own - sum(part.kept for part in found),
         crowding=footprints[1].arena / max(max(backward.arena), 1),
+        alone=max(backward.tensors[held:], default=0),
     )
 
 

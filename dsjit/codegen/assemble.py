@@ -233,14 +233,18 @@ class _Assembler:
         return slot
 
     def _kernel(self, fused: FusedKernel) -> None:
-        for value in fused.writes:
-            place = self.placement.places[value]
-            if place.home is Home.LIBRARY and value not in self.variables:
-                holder = next(v for v in fused.reads if self.placement.places[v] == place)
-                self.variables[value] = self.variables[holder]
+        self._take_over(fused.reads, fused.writes)
         slots = tuple(self._slot(value) for value in fused.values)
         sizes = self.sizes[fused] if self.sizes is not None else ()
         self.pending.append(KernelCall(self.kernels[fused], slots, sizes=sizes, zero=self._zero() if sizes else 0))
+
+    def _take_over(self, reads: Sequence[Value], writes: Sequence[Value]) -> None:
+        """What is written to a tensor that something read had goes by its name."""
+        for value in writes:
+            place = self.placement.places[value]
+            if place.home is Home.LIBRARY and value not in self.variables:
+                holder = next(v for v in reads if self.placement.places.get(v) == place)
+                self.variables[value] = self.variables[holder]
 
     def _zero(self) -> int:
         """A slot of the table that holds 0."""
@@ -311,6 +315,9 @@ class _Assembler:
         for output in schedule.stored.get(number, ()):
             name = self._base_tensor(self.graph.outputs[output])
             self.lines.append(f"{name} = file.put({name})")
+        if number == schedule.arena_ends and self.executor is CPU_EXECUTOR:
+            self._flush()
+            self.lines.append("frame.release()")
 
     def _let_go(self, value: Value, name: str) -> None:
         self.dropped.append(name)
@@ -324,6 +331,7 @@ class _Assembler:
             args[position] = self._cloned(node.args[position])
         keywords = [f"{name}={self._argument(arg)}" for name, arg in node.kwargs.items()]
         if planned:
+            self._take_over(tuple(node.inputs()), node.outputs)
             target = self._tensor(node.output)
             if node.output in self.placement.over:
                 args[0] = target  # the very tensor, or it would be copied there
@@ -333,9 +341,7 @@ class _Assembler:
         function = self._bind("f", fast_callable(node.op) if isinstance(node.op, OpOverload) else node.op)
         call = f"{function}({', '.join([*args, *keywords])})"
         returned = node.outputs[: len(node.outputs) - len(node.mutates)]
-        targets = []
-        for value in node.outputs:
-            self.variables[value] = f"t{value.id}"
+        self.variables.update((value, f"t{value.id}") for value in node.outputs)
         targets = [self.variables[value] for value in returned]
         if not targets:
             self.lines.append(call)
@@ -443,8 +449,7 @@ class _Assembler:
     # -- the end -------------------------------------------------------------------------------------------------
 
     def _finish(self) -> None:
-        held: set[str] = set()
-        results: list[str] = []
+        held, results = set[str](), list[str]()
         for value in self.graph.outputs:
             base = self._owner(value)
             home = self.placement.places[base].home

@@ -13,7 +13,7 @@ from dsjit.fusion.planner import LibraryUnit
 from dsjit.fusion.views import Views
 from dsjit.ir.graph import Graph, Node, Value
 from dsjit.ir.kernel import Kernel, Load, Store
-from dsjit.ops.library import writes_over
+from dsjit.ops.library import writes_over_first
 
 __all__ = ["Home", "Place", "Placement", "Step", "last_reads", "place_values"]
 
@@ -113,36 +113,40 @@ def place_values(
                 placement.last_use[value] = end if owner(value) in returned else last.get(value, number)
             continue
         taken: set[Value] = set()
+
+        def take(source: Value, value: Value, work: object = step.work, taken: set[Value] = taken) -> None:
+            taken.add(source)
+            if isinstance(work, LibraryUnit):
+                placement.over.add(value)
+
         for value in step.writes:
             if value in in_place:
                 places[value] = places[in_place[value]]
                 continue
             source = None
-            if overwrites and isinstance(step.work, FusedKernel):
-                source = _reusable(step.work, value, number, last, places, taken, returned)
-            elif overwrites and isinstance(step.work, LibraryUnit) and apart is None:
-                source = _written_over(graph, step.work.node, number, last, places, returned, owner)
-                if source is not None:
-                    placement.over.add(value)
-                    if places[source].home is Home.INPUT:
-                        places[value] = places[source]
-                        continue
+            if overwrites:
+                given = graph.donated if apart is None else frozenset[Value]()
+                source = _reusable(step.work, value, number, last, places, taken, returned, given, owner)
+            if source is not None and places[source].home is Home.INPUT:
+                take(source, value)
+                places[value] = places[source]
+                continue
             if value in returned:
                 owned = apart is not None and source is not None and source not in aliases
                 if owned and source is not None and places[source].home is Home.LIBRARY:
-                    taken.add(source)
+                    take(source, value)
                     places[value] = places[source]
                     continue
                 places[value] = Place(Home.OUTPUT, len(placement.outputs))
                 placement.outputs.append(value)
                 if source is not None and _alone(source, lifetimes):
                     # The operand is made in the memory of the result, which then replaces it in place.
-                    taken.add(source)
+                    take(source, value)
                     lifetimes = [life for life in lifetimes if life.key is not source]
                     places[source] = places[value]
                 continue
             if source is not None:
-                taken.add(source)
+                take(source, value)
                 if places[source].home is Home.LIBRARY:
                     places[value] = places[source]
                     continue
@@ -241,49 +245,40 @@ def _alone(value: Value, lifetimes: Sequence[Lifetime[Value]]) -> bool:
 
 
 def _reusable(
-    fused: FusedKernel,
+    work: FusedKernel | LibraryUnit,
     value: Value,
     number: int,
     last: Mapping[Value, int],
     places: Mapping[Value, Place],
     taken: set[Value],
     returned: set[Value],
+    donated: Container[Value],
+    owner: Callable[[Value], Value],
 ) -> Value | None:
-    """A Value that dies at this kernel and whose memory `value` can take over, element by element."""
-    for source in fused.reads:
+    """A Value that dies at this step and whose memory `value` can take over: element by element, or, in a library call,
+    as the first operand, of which the call copies nothing then. donated: inputs that are among these."""
+    candidates: tuple[Value, ...] = ()
+    if isinstance(work, FusedKernel):
+        candidates = work.reads
+    elif writes_over_first(work.node.op):
+        first, *others = work.node.inputs()
+        candidates = () if any(owner(other) is first for other in others) else (first,)
+    for source in candidates:
         place = places.get(source)
-        if place is None or place.home not in (Home.ARENA, Home.LIBRARY) or source in taken or source in returned:
+        if place is None or source in taken or source in returned:
+            continue
+        if place.home not in (Home.ARENA, Home.LIBRARY) and not (isinstance(work, LibraryUnit) and source in donated):
             continue
         if last.get(source) != number or source.type.dtype is not value.type.dtype:
             continue
         if source.type.shape != value.type.shape or source.type.strides != value.type.strides:
             continue
-        names = {v: p.name for v, p in zip(fused.values, fused.kernel.params, strict=True)}
-        if can_overwrite(fused.kernel, names[source], names[value]):
+        if isinstance(work, LibraryUnit):
+            return source
+        names = {v: p.name for v, p in zip(work.values, work.kernel.params, strict=True)}
+        if can_overwrite(work.kernel, names[source], names[value]):
             return source
     return None
-
-
-def _written_over(
-    graph: Graph,
-    node: Node,
-    number: int,
-    last: Mapping[Value, int],
-    places: Mapping[Value, Place],
-    returned: set[Value],
-    owner: Callable[[Value], Value],
-) -> Value | None:
-    """The first operand of a library call, when the call may write its result over it: it dies there, and its memory
-    is the arena's or was given away."""
-    if not writes_over(node.op):
-        return None
-    first, *others = node.inputs()
-    if owner(first) is not first or last.get(first) != number or first in returned or first.type != node.output.type:
-        return None
-    if any(owner(each) is first for each in others):
-        return None
-    home = places[first].home
-    return first if home is Home.ARENA or (home is Home.INPUT and first in graph.donated) else None
 
 
 def can_overwrite(kernel: Kernel, read: str, written: str) -> bool:

@@ -82,7 +82,9 @@ class Frame:
     """The private memory of one run of a Program.
 
     arena: bytes. tensors: what library calls read and write there. table: addresses by slot, as a `memoryview` of
-    int64 over `buffer`. address: where the table lies. guests: the frames of other Programs in the same arena.
+    int64 over `buffer`. address: where the table lies. fixed: slots of buffers in the arena, with their offsets.
+    base: the address of the arena that the table is for; -1 of none yet, as that of an arena without memory is 0.
+    guests: the frames of other Programs in the same arena.
     """
 
     arena: torch.Tensor
@@ -90,7 +92,22 @@ class Frame:
     buffer: Any
     table: memoryview
     address: int
+    fixed: tuple[tuple[int, int], ...] = ()
+    base: int = -1
     guests: list[tuple[Program, Frame]] = field(default_factory=list)
+
+    def release(self) -> None:
+        """Let go of the arena's memory, until the next run."""
+        self.arena.untyped_storage().resize_(0)
+
+    def settle(self) -> None:
+        """Take memory for the arena, if it has none, and note where it is."""
+        storage = self.arena.untyped_storage()
+        if storage.nbytes() == 0:
+            storage.resize_(self.arena.numel())
+        self.base = self.arena.data_ptr()
+        for slot, offset in self.fixed:
+            self.table[slot] = self.base + offset
 
 
 Run: TypeAlias = Callable[[Iterable[torch.Tensor], Frame, int], list[torch.Tensor]]
@@ -131,6 +148,8 @@ class Program:
             arena = torch.empty(max(self.arena_bytes, 1), dtype=torch.uint8, device=self.device)
             frame = self.new_frame(arena)
         try:
+            if frame.arena.data_ptr() != frame.base:
+                frame.settle()
             return self.run(inputs, frame, torch.get_num_threads())
         finally:
             self.frames.append(frame)
@@ -138,9 +157,6 @@ class Program:
     def new_frame(self, arena: torch.Tensor) -> Frame:
         """A frame in this memory, of `arena_bytes` or more."""
         buffer = (ctypes.c_int64 * max(self.slots, 1))()
-        base = arena.data_ptr()
-        for slot, offset in self.fixed:
-            buffer[slot] = base + offset
         for slot, tensor in self.constants:
             buffer[slot] = tensor.data_ptr()
         table = memoryview(buffer).cast("B").cast("q")
@@ -149,7 +165,7 @@ class Program:
             torch.as_strided(typed[spec.dtype], spec.shape, spec.strides, offset // spec.dtype.itemsize)
             for offset, spec in self.arena_tensors
         ]
-        return Frame(arena, tensors, buffer, table, ctypes.addressof(buffer))
+        return Frame(arena, tensors, buffer, table, ctypes.addressof(buffer), self.fixed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +190,8 @@ class GuestProgram:
             own = self.program.new_frame(frame.arena)
             frame.guests.append((self.program, own))
         try:
+            if own.arena.data_ptr() != own.base:
+                own.settle()
             return self.program.run(inputs, own, torch.get_num_threads())
         finally:
             self.host.frames.append(frame)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from torch._ops import OpOverload
-
 from dsjit.codegen.gemm import MatmulPlan, plan_matmul
 from dsjit.codegen.llvm.executor import gemm_available
 from dsjit.codegen.placement import Step
@@ -61,7 +59,7 @@ def _plan_native(node: Node, views: Views) -> NativePlan | None:
 
 
 def _takes_out(node: Node) -> bool:
-    if not isinstance(node.op, OpOverload) or len(node.outputs) != 1 or node.effect or node.output.type.numel == 0:
+    if len(node.outputs) != 1 or node.effect or node.output.type.numel == 0:
         return False
     if is_dynamic(node):  # `out=` would be resized, away from the buffer
         return False

@@ -13,7 +13,9 @@ from typing import Any, Final
 import torch
 from torch._ops import OpOverload
 
-__all__ = ["fast_callable", "out_variant", "writes_over"]
+from dsjit.ops.embedding_gradient import add_embedding_gradient
+
+__all__ = ["fast_callable", "out_variant", "writes_over_first"]
 
 aten = torch.ops.aten
 nn = torch._C._nn
@@ -80,8 +82,14 @@ FAST_ENTRIES: Final[Mapping[OpOverload, Callable[..., Any]]] = {
 for those that are quicker in another way."""
 
 
-_OVERWRITING: Final = frozenset(
+def fast_callable(op: OpOverload) -> Callable[..., Any]:
+    """A callable with the arguments and results of `op`, and less overhead where `torch` has one; else `op` itself."""
+    return FAST_ENTRIES.get(op, op)
+
+
+_OVER_FIRST: Final[frozenset[Callable[..., Any]]] = frozenset(
     {
+        add_embedding_gradient,
         aten.index_add.default,
         aten.index_copy.default,
         aten.scatter.src,
@@ -90,26 +98,23 @@ _OVERWRITING: Final = frozenset(
         aten.scatter_reduce.two,
     }
 )
+"""What takes `out=`, which may be the first argument itself, and leaves there what it does not write."""
 
 
-def writes_over(op: Callable[..., Any]) -> bool:
-    """Whether the `out=` of `op` may be its first operand itself, of which it then writes some elements, and copies
-    none."""
-    return op in _OVERWRITING
-
-
-def fast_callable(op: OpOverload) -> Callable[..., Any]:
-    """A callable with the arguments and results of `op`, and less overhead where `torch` has one; else `op` itself."""
-    return FAST_ENTRIES.get(op, op)
+def writes_over_first(op: Callable[..., Any]) -> bool:
+    """Whether `out=` of its `out_variant` may be the first argument itself, which is not copied then."""
+    return op in _OVER_FIRST
 
 
 @cache
-def out_variant(op: OpOverload) -> Callable[..., Any] | None:
+def out_variant(op: Callable[..., Any]) -> Callable[..., Any] | None:
     """A callable that takes the arguments of `op` and `out=`, one tensor, which it fills without a copy; else None.
 
     ATen has an `out=` overload for nearly every op. Those that carry the tag `generated` run the functional op and
     copy its result: they gain nothing and count as absent.
     """
+    if not isinstance(op, OpOverload):
+        return op if op in _OVER_FIRST else None
     overload = _out_overload(op)
     if overload is None or torch.Tag.generated in overload.tags or not _runs_on_cpu(overload):
         return None

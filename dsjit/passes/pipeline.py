@@ -9,6 +9,7 @@ from typing import Final
 
 from dsjit.ir.graph import Graph
 from dsjit.ir.verify_graph import verify_graph
+from dsjit.passes.add_embedding_gradients import add_embedding_gradients
 from dsjit.passes.channels_last import channels_last
 from dsjit.passes.chunk_cross_entropy import chunk_cross_entropy
 from dsjit.passes.cse import eliminate_common_subexpressions
@@ -49,6 +50,7 @@ PASSES: Final[tuple[Pass, ...]] = (
     Pass("simplify", simplify),
     Pass("cse", eliminate_common_subexpressions),
     Pass("dce", eliminate_dead_code),
+    Pass("add_embedding_gradients", add_embedding_gradients),
     # The order of elements in memory, when it is known which ops are left.
     Pass("channels_last", channels_last),
     # The shape of loops, last: nothing after it looks for reductions.
@@ -64,8 +66,8 @@ GPU_PASSES: Final = tuple(
     [
         Pass(each.name, partial(split_reductions, many=GPU_POINTS)) if each.run is split_reductions else each
         for each in PASSES
-        # cuDNN wants no other order than the caller's, and has no template.
-        if each.run is not channels_last
+        # cuDNN wants no other order than the caller's, and has no template; gradients of embeddings are added on CPUs.
+        if each.run not in (channels_last, add_embedding_gradients)
     ]
 )
 """For a Graph whose kernels are for a GPU."""

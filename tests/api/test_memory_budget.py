@@ -66,7 +66,7 @@ def measured_peak(network, call):
 def arenas(call):
     """Bytes that the Programs hold from call to call."""
     programs = [compilation.program for tree in jitted_of(call).trees for compilation in tree.compilations]
-    return sum(frame.arena.numel() for program in programs for frame in program.frames)
+    return sum(frame.arena.untyped_storage().nbytes() for program in programs for frame in program.frames)
 
 
 @pytest.fixture(scope="module")

@@ -18,14 +18,14 @@ from benchmarks.machine import describe
 from benchmarks.report import markdown
 from benchmarks.results import Report, load, save
 from benchmarks.session import Plan
-from benchmarks.training import catalog, memory, tasks
+from benchmarks.training import catalog, memory, session, tasks
 from benchmarks.training.models import Classifier
 from benchmarks.training.report import broken_promises, errors, sheets, summary
 from benchmarks.training.results import TrainingFigures, TrainingResult
 from benchmarks.training.session import measure_training
 from benchmarks.training.tasks import StepMemory
 from benchmarks.training.workload import Trainee, TrainingWorkload
-from benchmarks.worker import Cold, Counters, State
+from benchmarks.worker import Cold, Counters, State, Worker
 
 COMPILED = Counters(4, 1, 0, {}, 1, 1, 0, 11, 0)
 
@@ -152,6 +152,31 @@ def test_a_workload_is_measured_by_contenders_that_train(tmp_path: Path) -> None
     assert figures.memory.saved is None
     assert figures.gradient_error is not None
     assert len(figures.losses) == len(result.nudged) == tasks.CURVE_STEPS
+
+
+class Ends(Worker):
+    """Its process ends at once."""
+
+    def __init__(self) -> None:
+        super().__init__("perceptron", "dsjit", "", 1)
+        self.process.kill()
+        self.process.join()
+
+
+def test_whoever_fails_in_the_rounds_is_told_and_left_out(tmp_path: Path) -> None:
+    plan = Plan([EAGER, DSJIT], torch.float32, [], rounds=2, budget=60.0, threads=1, cache=tmp_path)
+    results = {name: TrainingFigures(name) for name in ("eager", "dsjit")}
+    with (
+        Worker("train_step_cnn", "eager", str(tmp_path), 1) as eager,
+        Ends() as ends,
+        Progress(disable=True) as progress,
+    ):
+        eager.begin(tasks.measure_cold_step)
+        eager.answer(timeout=60.0)
+        display = session.Display(progress, progress.add_task("", total=None))
+        session._rounds(catalog.find("train_step_cnn"), plan, display, {"eager": eager, "dsjit": ends}, results)
+    assert len(results["eager"].rounds) == 2 and results["eager"].error is None
+    assert results["dsjit"].error is not None and "the process ended" in results["dsjit"].error
 
 
 def result(**changes: object) -> TrainingResult:

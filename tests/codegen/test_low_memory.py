@@ -123,3 +123,33 @@ def test_a_guest_runs_in_the_arena_of_its_host():
         assert torch.equal(shared(inputs)[0], expected[1])
     assert len(host.frames) == 1 and not guest.frames
     assert host.frames[0].arena.numel() >= max(host.arena_bytes, guest.arena_bytes)
+
+
+def grows(x: torch.Tensor, w: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Its last step makes results of 8 MiB, of which the arena holds nothing."""
+    y = (x @ w).relu() @ w
+    return y, torch.cat([y] * 8)
+
+
+def test_the_arena_is_let_go_where_what_follows_would_make_the_peak():
+    inputs = [matrix(), matrix()]
+    compilation = compiled(trace(grows, *inputs), LowMemory())
+    told = footprint(compilation.optimized, compilation.steps, compilation.native, compilation.plan.views, LowMemory())
+    assert told.arena >= MIB and told.alone >= told.tensors + 8 * MIB
+    for _ in range(2):  # the second run takes the memory of the arena anew
+        for found, expected in zip(compilation.program(iter(inputs)), grows(*inputs), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-2)
+        (frame,) = compilation.program.frames
+        assert frame.arena.untyped_storage().nbytes() == 0
+    assert peak(compilation, 0, inputs) == pytest.approx(max(told.arena + told.tensors, told.alone), abs=4096)
+
+
+def test_a_host_takes_the_arena_anew_that_its_guest_let_go():
+    inputs = [matrix() / SIZE, matrix()]
+    host = compiled(trace(lambda x, w: (x[:64] @ w).softmax(-1) @ w, *inputs), None).program
+    guest = GuestProgram(compiled(trace(grows, *inputs), LowMemory()).program, host)
+    assert host.arena_bytes < guest.program.arena_bytes
+    expected = host(inputs)[0].clone()
+    for _ in range(2):
+        torch.testing.assert_close(guest(iter(inputs))[1], grows(*inputs)[1], rtol=1e-4, atol=1e-2)
+        assert torch.equal(host(inputs)[0], expected)

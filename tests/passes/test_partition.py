@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 
 import pytest
 import torch
@@ -173,3 +174,32 @@ def test_what_the_backward_begins_with_is_no_reason_to_keep_what_is_computed_aga
     joint = joint_of(r.graph(r.aten.sin.default(second), r.aten.mul.Tensor(late, wide)), primals=2)
     assert first in partition(joint).kept
     assert not {first, second, wide} & set(partition(joint, [joint.graph.nodes[:2]]).kept)
+
+
+def residual(blocks, size=256):
+    """Sums of products, each of which the backward wants, and so each sum."""
+    r = GraphRecorder()
+    x, w, tangent = r.input([size, size]), r.input([size, size]), r.input([size, size])
+    sums, products = [x], []
+    for _ in range(blocks):
+        products.append(r.aten.mm.default(sums[-1], w))
+        sums.append(r.aten.add.Tensor(products[-1], sums[-1]))
+    gradient = tangent
+    for total, product in zip(sums[:0:-1], reversed(products), strict=True):
+        gradient = r.aten.mul.Tensor(r.aten.mul.Tensor(gradient, total), product)
+    result = r.aten.mm.default(sums[-1], w)
+    return joint_of(r.graph(result, gradient), primals=2), sums, products
+
+
+def test_chains_of_what_is_computed_again_are_short():
+    joint, sums, products = residual(60)
+    kept = set(partition(joint).kept)
+    assert kept >= set(products)
+    between = [number for number, total in enumerate(sums) if total in kept]
+    assert 3 <= len(between) <= module.CHAIN_PARTS
+    assert max(later - earlier for earlier, later in pairwise(between)) <= 20
+
+
+def test_short_chains_and_those_of_small_values_are_computed_again_as_a_whole():
+    for joint, sums, _ in (residual(3), residual(60, size=128)):
+        assert not set(sums[1:]) & set(partition(joint).kept)
