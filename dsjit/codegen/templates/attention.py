@@ -34,7 +34,7 @@ from dsjit.codegen.templates.attention_kernels import (
     query_gradient_kernel,
     split_keys,
 )
-from dsjit.codegen.templates.product import cut_axes
+from dsjit.codegen.templates.points import cut_axes
 from dsjit.codegen.templates.softmax import softmax_of
 from dsjit.fusion.affine import Affine, NotAffine, linearize
 from dsjit.fusion.lower import FusedKernel, kernel_name
