@@ -2,41 +2,47 @@
 
 First dsjit's results of every workload are compared with eager's; then eager, dsjit and torch.compile are timed on it,
 in turns, in one process, and so are the ways in which scaled_dot_product_attention may be computed where that is the
-workload. Times are medians of CUDA events around one call. What is bound by memory is also given as a share of the
-bandwidth that copying a large tensor reaches in the same run. torch.compile with max-autotune takes longest, and has a
-round of its own: after `--seconds` nothing new is begun, and what there was no time for is named. Needs a GPU; exits
-with 1 where there is none, and when a result is not eager's.
+workload. Times are medians of CUDA events around one call, with the L2 cache emptied before it; where the host's time
+counts, from call to call. What is bound by memory is also given as a share of the bandwidth that copying a large
+tensor reaches in the same run. torch.compile with max-autotune takes longest, and has a round of its own: after
+`--seconds` nothing new is begun, and what there was no time for is named. Measuring is done by a process of its own
+(`gpu_supervisor.py`): one that crashes or hangs is replaced by another that leaves out what it died of. The file of
+`--json` is written after each step. Needs a GPU; exits with 1 where there is none, and when a result is not eager's.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import contextlib
+import platform
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import dsjit
+from benchmarks.gpu_supervisor import Measured, Progress, supervise
+from benchmarks.gpu_workloads import WORKLOADS, Program, Workload
 
 __all__ = [
     "CONTENDERS", "SDPA", "WORKLOADS", "Bench", "Gpu", "Measured", "Workload", "main", "measure_all", "table",
-    "with_figures",
+    "targets", "with_figures",
 ]  # fmt: skip
-
-Program = Callable[..., Any]
 
 ROUNDS: Final = 30
 CALLS_PER_ROUND: Final = 5
 COPIED_BYTES: Final = 1 << 29
+FLUSHED_BYTES: Final = 1 << 28
+"""More than the L2 cache of any GPU."""
 
 SECONDS: Final = 360.0
 """What is begun within that time ends before 8 minutes are over: the longest compile takes about one."""
@@ -44,158 +50,6 @@ SECONDS: Final = 360.0
 BEGIN: Final = "<!-- figures -->"
 END: Final = "<!-- end of figures -->"
 
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """inputs: shape and dtype of each. streams: whether memory bounds it: each input is read once, each output written.
-
-    relative, absolute: how far an element may be from eager's. library: the same as a call of
-    scaled_dot_product_attention. scale: of inputs after the first one: of weights, so that results stay of order 1.
-    """
-
-    name: str
-    program: Program
-    inputs: tuple[tuple[tuple[int, ...], torch.dtype], ...]
-    streams: bool
-    relative: float = 1.3e-6
-    absolute: float = 1e-5
-    library: Program | None = None
-    scale: float = 1.0
-
-    def arguments(self, device: torch.device) -> tuple[torch.Tensor, ...]:
-        generator = torch.Generator(device).manual_seed(0)
-        first, *others = [_drawn(shape, dtype, generator, device) for shape, dtype in self.inputs]
-        return (first, *[other if self.scale == 1 else other * self.scale for other in others])
-
-
-def _drawn(
-    shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator, device: torch.device
-) -> torch.Tensor:
-    if dtype is torch.int8:
-        return torch.randint(-127, 128, shape, generator=generator, device=device, dtype=dtype)
-    return torch.randn(shape, generator=generator, device=device).to(dtype)
-
-
-@dataclass(slots=True)
-class Measured:
-    """Of one workload. correct: whether dsjit's results were eager's. cold_s: seconds of the first two calls.
-
-    warm_us: microseconds of one call, by contender. bandwidth: share of a copy's, where memory bounds it.
-    failures: what contenders raised.
-    """
-
-    name: str
-    correct: bool = True
-    cold_s: dict[str, float] = field(default_factory=dict)
-    warm_us: dict[str, float] = field(default_factory=dict)
-    bandwidth: dict[str, float] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
-
-
-def _rms_norm(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
-    wide = x.float()
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype) * w
-
-
-def _chain(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    return (x.sigmoid() * y + x.tanh()).relu() * F.gelu(y)
-
-
-def _layer_norm(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return F.layer_norm(x, (x.shape[-1],), w, b)
-
-
-def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-
-
-def _residual(x: torch.Tensor, w: torch.Tensor, scale: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-    return residual + F.linear(x, w) * scale
-
-
-def _int8_linear(x: torch.Tensor, w: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    return F.silu(F.linear(x, w.to(x.dtype) * scales[:, None]))
-
-
-def _written_out(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    return (q @ k.transpose(-2, -1) * 0.125 + bias).softmax(-1) @ v
-
-
-def _biased(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=0.125)
-
-
-def _decoder_layer(
-    x: torch.Tensor, qkv: torch.Tensor, out: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, down: torch.Tensor
-) -> torch.Tensor:
-    """Attention and a gated layer behind RMS norms, with residuals: (batch, length, width)."""
-    heads = [part.unflatten(-1, (-1, 64)).transpose(1, 2) for part in F.linear(_unit(x), qkv).chunk(3, -1)]
-    attended = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], is_causal=True)
-    x = x + F.linear(attended.transpose(1, 2).flatten(2), out)
-    y = _unit(x)
-    return x + F.linear(F.silu(F.linear(y, gate)) * F.linear(y, up), down)
-
-
-def _unit(x: torch.Tensor) -> torch.Tensor:
-    wide = x.float()
-    return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
-
-
-def _scores(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    return torch.tanh(q @ k.transpose(-2, -1) * 0.125)
-
-
-_f32, _bf16 = torch.float32, torch.bfloat16
-_HEADS: Final = ((8, 16, 1024, 64), _bf16)
-
-WORKLOADS: Final[tuple[Workload, ...]] = (
-    Workload("pointwise chain", _chain, (((8192, 4096), _f32),) * 2, True),
-    Workload(
-        "pointwise chain, bfloat16", _chain, (((8192, 4096), _bf16),) * 2, True, relative=1.6e-2, absolute=1e-2
-    ),
-    Workload("softmax", lambda x: x.softmax(-1), (((8192, 4096), _f32),), True),
-    Workload("long softmax", lambda x: x.softmax(-1), (((512, 50257), _f32),), True),
-    Workload("layer norm", _layer_norm, (((8192, 4096), _f32), ((4096,), _f32), ((4096,), _f32)), True),
-    Workload("rms norm, bfloat16", _rms_norm, (((8192, 4096), _bf16), ((4096,), _bf16)), True, 1.6e-2, 1e-2),
-    Workload("transposed add", lambda x, y: x.t() + y, (((4096, 8192), _f32), ((8192, 4096), _f32)), True),
-    Workload("column sum", lambda x: x.sum(0), (((8192, 4096), _f32),), True, absolute=1e-3),
-    Workload(
-        "linear and gelu, bfloat16", lambda x, w, b: F.gelu(F.linear(x, w, b)),
-        (((4096, 1024), _bf16), ((4096, 1024), _bf16), ((4096,), _bf16)), False, 1.6e-2, 5e-1,
-    ),
-    Workload(
-        "linear, scale and residual, bfloat16", _residual,
-        (((4096, 1024), _bf16), ((4096, 1024), _bf16), ((4096,), _bf16), ((4096, 4096), _bf16)), False, 1.6e-2, 5e-1,
-    ),
-    Workload(
-        "linear of int8 weights, bfloat16", _int8_linear,
-        (((64, 4096), _bf16), ((4096, 4096), torch.int8), ((4096,), _bf16)), False, 1.6e-2, 5e1,
-    ),
-    Workload(
-        "capped scores, bfloat16", _scores, (((64, 1024, 64), _bf16), ((64, 1024, 64), _bf16)), False, 1.6e-2, 1e-1
-    ),
-    Workload(
-        "causal attention, bfloat16", _attention, (_HEADS, _HEADS, _HEADS), False, 1.6e-2, 1e-2, _attention
-    ),
-    Workload(
-        "attention with a bias, bfloat16", _biased, (_HEADS, _HEADS, _HEADS, ((1, 16, 1024, 1024), _bf16)), False,
-        1.6e-2, 1e-2, _biased,
-    ),
-    Workload(
-        "attention written out, bfloat16", _written_out, (_HEADS, _HEADS, _HEADS, ((1, 16, 1024, 1024), _bf16)), False,
-        1.6e-2, 2e-2, _biased,
-    ),
-    Workload(
-        "decoder layer, bfloat16", _decoder_layer,
-        (((4, 1024, 1024), _bf16), ((3072, 1024), _bf16), ((1024, 1024), _bf16), ((2816, 1024), _bf16),
-         ((2816, 1024), _bf16), ((1024, 2816), _bf16)), False, 1.6e-2, 5e-2, scale=0.03,
-    ),
-    Workload(
-        "decoder layer of one token, bfloat16", _decoder_layer,
-        (((1, 1, 1024), _bf16), ((3072, 1024), _bf16), ((1024, 1024), _bf16), ((2816, 1024), _bf16),
-         ((2816, 1024), _bf16), ((1024, 2816), _bf16)), False, 1.6e-2, 5e-2, scale=0.03,
-    ),
-)  # fmt: skip
 
 CONTENDERS: Final[dict[str, Callable[[Program], Program]]] = {
     "eager": lambda program: program,
@@ -206,6 +60,12 @@ CONTENDERS: Final[dict[str, Callable[[Program], Program]]] = {
     "torch.compile, max-autotune": lambda program: torch.compile(program, mode="max-autotune"),
 }
 SLOWEST: Final = "torch.compile, max-autotune"
+NO_TIME: Final = "there was no time left"
+
+STREAMS_IN_WHOLE_LINES: Final = (
+    "pointwise chain", "pointwise chain, bfloat16", "softmax", "long softmax", "layer norm", "rms norm, bfloat16",
+)  # fmt: skip
+"""The workloads that a share of a copy's bandwidth is aimed at."""
 
 SDPA: Final[dict[str, SDPBackend]] = {
     "SDPA, flash": SDPBackend.FLASH_ATTENTION,
@@ -224,6 +84,11 @@ class Gpu(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def flushed_bytes(self) -> int:
+        """More than its caches hold."""
+        ...
+
     def event(self) -> Any:
         """As `torch.cuda.Event(enable_timing=True)`."""
         ...
@@ -234,6 +99,7 @@ class Gpu(Protocol):
 @dataclass(frozen=True, slots=True)
 class CudaGpu:
     device: torch.device
+    flushed_bytes: int = FLUSHED_BYTES
 
     @property
     def name(self) -> str:
@@ -249,19 +115,22 @@ class CudaGpu:
 @dataclass(slots=True)
 class Bench:
     """copied: bytes a microsecond that a copy moves, reads and writes counted. ready: what was called twice, by
-    workload and contender."""
+    workload and contender. begin: told of workload and contender, before anything is run."""
 
     gpu: Gpu
     contenders: Mapping[str, Callable[[Program], Program]]
     rounds: int
     copied: float
     ready: dict[tuple[str, str], Program] = field(default_factory=dict)
+    begin: Callable[[str, str], None] = lambda workload, contender: None
+    flushed: torch.Tensor | None = None
 
     def check(self, workload: Workload, found: Measured) -> None:
         """Compares dsjit's results with eager's."""
         arguments = workload.arguments(self.gpu.device)
         for name in [name for name in self.contenders if name.startswith("dsjit")]:
-            self._begin(workload, name, arguments, found)
+            if name not in found.failures and name not in found.cold_s:
+                self._begin(workload, name, arguments, found)
 
     def measure(self, workload: Workload, names: Sequence[str], found: Measured) -> None:
         """Adds what these contenders take to `found`."""
@@ -274,14 +143,15 @@ class Bench:
         times: dict[str, list[float]] = {name: [] for name in ready}
         for _ in range(self.rounds):
             for name, program in ready.items():
-                times[name] += self.event_times(program, arguments)
+                self.begin(workload.name, name)
+                times[name] += self.event_times(program, arguments, flush=not workload.waits)
         warm_us = {name: statistics.median(each) for name, each in times.items()}
         # In a later round the device may be faster or slower than in the first: eager tells by how much.
         scale = found.warm_us["eager"] / warm_us["eager"] if {"eager"} <= found.warm_us.keys() & warm_us.keys() else 1.0
         found.warm_us = {**{name: us * scale for name, us in warm_us.items()}, **found.warm_us}
         if workload.streams:
             out = workload.program(*arguments)
-            moved = sum(t.numel() * t.element_size() for t in (*arguments, out))
+            moved = sum(t.numel() * t.element_size() for t in (*arguments, *_tensors(out)))
             found.bandwidth = {name: moved / us / self.copied for name, us in found.warm_us.items()}
 
     def sdpa(self, workload: Workload, found: Measured) -> None:
@@ -289,10 +159,17 @@ class Bench:
         arguments = workload.arguments(self.gpu.device)
         for name, backend in SDPA.items():
             assert workload.library is not None
+            if name in found.failures or name in found.warm_us:
+                continue
+            self.begin(workload.name, name)
             try:
                 with sdpa_kernel(backend):
                     workload.library(*arguments)
-                    times = [us for _ in range(self.rounds) for us in self.event_times(workload.library, arguments)]
+                    times = [
+                        us
+                        for _ in range(self.rounds)
+                        for us in self.event_times(workload.library, arguments, flush=not workload.waits)
+                    ]
             except RuntimeError as error:
                 found.failures[name] = _told(error)
                 continue
@@ -300,6 +177,7 @@ class Bench:
 
     def _begin(self, workload: Workload, name: str, arguments: Sequence[torch.Tensor], found: Measured) -> None:
         """Calls a contender twice."""
+        self.begin(workload.name, name)
         expected = workload.program(*arguments)
         try:
             program = self.contenders[name](workload.program)
@@ -310,31 +188,53 @@ class Bench:
         except Exception as error:
             found.failures[name] = _told(error)
             found.correct = found.correct and not name.startswith("dsjit")
+            self.gpu.synchronize()  # raises where the error has left the device unusable
             return
-        found.cold_s[name] = time.perf_counter() - start
+        found.cold_s.setdefault(name, time.perf_counter() - start)
         self.ready[workload.name, name] = program
         if name.startswith("dsjit"):
             found.correct = found.correct and _close(result, expected, workload)
 
-    def event_times(self, program: Program, arguments: Sequence[torch.Tensor]) -> Iterator[float]:
-        """Microseconds of each call."""
-        events = [self.gpu.event() for _ in range(CALLS_PER_ROUND + 1)]
-        events[0].record()
-        for event in events[1:]:
-            program(*arguments)
-            event.record()
-        events[-1].synchronize()
-        return (1e3 * one.elapsed_time(other) for one, other in pairwise(events))
+    def event_times(self, program: Program, arguments: Sequence[torch.Tensor], flush: bool = False) -> Iterator[float]:
+        """Microseconds of each call. flush: with an empty L2 cache, and not waiting for the host, which queues calls
+        while the device is busy emptying it."""
+        if flush:
+            pairs = [(self.gpu.event(), self.gpu.event()) for _ in range(CALLS_PER_ROUND)]
+            for before, after in pairs:
+                self._flush()
+                before.record()
+                program(*arguments)
+                after.record()
+        else:
+            events = [self.gpu.event() for _ in range(CALLS_PER_ROUND + 1)]
+            events[0].record()
+            for event in events[1:]:
+                program(*arguments)
+                event.record()
+            pairs = list(pairwise(events))
+        pairs[-1][1].synchronize()
+        return (1e3 * before.elapsed_time(after) for before, after in pairs)
+
+    def _flush(self) -> None:
+        if self.flushed is None:
+            self.flushed = torch.empty(self.gpu.flushed_bytes, dtype=torch.uint8, device=self.gpu.device)
+        self.flushed.zero_()
 
 
 def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
-def measure_all(workloads: Sequence[Workload], seconds: float, bench: Bench) -> list[Measured]:
-    """One Measured for each workload. Nothing is begun any more once `seconds` have passed."""
+def measure_all(
+    workloads: Sequence[Workload],
+    seconds: float,
+    bench: Bench,
+    found: Sequence[Measured],
+    on_step: Callable[[], None] = lambda: None,
+) -> None:
+    """Fills in `found`, one for each workload; what is there already is not measured again. Nothing is begun any more
+    once `seconds` have passed. on_step: called whenever something was added."""
     deadline = time.perf_counter() + seconds
-    found = [Measured(each.name) for each in workloads]
     first = [name for name in bench.contenders if name != SLOWEST]
     last = [name for name in bench.contenders if name in ("eager", SLOWEST)]
     rounds: list[tuple[list[str], Callable[[Workload, Measured], None]]] = [
@@ -343,24 +243,36 @@ def measure_all(workloads: Sequence[Workload], seconds: float, bench: Bench) -> 
         (list(SDPA), bench.sdpa),
         (last, lambda workload, each: bench.measure(workload, last, each)),
     ]
-    for names, run in rounds:
+    for number, (names, run) in enumerate(rounds):
         for workload, each in zip(workloads, found, strict=True):
-            if names == list(SDPA) and workload.library is None:
+            is_check = number == 0
+            known = {*each.failures, *(each.cold_s if is_check else each.warm_us)}
+            if known.issuperset(names) or (names == list(SDPA) and workload.library is None):
                 continue
             if time.perf_counter() >= deadline:
                 missing = [name for name in names if name not in each.warm_us]
-                each.failures = {**dict.fromkeys(missing, "there was no time left"), **each.failures}
+                each.failures = {**dict.fromkeys(missing, NO_TIME), **each.failures}
                 continue
             try:
                 run(workload, each)
+                bench.gpu.synchronize()
+            except torch.AcceleratorError:  # the device is unusable from now on, in this process
+                raise
             except Exception as error:  # what is measured already is told
                 each.failures = {**dict.fromkeys(names, _told(error)), **each.failures}
                 each.correct = False
-    return found
+            on_step()
 
 
-def _close(result: torch.Tensor, expected: torch.Tensor, workload: Workload) -> bool:
-    return torch.allclose(result, expected, workload.relative, workload.absolute, equal_nan=True)
+def _close(result: Any, expected: Any, workload: Workload) -> bool:
+    return all(
+        torch.allclose(one, other, workload.relative, workload.absolute, equal_nan=True)
+        for one, other in zip(_tensors(result), _tensors(expected), strict=True)
+    )
+
+
+def _tensors(result: Any) -> tuple[torch.Tensor, ...]:
+    return result if isinstance(result, tuple) else (result,)
 
 
 def copy_bandwidth(gpu: Gpu, rounds: int, nbytes: int = COPIED_BYTES) -> float:
@@ -396,6 +308,43 @@ def table(found: Sequence[Measured]) -> str:
     return "\n".join(lines)
 
 
+def targets(found: Sequence[Measured]) -> list[str]:
+    """What is aimed at, and by which workloads it was missed, of those that were measured."""
+    lines: list[str] = []
+
+    def told(what: str, least: float, ratios: Mapping[str, float]) -> None:
+        missed = [f"{name} ({ratio:.2f})" for name, ratio in ratios.items() if ratio < least]
+        verdict = f"missed by {', '.join(missed)}" if missed else "met" if ratios else "not measured"
+        lines.append(f"- {what}: {verdict} ({len(ratios) - len(missed)} of {len(ratios)})")
+
+    best = {
+        each.name: min(us for name, us in each.warm_us.items() if name.startswith("dsjit"))
+        for each in found
+        if any(name.startswith("dsjit") for name in each.warm_us)
+    }
+
+    def against(each: Measured, names: Sequence[str]) -> dict[str, float]:
+        others = [each.warm_us[name] for name in names if name in each.warm_us]
+        return {each.name: min(others) / best[each.name]} if others and each.name in best else {}
+
+    streams = [each for each in found if "dsjit" in each.bandwidth and each.name in STREAMS_IN_WHOLE_LINES]
+    told("90 % of a copy's bandwidth", 0.9, {each.name: each.bandwidth["dsjit"] for each in streams})
+    products = [each for each in found if each.name.startswith("linear")]
+    eager = {name: ratio for each in products for name, ratio in against(each, ["eager"]).items()}
+    told("products at 95 % of the library's with its epilogue", 0.95, eager)
+    sdpa = {name: ratio for each in found for name, ratio in against(each, list(SDPA)).items()}
+    told("attention at 90 % of the best of the library's", 0.9, sdpa)
+    compiled = ["torch.compile", SLOWEST]
+    told("no slower than torch.compile", 1.0, {n: r for each in found for n, r in against(each, compiled).items()})
+    cold = {
+        each.name: each.cold_s["torch.compile"] / each.cold_s["dsjit"]
+        for each in found
+        if {"dsjit", "torch.compile"} <= each.cold_s.keys()
+    }
+    told("compiled in a quarter of torch.compile's time", 4.0, cold)
+    return lines
+
+
 def with_figures(page: str, figures: str) -> str:
     """The page, with `figures` between its two marks. Raises ValueError when it has none."""
     start, end = page.index(BEGIN) + len(BEGIN), page.index(END)
@@ -413,32 +362,65 @@ def main(
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=[each.name for each in workloads], help="these workloads")
     parser.add_argument("--quick", action="store_true", help="a few calls of each")
-    parser.add_argument("--json", type=Path, help="write what was measured to this file")
+    parser.add_argument("--json", type=Path, help="write what is measured to this file, step by step")
     parser.add_argument("--page", type=Path, help="write the table into this page")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="begin nothing new after that")
+    parser.add_argument("--worker", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if gpu is None and not torch.cuda.is_available():
         print("there is no CUDA device here: nothing was measured", file=sys.stderr)
         return 1
-    gpu = gpu or CudaGpu(torch.device("cuda", torch.cuda.current_device()))
+    chosen = [each.name for each in workloads if options.only is None or each.name in options.only]
+    file = options.json
     rounds = 3 if options.quick else ROUNDS
-    bench = Bench(gpu, contenders, rounds, copy_bandwidth(gpu, rounds, copied_bytes))
-    chosen = [each for each in workloads if options.only is None or each.name in options.only]
-    with torch.no_grad():
-        found = measure_all(chosen, options.seconds, bench)
-    title = f"{gpu.name}, torch {torch.__version__}, copies at {bench.copied / 1e3:.0f} GB/s"
-    figures = f"{title}\n\n{table(found)}"
+    if options.worker is not None or gpu is not None:
+        progress = Progress.read(options.worker or file, chosen)
+        gpu = gpu or CudaGpu(torch.device("cuda", torch.cuda.current_device()))
+        _measure(gpu, contenders, workloads, progress, rounds, options.seconds, copied_bytes)
+        if options.worker is not None:
+            return 0
+    else:
+        file = file or Path(tempfile.mkdtemp()) / "gpu.json"
+        file.unlink(missing_ok=True)
+        own = ["--only", *chosen, *(["--quick"] if options.quick else []), "--worker", str(file)]
+        progress = supervise([sys.executable, "-m", "benchmarks.gpu", *own], file, chosen, options.seconds)
+    found = progress.workloads
+    machine = ", ".join(f"{name} {value}" for name, value in progress.machine.items())
+    aims = "\n".join(targets(found))
+    figures = f"{machine}\n\n{table(found)}\n\n{aims}"
     print(figures)
     for each in found:
         for name, failure in each.failures.items():
             print(f"{each.name}, {name}: {failure}", file=sys.stderr)
-    if options.json is not None:
-        machine = {"device": gpu.name, "torch": torch.__version__, "copy_gb_s": bench.copied / 1e3}
-        data = {"machine": machine, "workloads": [asdict(each) for each in found]}
-        options.json.write_text(json.dumps(data, indent=1), encoding="utf-8")
     if options.page is not None:
         options.page.write_text(with_figures(options.page.read_text(encoding="utf-8"), figures), encoding="utf-8")
-    return 0 if all(each.correct for each in found) else 1
+    return 0 if found and all(each.correct for each in found) else 1
+
+
+def _measure(
+    gpu: Gpu,
+    contenders: Mapping[str, Callable[[Program], Program]],
+    workloads: Sequence[Workload],
+    progress: Progress,
+    rounds: int,
+    seconds: float,
+    copied_bytes: int,
+) -> None:
+    copied = copy_bandwidth(gpu, rounds, copied_bytes)
+    versions = {"torch": torch.__version__, "triton": version("triton"), "python": platform.python_version()}
+    progress.machine = {"device": gpu.name, **versions, "copies at GB/s": f"{copied / 1e3:.0f}"}
+    bench = Bench(gpu, contenders, rounds, copied, begin=progress.begin)
+    chosen = [each for each in workloads if each.name in {found.name for found in progress.workloads}]
+    with torch.no_grad():
+        # What a process does once, imports above all, is no workload's.
+        for name, contender in contenders.items():
+            if all(name in each.failures for each in progress.workloads):
+                continue
+            progress.begin("the first call of all", name)
+            with contextlib.suppress(Exception):
+                contender(torch.neg)(torch.ones(8, device=gpu.device))
+        measure_all(chosen, seconds, bench, progress.workloads, progress.write)
+    progress.done()
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -22,6 +22,7 @@ from dsjit.passes.hoist_matmul import hoist_matmul
 from dsjit.passes.narrow_masks import narrow_masks
 from dsjit.passes.simplify import simplify
 from dsjit.passes.split_reductions import GPU_POINTS, split_reductions
+from dsjit.passes.spread_cross_entropy import spread_cross_entropy
 
 __all__ = ["GPU_PASSES", "JOINT_PASSES", "PASSES", "SIZED_PASSES", "Pass", "run_passes"]
 
@@ -62,14 +63,17 @@ SIZED_PASSES: Final = tuple(each for each in PASSES if each.run is not fold_cons
 """For a Graph that stands for many sizes: what depends on sizes alone is another constant for each."""
 
 
-GPU_PASSES: Final = tuple(
-    [
-        Pass(each.name, partial(split_reductions, many=GPU_POINTS)) if each.run is split_reductions else each
-        for each in PASSES
-        # cuDNN wants no other order than the caller's, and has no template; gradients of embeddings are added on CPUs.
-        if each.run not in (channels_last, add_embedding_gradients)
-    ]
-)
+_FOR_GPUS: Final[Mapping[Callable[[Graph], Graph], tuple[Pass, ...]]] = {
+    # cuDNN wants no other order than the caller's, and has no template.
+    channels_last: (),
+    add_embedding_gradients: (),
+    # A chunk of a layer is products and a kernel; nothing may merge its products with those of other chunks.
+    hoist_matmul: (Pass("hoist_matmul", hoist_matmul), Pass("spread_cross_entropy", spread_cross_entropy)),
+    split_reductions: (Pass("split_reductions", partial(split_reductions, many=GPU_POINTS)),),
+}
+"""What stands in the place of a pass."""
+
+GPU_PASSES: Final = tuple([step for each in PASSES for step in _FOR_GPUS.get(each.run, (each,))])
 """For a Graph whose kernels are for a GPU."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,8 +24,10 @@ from benchmarks.gpu import (
     main,
     measure_all,
     table,
+    targets,
     with_figures,
 )
+from benchmarks.gpu_supervisor import supervise
 from tests.codegen.triton.machines import ClockEvent
 
 
@@ -42,6 +45,9 @@ def small(workload: Workload) -> Workload:
         shapes = ((min(batch, 2), min(length, 16), width), (3 * width, width), (width, width), (inner, width),
                   (inner, width), (width, inner))  # fmt: skip
         return replace(workload, inputs=tuple([(shape, dtype) for shape in shapes]))
+    if "int4" in workload.name:
+        (_, x), (_, packed), (_, scales) = workload.inputs
+        return replace(workload, inputs=(((16, 32), x), ((16, 16), packed), ((16, 2), scales)))
     return replace(
         workload, inputs=tuple([(tuple(min(n, 16) for n in shape), dtype) for shape, dtype in workload.inputs])
     )
@@ -75,6 +81,7 @@ class FakeGpu:
     """The CPU, by its clock."""
 
     name: str = "no GPU"
+    flushed_bytes: int = 64
 
     @property
     def device(self) -> torch.device:
@@ -139,11 +146,84 @@ def test_results_are_compared_first_and_nothing_is_begun_when_the_time_is_over()
     begun: list[tuple[str, str]] = []
     two = WORKLOADS[:2]
     names = [workload.name for workload in two]
-    found = measure_all(two, 60.0, Noting(FakeGpu(), CONTENDERS, 1, 1.0))
+    found = [Measured(each.name) for each in two]
+    measure_all(two, 60.0, Noting(FakeGpu(), CONTENDERS, 1, 1.0), found)
     assert begun == [(name, step) for step in ("check", "measure", SLOWEST) for name in names]
     assert not found[0].failures
-    late = measure_all(two, 0.0, Noting(FakeGpu(), CONTENDERS, 1, 1.0))
+    late = [Measured(each.name) for each in two]
+    measure_all(two, 0.0, Noting(FakeGpu(), CONTENDERS, 1, 1.0), late)
     assert not begun and set(late[0].failures) == set(CONTENDERS)
+
+
+def test_what_was_measured_before_is_not_measured_again(tmp_path: Path) -> None:
+    file, workload = tmp_path / "gpu.json", small(WORKLOADS[2])
+    arguments = ["--quick", "--json", str(file)]
+    assert main(arguments, FakeGpu(), {name: FAKES[name] for name in ("eager", "dsjit")}, [workload], 1 << 16) == 0
+    first = json.loads(file.read_text(encoding="utf-8"))
+    calls: list[str] = []
+
+    def counted(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+        return lambda program: calls.append(name) or program if program is not torch.neg else program
+
+    fakes = {name: counted(name) for name in ("eager", "dsjit")}
+    assert main(arguments, FakeGpu(), fakes, [workload], 1 << 16) == 0
+    assert not calls
+    assert json.loads(file.read_text(encoding="utf-8"))["workloads"] == first["workloads"]
+
+
+WORKER = """
+import json, os, signal, sys, time
+from pathlib import Path
+from benchmarks.gpu_supervisor import Progress
+path, names = Path(sys.argv[1]), ["first", "second", "third"]
+progress = Progress.read(path, names)
+progress.machine = {"device": "none"}
+for each in progress.workloads:
+    for contender in ("dsjit", "eager"):
+        if contender in each.failures or contender in each.warm_us:
+            continue
+        progress.begin(each.name, contender)
+        if (each.name, contender) == ("first", "dsjit"):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if (each.name, contender) == ("second", "eager"):
+            time.sleep(60)
+        each.warm_us[contender] = 1.0
+        progress.write()
+progress.done()
+"""
+
+
+def test_a_process_that_crashes_or_hangs_costs_no_more_than_what_it_ran(tmp_path: Path) -> None:
+    file = tmp_path / "gpu.json"
+    names = ["first", "second", "third"]
+    progress = supervise([sys.executable, "-c", WORKER, str(file)], file, names, 60.0, silence=5.0)
+    first, second, third = progress.workloads
+    assert "status -11" in first.failures["dsjit"] and not first.correct
+    assert second.failures == {"eager": "it did not end, and was killed"} and second.correct
+    assert set(first.warm_us) == {"eager"} and set(second.warm_us) == {"dsjit"}
+    assert set(third.warm_us) == {"dsjit", "eager"} and not third.failures
+    assert progress.machine == {"device": "none"} and not json.loads(file.read_text(encoding="utf-8"))["begun"]
+
+
+def test_a_process_that_cannot_begin_is_started_once(tmp_path: Path) -> None:
+    file = tmp_path / "gpu.json"
+    progress = supervise([sys.executable, "-c", "raise SystemExit(9)"], file, ["first"], 60.0)
+    assert progress.workloads == [Measured("first")]
+
+
+def test_targets_name_what_misses_them() -> None:
+    softmax = Measured(
+        "softmax",
+        cold_s={"dsjit": 0.5, "torch.compile": 3.0},
+        warm_us={"dsjit": 10.0, "torch.compile": 9.0},
+        bandwidth={"dsjit": 0.95},
+    )
+    attention = Measured("attention", warm_us={"dsjit": 20.0, "dsjit, measured": 10.0, "SDPA, flash": 9.5})
+    lines = targets([softmax, attention])
+    assert "bandwidth: met (1 of 1)" in lines[0] and "epilogue: not measured" in lines[1]
+    assert "library's: met (1 of 1)" in lines[2]
+    assert "no slower than torch.compile: missed by softmax (0.90) (0 of 1)" in lines[3]
+    assert "time: met" in lines[4]
 
 
 def test_figures_replace_those_that_a_page_has() -> None:

@@ -7,10 +7,10 @@ import sys
 import pytest
 
 from dsjit.ir.verify_graph import verify_graph
-from dsjit.passes.pipeline import JOINT_PASSES, PASSES
+from dsjit.passes.pipeline import GPU_PASSES, JOINT_PASSES, PASSES
 from tests.graphs import assert_rewrites, example, graph_from_text
 
-RUNS = {step.name: step.run for step in (*PASSES, *JOINT_PASSES)}
+RUNS = {step.name: step.run for step in (*GPU_PASSES, *PASSES, *JOINT_PASSES)}
 
 
 @pytest.mark.parametrize("name", RUNS)

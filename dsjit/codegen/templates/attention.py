@@ -34,7 +34,7 @@ from dsjit.codegen.templates.attention_kernels import (
     query_gradient_kernel,
     split_keys,
 )
-from dsjit.codegen.templates.product import cut_axes
+from dsjit.codegen.templates.points import cut_axes
 from dsjit.codegen.templates.softmax import softmax_of
 from dsjit.fusion.affine import Affine, NotAffine, linearize
 from dsjit.fusion.lower import FusedKernel, kernel_name
@@ -69,6 +69,9 @@ _DTYPES: Final = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
 _LARGEST_HEAD: Final = 512
 """Elements of a head; tiles of larger ones do not fit into registers. Half of that for gradients."""
+
+_LARGEST_EXACT_HEAD: Final = 128
+"""For gradients in exact float32, whose products ordinary units compute from registers."""
 
 _PROGRAMS: Final = 128
 """Fewer programs than that leave processors without work: then keys are split among them."""
@@ -248,7 +251,8 @@ class _Call:
         if not unread.issuperset(others) or unread & {d_query, d_key, d_value}:
             return None
         batch, heads, rows, channels = out.type.shape
-        if 2 * max(channels, d_query.type.shape[-1]) > _LARGEST_HEAD:
+        exact = out.type.dtype is f32 and self.attention.precision == "exact"
+        if max(channels, d_query.type.shape[-1]) > (_LARGEST_EXACT_HEAD if exact else _LARGEST_HEAD // 2):
             return None
         if logarithm.type.shape != (batch, heads, rows):
             return None

@@ -26,7 +26,7 @@ from typing import Final, TypeAlias
 import torch
 
 from dsjit.codegen.gemm import Matrix, matrix_of
-from dsjit.codegen.nest import has_reductions, map_indices
+from dsjit.codegen.templates.points import OperandMap, Part, cut_axes, divide, points_of
 from dsjit.fusion.affine import Affine, NotAffine, linearize
 from dsjit.fusion.lower import FusedKernel, kernel_name
 from dsjit.fusion.planner import LibraryUnit
@@ -51,7 +51,7 @@ from dsjit.ir.kernel import (
 )
 from dsjit.ops.binding import bind
 
-__all__ = ["PRODUCT_OPS", "FusedProduct", "cut_axes", "fuse_products", "matrix_precision"]
+__all__ = ["PRODUCT_OPS", "FusedProduct", "fuse_products", "matrix_precision"]
 
 aten = torch.ops.aten
 
@@ -197,35 +197,51 @@ class _Product:
                 read = sum(value.type.nbytes for value in maker.reads)
                 if maker.writes == (matrix.base,) and read <= matrix.base.type.nbytes:
                     candidate = replace(self, makers={**found, side: maker})
-                    if candidate._made(side, Index()) is not None:
+                    if candidate._is_possible(side):
                         found[side] = maker
         return replace(self, makers=found)
 
-    def _made(self, side: str, place: Index) -> tuple[tuple[Stmt, ...], str] | None:
-        """The statements of the Kernel that makes an operand, for the element in the row or column at `place`; None
-        when it is no map whose axes are those of the product."""
+    def _is_possible(self, side: str) -> bool:
+        """Whether what makes the operand can be computed where it is read."""
+        across = self.sizes[1 if side == "left" else 2]
+        if self._operand_map(side) is None or self._depth() is None:
+            return False
+        return divide(across, self._strides(False, side)) is not None
+
+    def _operand_map(self, side: str) -> OperandMap | None:
+        """What makes an operand; None when it is no map, or the operand is not all that it makes."""
         matrix, maker = (self.left, self.makers[side]) if side == "left" else (self.right, self.makers[side])
         _, rows, columns, depth = self.sizes
         across, stride = (rows, matrix.row) if side == "left" else (columns, matrix.column)
         along = matrix.column if side == "left" else matrix.row
-        shape = (1, across, depth, 1) if (stride, along) == (depth, 1) else (1, depth, across, 1)
-        dense = matrix.offset == 0 and {stride, along} == {1, shape[2]} and self.sizes[0] == 1
+        shape = (across, depth) if (stride, along) == (depth, 1) else (depth, across)
+        dense = matrix.offset == 0 and {stride, along} == {1, shape[1]} and self.sizes[0] == 1
         if not dense or matrix.base.type.numel != across * depth or 1 in (across, depth):
             return None
-        points = _points(maker.kernel, _param(matrix.base), shape)
-        if points is None or len(points[0]) != 2:
+        return OperandMap.of(maker.kernel, _param(matrix.base), *shape)
+
+    def _strides(self, along: bool, side: str) -> tuple[int, ...]:
+        """Of the parts into which the map that makes an operand cuts the sum, or else the rows or columns of the
+        result."""
+        made = self._operand_map(side) if side in self.makers else None
+        if made is None:
+            return ()
+        by_rows = (self.left.column if side == "left" else self.right.row) == 1
+        return tuple([part.stride for part in (made.columns if by_rows == along else made.rows)])
+
+    def _depth(self) -> tuple[Part, ...] | None:
+        """The axes of the sum: several, where what makes an operand cuts it into groups, or words into numbers."""
+        parts = divide(self.sizes[3], (*self._strides(True, "left"), *self._strides(True, "right")))
+        if parts is None:
             return None
-        axes, body, index = points
-        inner = next(axis.name for axis in axes if index.coefficient(axis.name) == 1)
-        outer = next(axis.name for axis in axes if axis.name != inner)
-        deep = Index(0, ((_DEPTH, 1),))
-        replaced = {outer: deep, inner: place} if along != 1 else {outer: place, inner: deep}
-        names = {s.result: f"p_{side}_{s.result}" for s in body if not isinstance(s, Store)}
-        store = body[-1]
-        if not isinstance(store, Store) or any(isinstance(s, Store) for s in body[:-1]):
-            return None
-        moved = map_indices(Block((), body[:-1]), lambda form: _substitute(form, replaced)).body
-        return tuple([_renamed(statement, names) for statement in moved]), names[store.arg]
+        names = [_DEPTH] if len(parts) == 1 else [f"{_DEPTH}{number}" for number in range(len(parts))]
+        return tuple([Part(name, *part) for name, part in zip(names, parts, strict=True)])
+
+    @property
+    def _boundaries(self) -> tuple[int, ...]:
+        """In elements of the result: what no axis of it may step over."""
+        rows = [stride * self.sizes[2] for stride in self._strides(False, "left")]
+        return tuple(sorted({*self._strides(False, "right"), *rows} - {1}))
 
     def alone(self) -> FusedKernel:
         """The Kernel that stores the product."""
@@ -234,6 +250,9 @@ class _Product:
         axes = tuple([Axis(f"i{n}", size) for n, size in enumerate((batch, rows, columns)) if n or batch > 1])
         places = (rows * columns, columns, 1)[3 - len(axes) :]
         index = Index(0, tuple([(axis.name, place) for axis, place in zip(axes, places, strict=True)]))
+        cut = cut_axes(axes, Block((), (Store(name, index, name),)), name, self._boundaries)
+        assert cut is not None
+        axes, _, index = cut
         statements, result = self._statements(index)
         store = Store(name, index, result)
         return self._kernel(axes, (*statements, store), {self.node.output: Param(name, self._dtype, "write")}, ())
@@ -242,7 +261,7 @@ class _Product:
         """The Kernel that is the product and `follower`, which reads it; None when `follower` is no map of it."""
         kernel = follower.kernel
         name = next(p.name for v, p in zip(follower.values, kernel.params, strict=True) if v is self.node.output)
-        points = _points(kernel, name, self.sizes)
+        points = points_of(kernel, name, self.sizes, self._boundaries)
         if points is None:
             return None
         axes, body, index = points
@@ -271,17 +290,22 @@ class _Product:
             ("left", self.left, replace(self.left, column=0), self.left.column),
             ("right", self.right, replace(self.right, row=0), self.right.row),
         )
+        parts = self._depth()
+        assert parts is not None
+        deep = Index(0, tuple([(part.axis, part.stride) for part in parts]))
         for side, matrix, across, stride in sides:
             if side in self.makers:
                 step = across.row if side == "left" else across.column
                 lines = self._place(replace(across, offset=0), index)
-                made = self._made(side, Index(0, tuple([(axis, known(each) // step) for axis, each in lines.terms])))
+                place = Index(0, tuple([(axis, known(each) // step) for axis, each in lines.terms]))
+                made = self._operand_map(side)
                 assert made is not None
-                body += made[0]
-                body.append(Cast(f"p_{side}_wide", made[1], torch.float32))
+                statements, name = made.at(*((place, deep) if stride == 1 else (deep, place)), f"p_{side}_")
+                body += statements
+                body.append(Cast(f"p_{side}_wide", name, torch.float32))
                 continue
             place = self._place(across, index)
-            terms = (*place.terms, (_DEPTH, stride)) if stride else place.terms
+            terms = (*place.terms, *[(axis, known(each) * stride) for axis, each in deep.terms if stride])
             body.append(Load(f"p_{side}", _param(matrix.base), Index(place.offset, terms), self.operand))
             body.append(Cast(f"p_{side}_wide", f"p_{side}", torch.float32))
         body.append(Apply("p_product", "mul", ("p_left_wide", "p_right_wide"), torch.float32, source))
@@ -328,7 +352,9 @@ class _Product:
     ) -> FusedKernel:
         """params: by Value, of what is fused behind. nodes: that this is."""
         cut = 1 + next(number for number, statement in enumerate(body) if isinstance(statement, Reduce))
-        loop = Block((Axis(_DEPTH, self.sizes[3]),), tuple(body[:cut]))
+        parts = self._depth()
+        assert parts is not None
+        loop = Block(tuple([Axis(part.axis, part.size) for part in parts]), tuple(body[:cut]))
         sides = {"left": self.left, "right": self.right}
         read = [matrix.base for side, matrix in sides.items() if side not in self.makers]
         read += [value for maker in self.makers.values() for value in maker.reads]
@@ -338,7 +364,8 @@ class _Product:
             if value not in params:
                 params[value] = Param(_param(value), value.type.dtype, "read")
         every = (*(node for maker in self.makers.values() for node in maker.nodes), self.node, *nodes)
-        kernel = Kernel(kernel_name(every), tuple(params.values()), axes, (loop, Block((), tuple(body[cut:]))), _DEPTH)
+        blocks = (loop, Block((), tuple(body[cut:])))
+        kernel = Kernel(kernel_name(every), tuple(params.values()), axes, blocks, parts[-1].axis)
         return FusedKernel(kernel, tuple(params), every)
 
 
@@ -383,96 +410,3 @@ def _scaled_product(node: Node, views: Views, precision: MatrixPrecision) -> _Pr
     sizes = (1, rows, columns, depth)
     found = tuple([scale for scale in scales if scale is not None])
     return _Product(node, left, right, bias, 1.0, 1.0, sizes, precision, dtypes.pop(), found)
-
-
-def _points(
-    kernel: Kernel, param: str, sizes: tuple[int, int, int, int]
-) -> tuple[tuple[Axis, ...], tuple[Stmt, ...], Index] | None:
-    """The axes and the body of a map that reads or writes each element of a dense matrix once, cut so that each axis is
-    part of a batch, a row or a column; and where in the matrix the element of a point lies."""
-    batch, rows, columns, _ = sizes
-    inner = {block.axes for block in kernel.blocks if block.axes}
-    if has_reductions(kernel.blocks) or len(inner) > 1 or any(p.access == "readwrite" for p in kernel.params):
-        return None
-    axes = (*kernel.outer, *(inner.pop() if inner else ()))
-    body = Block((), tuple([statement for block in kernel.blocks for statement in block.body]))
-    cut = cut_axes(axes, body, param, (columns, rows * columns))
-    if cut is None:
-        return None
-    axes, body, index = cut
-    expected = 1
-    for axis in sorted(axes, key=lambda axis: known(index.coefficient(axis.name))):
-        if known(axis.size) == 1:
-            continue
-        if index.coefficient(axis.name) != expected:
-            return None
-        expected *= known(axis.size)
-    return (axes, body.body, index) if expected == batch * rows * columns and index.offset == 0 else None
-
-
-def cut_axes(
-    axes: tuple[Axis, ...], body: Block, param: str, boundaries: Sequence[int]
-) -> tuple[tuple[Axis, ...], Block, Index] | None:
-    """The axes and the body of what touches each element of a dense buffer at one index, cut so that no axis steps over
-    one of `boundaries` in it; and that index. None where the index is not one, is masked, or cannot be cut there."""
-    for boundary in boundaries:
-        found = [s for s in body.body if isinstance(s, Load | Store) and s.param == param]
-        masked = any(isinstance(each, Load) and each.mask is not None for each in found)
-        if len({each.index for each in found}) != 1 or masked:
-            return None
-        for axis in axes:
-            step = known(found[0].index.coefficient(axis.name))
-            if step < boundary < step * known(axis.size):
-                if boundary % step or (step * known(axis.size)) % boundary:
-                    return None
-                axes, body = _split(axes, body, axis, boundary // step)
-    index = next(s.index for s in body.body if isinstance(s, Load | Store) and s.param == param)
-    return axes, body, index
-
-
-def _substitute(form: Index, axes: Mapping[str, Index]) -> Index:
-    """The affine form, with other forms in place of these axes."""
-    terms: dict[str, int] = {}
-    offset = known(form.offset)
-    for name, step in form.terms:
-        place = axes.get(name, Index(0, ((name, 1),)))
-        offset += known(place.offset) * known(step)
-        for axis, scale in place.terms:
-            terms[axis] = terms.get(axis, 0) + known(scale) * known(step)
-    return Index(offset, tuple([(axis, step) for axis, step in terms.items() if step]))
-
-
-def _renamed(statement: Stmt, names: Mapping[str, str]) -> Stmt:
-    """With other names for results."""
-    match statement:
-        case Apply():
-            args = tuple([names[arg] for arg in statement.args])
-            return replace(statement, result=names[statement.result], args=args)
-        case Cast() | Reduce():
-            return replace(statement, result=names[statement.result], arg=names[statement.arg])
-        case Load():
-            mask = None if statement.mask is None else names[statement.mask]
-            return replace(statement, result=names[statement.result], mask=mask)
-        case Store():
-            return replace(statement, arg=names[statement.arg])
-        case _:
-            return replace(statement, result=names[statement.result])
-
-
-def _split(axes: tuple[Axis, ...], body: Block, axis: Axis, factor: int) -> tuple[tuple[Axis, ...], Block]:
-    """With two axes in place of one, the second of which has `factor` elements."""
-    high, low = Axis(f"{axis.name}_high", known(axis.size) // factor), Axis(f"{axis.name}_low", factor)
-
-    def renamed(index: Index) -> Index:
-        terms: list[tuple[str, int]] = []
-        for name, step in index.terms:
-            parts = (
-                ((high.name, known(step) * factor), (low.name, known(step)))
-                if name == axis.name
-                else ((name, known(step)),)
-            )
-            terms += parts
-        return Index(index.offset, tuple(terms))
-
-    position = axes.index(axis)
-    return (*axes[:position], high, low, *axes[position + 1 :]), map_indices(body, renamed)

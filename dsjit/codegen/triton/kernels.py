@@ -46,6 +46,7 @@ class GpuKernelCache:
         self._compiler = compiler
         self._lock = threading.RLock()
         self._known: dict[Hashable, GpuKernel] = {}
+        self._texts: dict[Hashable, tuple[str, ...]] = {}
 
     def compile_kernels(self, kernels: Sequence[Kernel], fast: bool, tuner: Tuner | None = None) -> GpuLookup:
         """fast: multiply-adds may be contracted. tuner: measures where there are several candidates; without it, the
@@ -61,15 +62,21 @@ class GpuKernelCache:
         return GpuLookup(tuple(found), len(texts), len(kernels) - len(texts), "\n\n".join(texts))
 
     def texts(self, kernel: Kernel) -> tuple[str, ...]:
-        """What tells all the candidates for a Kernel."""
-        return tuple([f"{source.schedule.warps} {source.schedule.stages} {source.constants} {source.text}"
-                      for source in candidates(kernel, self.target)])  # fmt: skip
+        """What tells all the candidates for a Kernel; the same for Kernels that differ in names and lines alone."""
+        key = kernel_structure(kernel)
+        with self._lock:
+            if key not in self._texts:
+                self._texts[key] = tuple(
+                    [f"{source.schedule.warps} {source.schedule.stages} {source.constants} {source.text}"
+                     for source in candidates(kernel, self.target)]
+                )  # fmt: skip
+            return self._texts[key]
 
     def trial(self, kernel: Kernel, fast: bool, buffers: Mapping[str, torch.Tensor], tuner: Tuner | None = None) -> Run:
         """Launches the Kernel on these buffers, by the names of its params. Raises BackendError."""
         with self._lock:
             made, _ = self._find(kernel, fast, tuner)
-        return self._launch(made, buffers)
+        return self._launch(made, [buffers[param.name] for param in kernel.params])
 
     def _find(self, kernel: Kernel, fast: bool, tuner: Tuner | None) -> tuple[GpuKernel, bool]:
         key = (fast, tuner is not None, kernel_structure(kernel))
@@ -82,23 +89,23 @@ class GpuKernelCache:
         found = [self._compiled(source, fast) for source in candidates(kernel, self.target)]
         if tuner is None or len(found) == 1:
             return found[0]
-        types = {
-            param.name: TensorType((high + 1,), param.dtype, (1,), torch.device("cpu"))
+        types = [
+            TensorType((high + 1,), param.dtype, (1,), torch.device("cpu"))
             for param, (_, high) in zip(kernel.params, index_bounds(kernel), strict=True)
-        }
-        buffers: dict[str, torch.Tensor] = {}
+        ]
+        buffers: list[torch.Tensor] = []
 
         def run(made: GpuKernel) -> Run:
-            for name, type_ in types.items():
-                if name not in buffers:
-                    buffers[name] = tuner.meter.allocate(type_)
+            if not buffers:
+                buffers.extend(map(tuner.meter.allocate, types))
             return self._launch(made, buffers)
 
         return found[tuner.best(self.texts(kernel), [partial(run, made) for made in found])]
 
-    def _launch(self, made: GpuKernel, buffers: Mapping[str, torch.Tensor]) -> Run:
+    def _launch(self, made: GpuKernel, buffers: Sequence[torch.Tensor]) -> Run:
+        """buffers: in the order of the Kernel's params, whose names may be those of an equal Kernel."""
         source = made.source
-        addresses = tuple([buffers[param.name].data_ptr() for param in source.kernel.params])
+        addresses = tuple([buffer.data_ptr() for buffer in buffers])
         variant = made.variant(tuple([address % 16 == 0 for address in addresses]))
         queue = self._driver.prepare(variant.function, source.schedule.program_count({}), variant.code)
         return lambda: (queue(addresses), buffers)  # the buffers live as long

@@ -7,13 +7,17 @@ and columns whole. Programs run in waves, one or more a processor; the last wave
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import ceil, inf
 from typing import Final
 
 import torch
 
 from dsjit.codegen.triton.contraction import Contraction, ProductTile
 from dsjit.codegen.triton.target import TritonTarget
+from dsjit.codegen.triton.unpacking import depth_strides, placed
 from dsjit.ir.dtypes import FLOAT8
+from dsjit.ir.kernel import Apply, Load, Stmt
 
 __all__ = ["product_tiles", "shared_bytes"]
 
@@ -39,6 +43,9 @@ _L2_BYTES_PER_CLOCK: Final = 64
 _FULL_RATE: Final = 128 * 128
 """Elements of a tile from which on the matrix units are kept busy, about."""
 
+_MADE: Final = 32
+"""Elements of an operand for each thread, where they are computed in registers and not just loaded."""
+
 
 def product_tiles(contraction: Contraction, target: TritonTarget) -> tuple[ProductTile, ...]:
     """At least one, the best by the model first; the pipeline of each is within the target's shared memory."""
@@ -50,7 +57,8 @@ def product_tiles(contraction: Contraction, target: TritonTarget) -> tuple[Produ
             while stages > 1 and _bytes(rows, columns, depth, stages, contraction) > target.shared_bytes:
                 stages -= 1
             tile = ProductTile(rows, columns, depth, warps, stages)
-            if shared_bytes(tile, contraction) <= target.shared_bytes and _is_worth(tile, contraction):
+            fits = shared_bytes(tile, contraction) <= target.shared_bytes and _fits_registers(tile, contraction)
+            if fits and _is_worth(tile, contraction):
                 found.append(tile)
     found.sort(key=lambda tile: _clocks(tile, contraction, target, scalar))
     # Instructions for float8 add up 32 products at a time.
@@ -63,7 +71,25 @@ def shared_bytes(tile: ProductTile, contraction: Contraction) -> int:
 
 
 def _bytes(rows: int, columns: int, depth: int, stages: int, contraction: Contraction) -> int:
-    return stages * depth * (rows + columns) * contraction.operand.itemsize
+    sides = ((rows, contraction.left), (columns, contraction.right))
+    return sum(ceil(across * depth * _element_bytes(side[0], stages, contraction)) for across, side in sides)
+
+
+def _element_bytes(statements: Sequence[Stmt], stages: int, contraction: Contraction) -> float:
+    """Of what is loaded for an element of an operand, in each stage; and of the operand itself, where it is computed
+    from that."""
+    each = placed(statements, depth_strides(contraction.depth))
+    loads = [(made.statement.dtype.itemsize, made.shared) for made in each if isinstance(made.statement, Load)]
+    return stages * sum(size / (shared or inf) for size, shared in loads) + (
+        contraction.operand.itemsize if len(statements) > 1 else 0
+    )
+
+
+def _fits_registers(tile: ProductTile, contraction: Contraction) -> bool:
+    """Whether operands that are computed leave room for the sums."""
+    sides = ((tile.rows, contraction.left), (tile.columns, contraction.right))
+    made = [across for across, (statements, _) in sides if any(isinstance(each, Apply) for each in statements)]
+    return all(across * tile.depth <= _MADE * 32 * tile.warps for across in made)
 
 
 def _is_worth(tile: ProductTile, contraction: Contraction) -> bool:

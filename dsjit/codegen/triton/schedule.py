@@ -19,7 +19,21 @@ from typing import Final
 
 from dsjit.codegen.nest import drop_unit_axes, is_map, merge_axes, merge_axes_of_map, statement_index
 from dsjit.codegen.triton.spellings import LIBDEVICE
-from dsjit.ir.kernel import Apply, Axis, Block, Index, Kernel, Load, Param, SizeParam, Stmt, Store, typical
+from dsjit.ir.kernel import (
+    Apply,
+    Axis,
+    Block,
+    Cast,
+    Index,
+    Kernel,
+    Load,
+    Param,
+    Reduce,
+    SizeParam,
+    Stmt,
+    Store,
+    typical,
+)
 
 __all__ = ["Schedule", "Tile", "needs_wide_index"]
 
@@ -191,9 +205,16 @@ def _weight(blocks: Sequence[Block]) -> int:
 
 
 def _statement_weight(statement: Stmt) -> int:
-    if isinstance(statement, Apply):
-        return 3 if statement.op in LIBDEVICE else 1
-    return 1 if isinstance(statement, Load) else 0
+    """Numbers of 8 bytes take two registers, also where narrow ones are converted or combined in place."""
+    match statement:
+        case Apply():
+            return (3 if statement.op in LIBDEVICE else 1) * (2 if statement.dtype.itemsize == 8 else 1)
+        case Load():
+            return 2 if statement.dtype.itemsize == 8 else 1
+        case Cast() | Reduce():
+            return 2 if statement.dtype.itemsize == 8 else 0
+        case _:
+            return 0
 
 
 def _typical(axes: Sequence[Axis]) -> int:

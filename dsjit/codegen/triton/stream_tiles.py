@@ -26,7 +26,16 @@ _SHAPES: Final = (
 )  # fmt: skip
 """Rows, places of the stream, warps."""
 
-_SCALAR_SHAPES: Final = ((32, 32, 8), (16, 32, 8), (32, 16, 8), (16, 32, 4), (16, 16, 4), (16, 16, 8))
+_SCALAR_SHAPES: Final = (
+    (32, 32, 8),
+    (16, 32, 8),
+    (32, 16, 8),
+    (16, 32, 4),
+    (16, 16, 4),
+    (16, 16, 8),
+    (16, 32, 16),
+    (16, 16, 16),
+)
 """For exact float32, which is multiplied by ordinary units with operands in registers."""
 
 _REGISTERS: Final = {"cuda": 168, "hip": 70}
@@ -35,6 +44,9 @@ which only matrix units write to)."""
 
 _SCALAR_REGISTERS: Final = 55
 """With operands, which ordinary units take from registers, in several copies."""
+
+_SCALAR_REGISTERS_OF_SUMS: Final = 40
+"""The same where there are several sums, whose products are not done one after the other."""
 
 _FLOPS_PER_CLOCK: Final = 4096
 """Of one processor of an H100 with bfloat16, by NVIDIA's data sheet."""
@@ -56,7 +68,7 @@ def stream_tiles(stream: Stream, target: TritonTarget) -> tuple[StreamTile, ...]
             stages -= 1
         tile = StreamTile(rows, along, warps, stages)
         fits = stream_shared_bytes(tile, stream) <= target.shared_bytes
-        most = _SCALAR_REGISTERS if scalar else _REGISTERS[target.backend]
+        most = _most_scalar_registers(stream, warps) if scalar else _REGISTERS[target.backend]
         if fits and _registers(tile, stream) <= most and _is_worth(tile, stream):
             found.append(tile)
     found.sort(key=lambda tile: _clocks(tile, stream, target))
@@ -90,6 +102,13 @@ def _registers(tile: StreamTile, stream: Stream) -> float:
     if _is_scalar(stream) or tile.rows < 64:  # the instructions for more rows take operands from shared memory
         elements += tile.rows * _held(stream) * words
     return elements / (32 * tile.warps)
+
+
+def _most_scalar_registers(stream: Stream, warps: int) -> int:
+    """Of 16 warps, each thread has half of the registers: too few for the operands of a product that is held alone."""
+    if sum(not dot.inner for dot in stream.dots) > 1:
+        return _SCALAR_REGISTERS_OF_SUMS
+    return _SCALAR_REGISTERS if warps < 16 else 0
 
 
 def _is_scalar(stream: Stream) -> bool:

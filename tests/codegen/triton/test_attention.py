@@ -283,9 +283,14 @@ def test_the_sums_that_the_forward_keeps_are_eagers() -> None:
         torch.testing.assert_close(found, expected)
 
 
+LARGE_HEADS = ((64, f32), (128, f32), (128, bf16), (256, bf16))
+
+
 @pytest.mark.parametrize(
     ("features", "dtype", "target"),
-    [(64, bf16, target) for target in KNOWN_TARGETS] + [(80, f16, "cuda:sm_90"), (64, f32, "cuda:sm_90")],
+    [(64, bf16, target) for target in KNOWN_TARGETS]
+    + [(80, f16, "cuda:sm_90")]
+    + [(size, dtype, target) for size, dtype in LARGE_HEADS for target in KNOWN_TARGETS if "cuda" in target],
 )
 def test_forward_and_gradients_fit_the_target(features: int, dtype: torch.dtype, target: str) -> None:
     chosen = TritonTarget.parse(target)
@@ -337,6 +342,13 @@ def test_weights_that_something_else_reads_stay_in_memory() -> None:
 
     units, _, _ = units_of(both, drawn((20, 16), (20, 16), (20, 16)))
     assert len(units) == 3
+
+
+def test_gradients_of_large_heads_in_exact_float32_are_the_librarys() -> None:
+    q, k, v, out, gradient = drawn(*((1, 1, 8, 136),) * 5)
+    logarithm = torch.zeros(1, 1, 8)
+    units, _, _ = units_of(gradients, (gradient, q, k, v, out, logarithm))
+    assert [isinstance(unit, LibraryUnit) for unit in units] == [True]
 
 
 def test_dropout_and_large_heads_are_the_librarys() -> None:

@@ -132,3 +132,21 @@ def test_a_product_is_the_librarys_or_a_kernel(
     (found,) = compilation.program([order[value.id] for value in captured.segments[0].graph.inputs])
     torch.testing.assert_close(found, product(*arguments), rtol=2**-6, atol=2**-6)
     assert bool(meter.runs) == (autotune == "measure")
+
+
+def test_equal_layers_are_measured_once(tmp_path: Path) -> None:
+    def layers(x: torch.Tensor, w: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        x = F.relu(F.linear(x, w, b)).sort(-1).values
+        return F.relu(F.linear(x, w, b)).sort(-1).values
+
+    bf16 = torch.bfloat16
+    arguments = torch.randn(24, 32, dtype=bf16), torch.randn(32, 32, dtype=bf16), torch.randn(32, dtype=bf16)
+    captured = capture(layers, arguments, {}, "f")
+    tuner = Tuner(FakeMeter(lambda ran: 9.0 if ran is None else 5.0), Choices(tmp_path / "choices.json"))
+    compilation = compile_gpu_graph(
+        captured.segments[0].graph, "eager", Environment(), interpreting_machine(InterpretingDriver(), tuner),
+        StageTimer(), None, autotune="measure",
+    )  # fmt: skip
+    assert [len(fused.nodes) for fused in compilation.kernels] == [2, 2]
+    library_or_kernel, which_tile = 1, 1
+    assert tuner.measured == library_or_kernel + which_tile
