@@ -70,8 +70,8 @@ def _is_exact(node: Node) -> bool:
     name = _name(node.op)
     if name not in _EXACT:
         return False
-    has_factor = node.kwargs.get("alpha", 1) != 1 or (name == "rsub" and len(node.args) > 2)
-    return not (has_factor and name in _WITH_FACTOR)
+    factor = node.args[2] if len(node.args) > 2 else node.kwargs.get("alpha", 1)
+    return factor == 1 or name not in _WITH_FACTOR
 
 
 def _is_rounded(dtype: torch.dtype) -> bool:

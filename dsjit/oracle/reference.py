@@ -24,7 +24,7 @@ from dsjit.ops.generator import generator_state, set_generator_state
 from dsjit.ops.properties import is_undefined, shares_memory
 from dsjit.oracle.exactness import chooses, exact_values
 from dsjit.oracle.measure import same_values, ulp_distance
-from dsjit.oracle.roundings import STEPS, Roundings
+from dsjit.oracle.roundings import STEPS, Roundings, rounded_at_random
 from dsjit.passes.reference import evaluate_node
 
 __all__ = ["Reference", "agrees", "laid_out_as", "run_with_precision", "within_error"]
@@ -153,12 +153,18 @@ def run_with_precision(
     last = _last_uses(graph) if keep is not None else {}
     with torch.no_grad():
         for position, node in enumerate(graph.nodes):
+            before = generator_state() if node.effect else None
             results = evaluate_node(node, eager)
             eager.update(zip(node.outputs, results, strict=True))
-            precise.update(zip(node.outputs, _evaluate_widely(node, precise, results), strict=True))
-            moved = noisy if shares_memory(node.op) or chooses(node.op) else _moved(node, noisy, generator)
-            with Roundings(_unit(results[0].dtype), generator) if node.op in STEPS else nullcontext():
-                noisy.update(zip(node.outputs, _evaluate_widely(node, moved, results), strict=True))
+            if before is not None and not torch.equal(generator_state(), before):  # it drew random numbers, or seeded
+                wide = noise = [_widened(tensor) for tensor in results]
+            else:
+                wide = _evaluate_widely(node, precise, results)
+                moved = noisy if shares_memory(node.op) or chooses(node.op) else _moved(node, noisy, generator)
+                with Roundings(_inner_dtype(results[0].dtype), generator) if node.op in STEPS else nullcontext():
+                    noise = _evaluate_widely(node, moved, results)
+            precise.update(zip(node.outputs, wide, strict=True))
+            noisy.update(zip(node.outputs, noise, strict=True))
             for value in last.get(position, ()):
                 if keep is not None and value not in keep:
                     del eager[value], precise[value], noisy[value]
@@ -175,9 +181,9 @@ def run_with_precision(
     return Reference(eager, precise, noisy, exact, undefined, move)
 
 
-def _unit(dtype: torch.dtype) -> float:
+def _inner_dtype(dtype: torch.dtype) -> torch.dtype:
     """What ops on `dtype` compute with inside: narrow floats are float32 there."""
-    return min(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)
+    return dtype if dtype is torch.float64 else torch.float32
 
 
 def _last_uses(graph: Graph) -> dict[int, list[Value]]:
@@ -202,8 +208,8 @@ def _widened(tensor: torch.Tensor) -> torch.Tensor:
 def _evaluate_widely(
     node: Node, env: Mapping[Value, torch.Tensor], eager: Sequence[torch.Tensor]
 ) -> list[torch.Tensor]:
-    """The results of a node in double precision, or eager's where there is no such thing."""
-    if node.effect or not any(tensor.dtype in _WIDE or tensor.dtype is torch.float64 for tensor in eager):
+    """The results of a node that draws nothing in double precision, or eager's where there is no such thing."""
+    if not any(tensor.dtype in _WIDE or tensor.dtype is torch.float64 for tensor in eager):
         return [_widened(tensor) for tensor in eager]
     wide = replace(node, args=_wide_arg(node.args), kwargs={name: _wide_arg(arg) for name, arg in node.kwargs.items()})
     try:
@@ -226,7 +232,7 @@ def _wide_arg(arg: Arg) -> Any:
 
 
 def _moved(node: Node, env: Env, generator: torch.Generator) -> Env:
-    """What a node reads, each element moved by up to a unit of roundoff; those that share memory move together."""
+    """What a node reads, each element moved by up to a rounding; those that share memory move together."""
     found: Env = {}
     for value in node.inputs():
         tensor = env[value]
@@ -234,8 +240,7 @@ def _moved(node: Node, env: Env, generator: torch.Generator) -> Env:
             pairs = zip(tensor.shape, value.type.strides, strict=True)
             shape = [size if stride else min(size, 1) for size, stride in pairs]
             noise = torch.rand(shape, generator=generator).mul_(2).sub_(1).double()
-            moved = noise.mul_(torch.finfo(value.type.dtype).eps).add_(1) * tensor
-            tensor = laid_out_as(tensor, moved)
+            tensor = laid_out_as(tensor, rounded_at_random(tensor, value.type.dtype, noise))
         found[value] = tensor
     return found
 

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dsjit.oracle.exactness import chooses
 
-__all__ = ["STEPS", "Roundings"]
+__all__ = ["STEPS", "Roundings", "rounded_at_random"]
 
 aten = torch.ops.aten
 
@@ -79,30 +79,43 @@ STEPS: Final[dict[Any, Callable[..., Any]]] = {
 """Ops by the formulas of ATen."""
 
 
-class Roundings(TorchDispatchMode):
-    """Moves what each op, and each step of those in `STEPS`, computes in float64, at random by up to `unit` of itself.
+def rounded_at_random(exact: torch.Tensor, dtype: torch.dtype, noise: torch.Tensor) -> torch.Tensor:
+    """`exact`, in float64, as roundings to `dtype` may leave it: off by up to a unit of roundoff of itself, or by a
+    denormal, and never beyond zero. (The standard model of arithmetic with gradual underflow: Demmel, SIAM J. Sci. Stat.
+    Comput. 5, 1984; Higham, Accuracy and Stability of Numerical Algorithms, 2002, chapter 2.)
 
-    What an op chooses stays: a backward looks for the very element. `unit` 0 moves nothing.
+    noise: from -1 to 1, in float64.
+    """
+    limits = torch.finfo(dtype)
+    denormal = limits.smallest_normal * limits.eps
+    relative = exact.abs().reciprocal_().mul_(denormal).clamp_(limits.eps, 1.0)
+    return relative.mul_(noise).add_(1).mul_(exact)
+
+
+class Roundings(TorchDispatchMode):
+    """Moves what each op, and each step of those in `STEPS`, computes in float64, as roundings to `dtype` may.
+
+    What an op chooses stays: a backward looks for the very element. Without `dtype`, nothing is moved.
     """
 
-    def __init__(self, unit: float, generator: torch.Generator) -> None:
+    def __init__(self, dtype: torch.dtype | None, generator: torch.Generator) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.unit = unit
+        self.dtype = dtype
         self.generator = generator
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in STEPS and self.unit:
+        if func in STEPS and self.dtype is not None:
             with self:
                 return STEPS[func](*args, **kwargs)
         result = func(*args, **kwargs)
         schema = func._schema
-        if not self.unit or schema.is_mutable or chooses(func):
+        if self.dtype is None or schema.is_mutable or chooses(func):
             return result
         if any(each.alias_info is not None for each in schema.returns):
             return result
         for tensor in result if isinstance(result, tuple | list) else (result,):
             if isinstance(tensor, torch.Tensor) and tensor.dtype is torch.float64:
                 noise = torch.rand(tensor.shape, generator=self.generator, dtype=torch.float64) * 2 - 1
-                tensor.mul_(1 + self.unit * noise)
+                tensor.copy_(rounded_at_random(tensor, self.dtype, noise))
         return result

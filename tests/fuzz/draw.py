@@ -25,6 +25,7 @@ from tests.fuzz.grammar import (
     arity,
     exact_row,
     finite_row,
+    quotient_row,
     scaling_row,
     sensitive_row,
 )
@@ -194,9 +195,13 @@ class Drawer:
             arguments[name] = f"{arguments[name]}.bool()"
         if finite_row(call.row):
             arguments = {name: f"{text}.nan_to_num().clamp(-99, 99)" for name, text in arguments.items()}
+        if quotient_row(call.row):
+            small = {"self": ".clamp(-99, 99)", "other": ".trunc()"}
+            arguments = {name: text + small[name] for name, text in arguments.items()}
         parameters = self.pick(call.parameters)
         if "alpha" in parameters and scaling_row(call.row):
             arguments = {name: f"{text}.float()" for name, text in arguments.items()}
+            exact = False
         arguments |= parameters | {name: str(self.pick(NUMBERS)) for name in call.numbers}
         if any(text in ("inf", "nan") for text in arguments.values()):
             return

@@ -33,6 +33,7 @@ __all__ = [
     "arity",
     "exact_row",
     "finite_row",
+    "quotient_row",
     "scaling_row",
     "sensitive_row",
 ]
@@ -72,7 +73,8 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "looks": Family(
         ("{0} > {1}", "{0} <= {number}", "{0} == {1}", "{0} != {number}", "torch.where({0} > {number}, {1}, {2})",
          "{0}.masked_fill({1} > 0, {number})", "{0}.floor()", "{0}.round()", "{0}.trunc()", "torch.sign({0})",
-         "{0} // {number}", "{0} % {number}", "torch.fmod({0}, {1})", "{0}.logical_not()", "{0}.bool()",
+         "{0}.clamp(-99, 99) // {number}", "{0}.clamp(-99, 99) % {number}",
+         "torch.fmod({0}.clamp(-99, 99), {1}.trunc())", "{0}.logical_not()", "{0}.bool()",
          "({0} > 0) & ({1} > 0)", "~({0} > {1})", "torch.isfinite({0})", "torch.signbit({0})",
          "{0}.nan_to_num().clamp(-100, 100).to(torch.int32)", "{0}.nan_to_num().clamp(-9, 9).long()",
          "torch.isclose({0}, {1})", "{0}.heaviside({1})"), 5, sensitive=True,
@@ -211,8 +213,14 @@ def finite_row(row: OpRow) -> bool:
 
 
 def scaling_row(row: OpRow) -> bool:
-    """Whether eager rounds `alpha * other` of bfloat16 and float16 in the tail of its loop, and not in the vectors."""
+    """Whether eager may round `alpha * other` in the tail of its loop, and not in the vectors; in bfloat16 and float16,
+    that is more than a last bit."""
     return _base(row) in ("add", "sub", "rsub")
+
+
+def quotient_row(row: OpRow) -> bool:
+    """Whether the vectors of eager's loop give NaN where the quotient overflows, and its tail the remainder."""
+    return _base(row) in ("floor_divide", "remainder", "fmod") or "_mode" in row.name
 
 
 def exact_row(row: OpRow) -> bool:

@@ -27,7 +27,8 @@ from tests.fuzz.program import compiled_script
 
 __all__ = ["Reference"]
 
-UNIT: Final = torch.finfo(torch.float32).eps
+ROUNDED: Final = torch.float32
+"""What programs that are differentiated compute in."""
 
 
 class Reference:
@@ -80,11 +81,11 @@ class Reference:
             return capture_precisely(target, args, {}, dict(reader.tensors), "fuzzed").tensors
 
     def _in_double(self) -> dict[str, Precise]:
-        precise, moved = self._play_in_double(0.0), self._play_in_double(UNIT)
+        precise, moved = self._play_in_double(None), self._play_in_double(ROUNDED)
 
         @functools.cache
         def again(seed: int) -> dict[str, torch.Tensor]:
-            return self._play_in_double(UNIT, seed)
+            return self._play_in_double(ROUNDED, seed)
 
         def sample(path: str, seed: int) -> torch.Tensor:
             return again(seed)[path]
@@ -95,13 +96,13 @@ class Reference:
             if path in moved
         }
 
-    def _play_in_double(self, unit: float, seed: int = 0) -> dict[str, torch.Tensor]:
+    def _play_in_double(self, rounded: torch.dtype | None, seed: int = 0) -> dict[str, torch.Tensor]:
         script = compiled_script(self.code, _Wide)
         turns = script(lambda function: function)
         generator = torch.Generator().manual_seed(seed)
         for number in range(self.number + 1):
             function, args = next(turns)
-            with Roundings(unit, generator):
+            with Roundings(rounded, generator):
                 result, _ = call(function, args, number, True)
         reader = StateReader(getattr(script, "__globals__", {}))
         roots = {f"args[{n}]": value for n, value in enumerate(args)} | {"function": function, "result": result}

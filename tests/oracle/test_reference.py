@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -100,6 +102,43 @@ def test_a_sample_of_a_single_number_may_lie_next_to_it_by_chance() -> None:
     assert not reference.accepts(value, found * 1.001)
 
 
+def test_where_numbers_are_denormal_a_step_of_them_is_a_rounding() -> None:
+    """Rounded to the one step or the next, a product is other by a third, and its quotients are so, too."""
+    x = torch.full((8,), 2.0**-9)
+    exact = 3.3 * 2.0**-149 / 2.0**-9
+    by_steps = {steps: torch.tensor(steps * 2.0**-140) for steps in (3, 4, 40)}
+
+    def quotient(x):
+        return x[:4].prod() * x[4:].prod() * 2.0**-77 * 3.3 / 2.0**-9
+
+    assert quotient(x.double()).item() == pytest.approx(exact, rel=1e-6)
+    assert accepts(quotient, by_steps[3], x)
+    assert accepts(quotient, by_steps[4], x)
+    assert not accepts(quotient, by_steps[40], x)
+
+
+def with_last_op(graph: Graph, op) -> Graph:
+    """One that may draw random numbers, with its first argument alone."""
+    *others, last = graph.nodes
+    return replace(graph, nodes=(*others, replace(last, op=op, args=last.args[:1], effect=True)))
+
+
+def test_an_op_that_may_draw_random_numbers_and_does_not_is_in_double_precision() -> None:
+    x = torch.linspace(-1, 1, 9)
+    graph = with_last_op(trace(lambda x: F.leaky_relu(x.exp() - 1), x), torch.ops.aten.rrelu.default)
+    found = run_with_precision(graph, [x])
+    assert torch.equal(found.precise[graph.outputs[0]], F.rrelu(x.double().exp() - 1))
+
+
+def test_random_numbers_are_eagers() -> None:
+    x = torch.linspace(-1, 1, 9)
+    graph = with_last_op(trace(lambda x: F.leaky_relu(x.exp()), x), torch.ops.aten.rand_like.default)
+    found = run_with_precision(graph, [x])
+    (value,) = graph.outputs
+    assert torch.equal(found.precise[value], found.eager[value].double())
+    assert torch.equal(found.moved[value], found.precise[value])
+
+
 def test_only_the_values_asked_for_are_kept() -> None:
     x = torch.randn(4)
     graph = trace(lambda x: (x + 1).exp().neg(), x)
@@ -115,6 +154,8 @@ def test_only_the_values_asked_for_are_kept() -> None:
         (lambda x: x.sum(), False),
         (lambda x: x.sum() * 2, False),
         (lambda x: torch.add(x, x, alpha=3), False),
+        (lambda x: torch.ops.aten.sub.Scalar(x, 0.1, 3), False),
+        (lambda x: torch.ops.aten.sub.Scalar(x, 0.1, 1), True),
         (lambda x: x.tanh(), False),
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dsjit.oracle.roundings import STEPS, Roundings
+from dsjit.oracle.roundings import STEPS, Roundings, rounded_at_random
 
 aten = torch.ops.aten
 
@@ -25,6 +25,23 @@ aten = torch.ops.aten
 def test_the_steps_of_an_op_compute_what_it_computes(op, shape, arguments, keywords) -> None:
     x = torch.randn(shape, dtype=torch.float64)
     assert torch.allclose(STEPS[op](x, *arguments, **keywords), op(x, *arguments, **keywords))
-    with Roundings(2.0**-24, torch.Generator()):
+    with Roundings(torch.float32, torch.Generator()):
         moved = op(x, *arguments, **keywords)
     assert moved.shape == op(x, *arguments, **keywords).shape
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_rounding_is_relative_but_where_denormals_are_near(dtype) -> None:
+    limits = torch.finfo(dtype)
+    denormal = limits.smallest_normal * limits.eps
+    exact = torch.tensor([3.0, -limits.max, limits.smallest_normal, denormal * 8, denormal / 4], dtype=torch.float64)
+    off = rounded_at_random(exact, dtype, torch.ones(5, dtype=torch.float64)) - exact
+    wanted = [3 * limits.eps, -limits.max * limits.eps, denormal, denormal, denormal / 4]
+    assert torch.allclose(off, torch.tensor(wanted, dtype=torch.float64), rtol=1e-6, atol=0.0)
+
+
+def test_what_no_rounding_changes_stays() -> None:
+    exact = torch.tensor([0.0, -0.0, float("inf"), float("-inf"), float("nan")], dtype=torch.float64)
+    moved = rounded_at_random(exact, torch.float32, torch.full((5,), -0.5, dtype=torch.float64))
+    assert torch.equal(moved.view(torch.int64)[:4], exact.view(torch.int64)[:4])
+    assert moved[4].isnan()

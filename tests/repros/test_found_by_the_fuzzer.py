@@ -153,3 +153,61 @@ def test_a_zero_that_equals_a_bound_keeps_its_sign() -> None:
     for _ in range(2):
         for found, expected in zip(call(x), (x.clamp(0, 3), x.clamp(max=-0.0)), strict=True):
             assert torch.equal(found.view(torch.int16), expected.view(torch.int16))
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda x: torch.add(x, x[..., :1], out=x),
+        lambda x: x.mul_(x[1]),
+        lambda x: x[:, 1:].copy_(x[:, :-1]),
+        lambda x: x.add_(x.t()),
+    ],
+    ids=["out", "broadcast", "shifted", "transposed"],
+)
+@pytest.mark.filterwarnings("ignore::dsjit.DsjitWarning")
+def test_a_write_to_memory_that_an_operand_reads_at_other_places_is_eagers(write) -> None:
+    """Eager reads what it has just written, where torch does not see that tensors with gaps in memory overlap."""
+
+    def step(x):
+        x.transpose(0, 1).add_(1)
+        write(x)
+        return -x
+
+    jitted = dsjit.jit(step)
+    for seed in range(3):
+        given = [torch.randn(4, 8, generator=torch.Generator().manual_seed(seed))[:, ::2] for _ in range(2)]
+        assert torch.equal(jitted(given[0]), step(given[1]))
+        assert torch.equal(given[0], given[1])
+
+
+def test_a_call_that_fails_for_some_sizes_is_made_for_others() -> None:
+    """When sizes were opened, the call failed for all that were tried, and was left out."""
+
+    def rows(x):
+        try:
+            return x.view(-1, 7) + 1
+        except RuntimeError:
+            return x + 1
+
+    jitted = dsjit.jit(rows)
+    for size in (17, 19, 23, 21):
+        assert torch.equal(jitted(torch.arange(size)), rows(torch.arange(size)))
+
+
+@pytest.mark.filterwarnings("ignore::dsjit.DsjitWarning")
+@pytest.mark.parametrize("part", [lambda t: t.chunk(2)[0], lambda t: t.unbind()[1]], ids=["chunk", "unbind"])
+def test_autograd_refuses_a_view_of_several_whose_memory_was_written_since(part) -> None:
+    """Compiled, its gradient was that of any other view."""
+
+    def step(x):
+        rows = x.sum(1)
+        first = part(rows)
+        rows[0] = 3
+        return rows, first
+
+    jitted = dsjit.jit(step)
+    for function in (step, jitted, jitted):
+        _, first = function(torch.randn(3, 4).requires_grad_())
+        with pytest.raises(RuntimeError, match="is a view and its base"):
+            first.sum().backward()

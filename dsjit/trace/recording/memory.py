@@ -8,7 +8,7 @@ when they are next read. That is what turns in-place code into a functional Grap
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ import torch
 
 from dsjit.ir.graph import Arg, Node, Source, TensorType, Value, Write
 from dsjit.ops.strided import strided_scatter, strided_view
+from dsjit.trace.recording.partial_overlap import overlap_partially
 from dsjit.trace.recording.source import SourceFinder
 
 __all__ = ["CannotTrace", "Memory", "Region", "RootView", "Storage", "TracedTensor", "result_type", "tensor_type"]
@@ -326,15 +327,21 @@ class Memory:
         self.count += 1
         return Value(self.count - 1, type_)
 
-    def expect_write(self, tensor: torch.Tensor) -> None:
-        """`tensor` is about to be overwritten: inputs that share its memory become parts of one region. Raises
-        CannotTrace, also where elements of the tensor share memory: which of the writes is the last, torch leaves open.
+    def expect_write(self, tensor: torch.Tensor, operands: Iterable[torch.Tensor] = ()) -> None:
+        """`tensor` is about to be overwritten with what an op makes of `operands`: inputs that share its memory become
+        parts of one region. Raises CannotTrace, also where torch leaves open in which order elements are read and
+        written: they share memory with one another, or with those of an operand at other indices.
         """
         if tensor_type(tensor).may_overlap:
             raise CannotTrace("memory is written through a view whose elements share it")
         record = self.lookup(tensor)
         if record is not None and record.storage.shared:
             self.merge(tensor)
+        storage = None if record is None else _at_home(record).storage
+        for operand in operands:
+            other = None if operand is tensor else self.lookup(operand)
+            if other is not None and other.storage is storage and overlap_partially(tensor, operand):
+                raise CannotTrace("memory is written that an operand reads at other places")
 
     def overwrite(self, tensor: torch.Tensor, value: Value, source: Source) -> None:
         """`tensor` now holds `value`; so does every other tensor on its memory, where they overlap."""

@@ -30,6 +30,7 @@ from dsjit.trace.looks.segments import Look, Recording
 from dsjit.trace.numbers.calls import call_with_numbers
 from dsjit.trace.numbers.numbers import Numbers
 from dsjit.trace.numbers.taken import take_converted, take_item
+from dsjit.trace.recording.arguments import lists_are_on_cpu, tensors_in
 from dsjit.trace.recording.borrowed import BorrowedMemory
 from dsjit.trace.recording.data_writes import DataWrites
 from dsjit.trace.recording.drawn import DrawnGenerators, StateOf
@@ -130,7 +131,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        if facts.per_tensor and _on_cpu(args):
+        if facts.per_tensor and lists_are_on_cpu(args):
             with self:
                 return func._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args, **kwargs)
         if self.problems:
@@ -384,8 +385,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is aten.equal.default:
             self._look(OutcomeKind.EQUAL, args, source)
             return
-        operands = [t for arg in (*args, *kwargs.values()) for t in (arg if isinstance(arg, list | tuple) else (arg,))]
-        self._look(OutcomeKind.CONTENT, [t for t in operands if isinstance(t, torch.Tensor)], source)
+        self._look(OutcomeKind.CONTENT, tensors_in(args, kwargs), source)
 
     def _record_write(
         self,
@@ -403,8 +403,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         targets += [kwargs[name] for name in facts.writes_kwargs if name in kwargs]
         if not all(isinstance(t, torch.Tensor) for t in targets):
             raise CannotTrace(f"{func} writes to a list of tensors")
+        operands = tensors_in(args, kwargs)
         for t in targets:
-            self.memory.expect_write(t)
+            self.memory.expect_write(t, operands)
             record = self.memory.lookup(t)
             if record is not None and record.value.type != tensor_type(t):
                 raise CannotTrace(f"{func} resizes its output")
@@ -490,9 +491,3 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             looks=tuple([replace(look, position=look.position + before) for look in self.looks]),
             constants=dict(self.constants),
         )
-
-
-def _on_cpu(args: tuple[Any, ...]) -> bool:
-    """Whether the lists of tensors among the arguments are on the CPU, whose kernels take them one by one."""
-    lists = [arg for arg in args if isinstance(arg, list | tuple)]
-    return all(item.device.type == "cpu" for items in lists for item in items if isinstance(item, torch.Tensor))

@@ -201,7 +201,12 @@ class Lockstep(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         lead_args, lead_kwargs = self.in_run(args, 0), self.in_run(kwargs, 0)
-        result = function(*lead_args, **lead_kwargs)
+        try:
+            result = function(*lead_args, **lead_kwargs)
+        except Exception as error:
+            # The function may go on without what failed, and for which sizes it fails is not known.
+            self.abandon(f"{_name_of(function)} fails for these sizes ({error})")
+            raise
         if self.failed is not None or function in _UNSIZED:
             return result
         if function in _SEEING:
@@ -219,8 +224,8 @@ class Lockstep(TorchFunctionMode):
                 if function == SET_DATA:
                     recorder.memory.give_data(*leg_args)
             except Exception as error:
-                name = getattr(function, "__name__", str(function))
-                raise self.abandon(f"{name} fails for the sizes {self.points[number]} ({error})") from None
+                reason = f"{_name_of(function)} fails for the sizes {self.points[number]} ({error})"
+                raise self.abandon(reason) from None
         return self._unite(results)
 
     def _read_in_legs(self, tensor: torch.Tensor) -> None:
@@ -328,6 +333,10 @@ class Lockstep(TorchFunctionMode):
                 recorder.looks = [_in_terms_of(look, values) for look in self.lead.looks]
             except KeyError:
                 raise self.abandon("Python looks at other tensors for other sizes") from None
+
+
+def _name_of(function: Any) -> str:
+    return str(getattr(function, "__name__", function))
 
 
 def _made(nodes: Sequence[Node]) -> list[int]:

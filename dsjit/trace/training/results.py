@@ -75,9 +75,20 @@ def find_results(recorder: Recorder, items: Sequence[torch.Tensor | float]) -> R
             found.made[root.root] = Made(root.root, None, False)
             found.ways.append(_Way(False, root.root))
             continue
+        if _is_refused(item):
+            raise CannotTrace("a view is returned that autograd refuses to differentiate")
         others = sharing[item.untyped_storage()._cdata]
         found.ways.append(_way_to_made(recorder, item, root, others, found.made))
     return found
+
+
+def _is_refused(item: torch.Tensor) -> bool:
+    """Whether it is one of several views that one op made, of memory that was written since."""
+    try:
+        item.grad_fn  # noqa: B018  autograd makes it when it is asked for
+    except RuntimeError:
+        return True
+    return False
 
 
 def _way_to_input(recorder: Recorder, item: torch.Tensor | float, root: RootView) -> _Way:
