@@ -342,7 +342,7 @@ class _Assembler:
         call = f"{function}({', '.join([*args, *keywords])})"
         returned = node.outputs[: len(node.outputs) - len(node.mutates)]
         self.variables.update((value, f"t{value.id}") for value in node.outputs)
-        targets = [self.variables[value] for value in returned]
+        targets = [self.variables[each] for each in returned]
         if not targets:
             self.lines.append(call)
         elif len(targets) == 1 and not returns_many(node):
@@ -354,8 +354,7 @@ class _Assembler:
         for value in returned:
             if value.type.numel > 1 and value.type.device.type != "meta":
                 # Kernels rely on the strides that the Graph states; a library may lay its result out otherwise.
-                name = self.variables[value]
-                strides = self._bind("s", value.type.strides)
+                name, strides = self.variables[value], self._bind("s", value.type.strides)
                 self.names["fresh_copy"] = fresh_copy
                 # Another shape than the recorded one is for the reader of the result to notice.
                 right = f"{name}.shape == {self._bind('s', value.type.shape)} and " if is_dynamic(node) else ""
@@ -451,10 +450,8 @@ class _Assembler:
     def _finish(self) -> None:
         held, results = set[str](), list[str]()
         for value in self.graph.outputs:
-            base = self._owner(value)
-            home = self.placement.places[base].home
-            name = self._tensor(value)
-            root = self._base_tensor(base)
+            base, name = self._owner(value), self._tensor(value)
+            home, root = self.placement.places[base].home, self._base_tensor(base)
             given = home is Home.INPUT and base in self.placement.over
             if (home in (Home.INPUT, Home.CONSTANT, Home.ARENA) and not given) or root in held:
                 if home is Home.INPUT and value in self.aliases:

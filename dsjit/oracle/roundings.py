@@ -81,8 +81,8 @@ STEPS: Final[dict[Any, Callable[..., Any]]] = {
 
 def rounded_at_random(exact: torch.Tensor, dtype: torch.dtype, noise: torch.Tensor) -> torch.Tensor:
     """`exact`, in float64, as roundings to `dtype` may leave it: off by up to a unit of roundoff of itself, or by a
-    denormal, and never beyond zero. (The standard model of arithmetic with gradual underflow: Demmel, SIAM J. Sci. Stat.
-    Comput. 5, 1984; Higham, Accuracy and Stability of Numerical Algorithms, 2002, chapter 2.)
+    denormal, and never beyond zero. (The standard model of arithmetic with gradual underflow: Demmel, SIAM J. Sci.
+    Stat. Comput. 5, 1984; Higham, Accuracy and Stability of Numerical Algorithms, 2002, chapter 2.)
 
     noise: from -1 to 1, in float64.
     """
