@@ -412,7 +412,10 @@ def _measure(
     bench = Bench(gpu, contenders, rounds, copied, begin=progress.begin)
     chosen = [each for each in workloads if each.name in {found.name for found in progress.workloads}]
     with torch.no_grad():
-        # What a process does once, imports above all, is no workload's.
+        # What a process does once, imports above all, is no workload's; those of autograd would make a trace refuse.
+        with torch.enable_grad(), contextlib.suppress(Exception):
+            leaf = torch.ones(8, device=gpu.device, requires_grad=True)
+            torch.autograd.grad(leaf.neg(), leaf, torch.ones_like(leaf))
         for name, contender in contenders.items():
             if all(name in each.failures for each in progress.workloads):
                 continue

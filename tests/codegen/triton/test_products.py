@@ -205,8 +205,13 @@ def scaled_bias(
     return torch._scaled_mm(x, w.t(), scale_a, scale_b, bias, out_dtype=bf16)
 
 
+EAGER_SCALES_ROWS = pytest.mark.skipif(
+    torch.__version__ < "2.13", reason="torch 2.11 has no product of float8 on CPUs that scales rows: no trace of one"
+)
+
+
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
-@pytest.mark.parametrize("by_rows", [False, True])
+@pytest.mark.parametrize("by_rows", [False, pytest.param(True, marks=EAGER_SCALES_ROWS)])
 @pytest.mark.parametrize("function", [scaled, scaled_bias])
 def test_products_of_float8_are_scaled(function: Function, by_rows: bool, dtype: torch.dtype) -> None:
     x, w = (each.to(dtype) for each in drawn(((16, 48), (32, 48)), f32))
