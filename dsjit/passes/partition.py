@@ -137,7 +137,7 @@ def kept_for(joint: JointGraph, recomputed: Sequence[Collection[Node]]) -> set[V
         needed = _before(graph, needed, late, recomputed)
     shared = _shared(joint)
     kept = cheapest_to_keep(graph, needed, shared)
-    ends = _ends_of_chains(joint, needed, kept)
+    ends = _ends_of_chains(joint, needed, kept, recomputed)
     return cheapest_to_keep(graph, needed, shared, ends) if ends else kept
 
 
@@ -150,9 +150,13 @@ def cheapest_to_keep(
     return _Cut(graph, shared, ends).minimum(needed)
 
 
-def _ends_of_chains(joint: JointGraph, needed: Iterable[Value], kept: Collection[Value]) -> set[Value]:
+def _ends_of_chains(
+    joint: JointGraph, needed: Iterable[Value], kept: Collection[Value], recomputed: Sequence[Collection[Node]]
+) -> set[Value]:
     """What had better be kept of what could be computed again: one value or so for each part of the forward that would
     be computed again from what was, in an earlier part.
+
+    Not of the parts `recomputed`, of which nothing is to be kept but what enters.
 
     Blocks of a residual network are sums of what came before, which cost nothing; but the last of them, which is the
     first that the backward wants, needs all of them, and each stays in memory until its own backward.
@@ -166,6 +170,7 @@ def _ends_of_chains(joint: JointGraph, needed: Iterable[Value], kept: Collection
         if value not in again:
             again.add(value)
             stack += [each for each in inputs_of(producers[value]) if each not in kept and each in producers]
+    again.difference_update(value for part in recomputed for node in part for value in node.outputs)
     part_of: dict[Value, int] = {}
     links: dict[Value, int] = {}
     ends: set[Value] = set()

@@ -17,6 +17,7 @@ from dsjit.passes import partition as module
 from dsjit.passes.partition import partition
 from dsjit.passes.pipeline import JOINT_PASSES, run_passes
 from dsjit.passes.reference import run_reference
+from dsjit.passes.segments import forward_nodes
 from dsjit.trace.capture import capture
 from tests.graphs import GraphRecorder, example, graph_from_text, printed
 
@@ -203,3 +204,9 @@ def test_chains_of_what_is_computed_again_are_short():
 def test_short_chains_and_those_of_small_values_are_computed_again_as_a_whole():
     for joint, sums, _ in (residual(3), residual(60, size=128)):
         assert not set(sums[1:]) & set(partition(joint).kept)
+
+
+def test_chains_in_parts_that_are_to_be_computed_again_stay_whole():
+    joint, sums, products = residual(60)
+    halves = partition(joint, [forward_nodes(joint)])
+    assert not {*sums[1:], *products} & set(halves.kept)
