@@ -39,6 +39,7 @@ from dsjit.trace.effects.forbidden import (
     blame,
     forbidden_builtin,
     forbidden_code,
+    is_loading,
 )
 from dsjit.trace.effects.given_data import GivenData
 from dsjit.trace.effects.replay import HELD, Location
@@ -486,7 +487,7 @@ class Observer:
 
     def _forbid(self, reason: str, frame: types.FrameType | None) -> None:
         source = blame(frame)
-        if source is not None:
+        if source is not None and not is_loading(frame):
             self._problem(reason, source)
 
     def _find_effects(self) -> None:

@@ -7,6 +7,7 @@ the states are compared, object for object.
 from __future__ import annotations
 
 import logging
+import pathlib
 import random
 import time
 import types
@@ -21,7 +22,7 @@ from transformers.cache_utils import DynamicCache
 
 import dsjit
 from dsjit.errors import CaptureError
-from tests.api.checks import counters_of
+from tests.api.checks import assert_same, counters_of
 
 Scenario = Callable[[], tuple[Callable[..., Any], Any]]
 LOGGER = logging.getLogger("dsjit.test.effects")
@@ -459,3 +460,21 @@ def test_what_cannot_be_done_again_runs_eagerly_with_its_line(function: Callable
     assert counters_of(jitted).calls_eager == 3
     with pytest.raises(CaptureError):
         dsjit.jit(function, fullgraph=True)(torch.ones(1))
+
+
+def test_what_a_module_does_when_it_is_loaded_is_no_part_of_the_call(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "reads_itself_once.py").write_text("LENGTH = len(open(__file__).read())\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        import reads_itself_once  # type: ignore[import-not-found]  # noqa: PLC0415
+
+        return x + reads_itself_once.LENGTH
+
+    jitted = dsjit.jit(function)
+    for _ in range(3):
+        assert_same(jitted(torch.ones(2)), function(torch.ones(2)))
+    assert counters_of(jitted).calls_eager == 0
+    assert counters_of(jitted).calls_compiled >= 1

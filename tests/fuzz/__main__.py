@@ -100,7 +100,7 @@ def _play_all(run: Run, programs: int, folder: Path, path: Path) -> None:
             if finished.returncode:  # it died on program `next`
                 _keep(run, run.next, f"the process ended with {finished.returncode}", folder)
                 run.next += 1
-                path.write_text(json.dumps(asdict(run)))
+                _save(run, path)
             progress.update(task, completed=run.next)
 
 
@@ -109,7 +109,7 @@ def _play_again(run: Run, path: Path) -> None:
         if not _played(run.seed, number).differences:
             run.differing.remove(number)
             run.mended.append(number)
-    path.write_text(json.dumps(asdict(run)))
+    _save(run, path)
 
 
 def _play_batch(run: Run, end: int, folder: Path, path: Path) -> None:
@@ -119,7 +119,7 @@ def _play_batch(run: Run, end: int, folder: Path, path: Path) -> None:
     gc.set_threshold(20_000, 20, 20)
     for number in range(run.next, end):
         run.next = number
-        path.write_text(json.dumps(asdict(run)))
+        _save(run, path)
         played = _played(run.seed, number)
         calls.update(played.ways)
         run.judged += played.judged
@@ -127,7 +127,7 @@ def _play_batch(run: Run, end: int, folder: Path, path: Path) -> None:
         if played.differences:
             _keep(run, number, "\n".join(played.differences), folder)
     run.next = end
-    path.write_text(json.dumps(asdict(run)))
+    _save(run, path)
 
 
 def _played(seed: int, number: int) -> Played:
@@ -135,6 +135,13 @@ def _played(seed: int, number: int) -> Played:
         return play_program(numbered_program(seed, number))
     except Exception as error:  # of the fuzzer itself, or of the state that a call has left
         return Played((f"the play raises {type(error).__name__}: {error}",))
+
+
+def _save(run: Run, path: Path) -> None:
+    """Whole, or not at all: a run may be stopped at any moment."""
+    written = path.with_suffix(".tmp")
+    written.write_text(json.dumps(asdict(run)))
+    written.replace(path)
 
 
 def _keep(run: Run, number: int, text: str, folder: Path) -> None:

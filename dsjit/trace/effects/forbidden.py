@@ -12,7 +12,7 @@ from dsjit.ir.graph import Source
 from dsjit.trace.reads.cached_functions import FILLS_A_CACHE
 from dsjit.trace.reads.library import is_library_file, is_stdlib_file
 
-__all__ = ["RandomStates", "blame", "forbidden_builtin", "forbidden_code"]
+__all__ = ["RandomStates", "blame", "forbidden_builtin", "forbidden_code", "is_loading"]
 
 _CLOCKS: Final = (
     "time", "time_ns", "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "process_time",
@@ -98,6 +98,13 @@ def blame(frame: types.FrameType | None) -> Source | None:
     if frame is None or is_library_file(frame.f_code.co_filename):
         return None
     return Source(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_qualname)
+
+
+def is_loading(frame: types.FrameType | None) -> bool:
+    """Whether `frame` runs because a module is loaded: once in a process, whoever asks for it."""
+    while frame is not None and frame.f_globals.get("__name__") != "importlib._bootstrap":
+        frame = frame.f_back
+    return frame is not None
 
 
 class RandomStates:
