@@ -211,3 +211,18 @@ def test_autograd_refuses_a_view_of_several_whose_memory_was_written_since(part)
         _, first = function(torch.randn(3, 4).requires_grad_())
         with pytest.raises(RuntimeError, match="is a view and its base"):
             first.sum().backward()
+
+
+def test_an_int_is_traced_after_a_float_was() -> None:
+    """Once a tensor had given an int and then a float, the next int went into torch's functions as a constant."""
+
+    def function(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        filled = torch.full_like(y, int(y.amax()))
+        if float(filled.amin()) < 1:
+            filled = filled + 1
+        return torch.full_like(filled, x.amax().item())
+
+    jitted = dsjit.jit(function)
+    for number in (3, 2, 5):
+        args = torch.tensor([number], dtype=torch.uint8), torch.zeros(4)
+        assert torch.equal(jitted(*args), function(*args))

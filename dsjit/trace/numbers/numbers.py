@@ -105,7 +105,7 @@ class Numbers:
         if kind not in self._classes:
             self._recorder.watch_calls()
             self._classes[kind] = number_class(self, kind)
-            self._kinds = frozenset(self._classes.values())
+            self._kinds |= {self._classes[kind]}
             if kind is int:
                 self.conversions.revealed = revealed_class(self._classes[kind])
                 self._kinds |= {self.conversions.revealed}
