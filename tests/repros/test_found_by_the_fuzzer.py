@@ -211,3 +211,17 @@ def test_autograd_refuses_a_view_of_several_whose_memory_was_written_since(part)
         _, first = function(torch.randn(3, 4).requires_grad_())
         with pytest.raises(RuntimeError, match="is a view and its base"):
             first.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore::dsjit.DsjitWarning")
+@pytest.mark.parametrize("part", [lambda x: x.diagonal(), lambda x: x[:1], lambda x: x])
+def test_a_view_of_memory_beyond_a_tensor_is_eagers(part) -> None:
+    """It read whatever lay behind the elements of the tensor."""
+
+    def window(x):
+        return part(x).as_strided((2, 2), (1, 1)) + 1
+
+    jitted = dsjit.jit(window)
+    for start in range(3):
+        x = torch.arange(start, start + 8.0).reshape(4, 2)[:, ::2]
+        assert torch.equal(jitted(x), window(x))
