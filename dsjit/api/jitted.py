@@ -65,6 +65,7 @@ class Jitted:
     """A compiled callable: call it as the original. `__wrapped__` is the original.
 
     target: what is called and traced. name: how messages and counters call it.
+    raised: what the latest compiled program raised where eager did not, as text.
     """
 
     def __init__(self, target: Callable[..., Any], options: Options, session: Session, name: str) -> None:
@@ -81,6 +82,7 @@ class Jitted:
         self._lock = threading.RLock()
         self._warned: set[str] = set()
         self._retries = 0
+        self.raised = ""
         self._parts: list[torch.nn.Module] = []
         self._open_calls = OpenCalls(options.dynamic, session.marks)
         self._changing_numbers = ChangingNumbers()
@@ -130,7 +132,8 @@ class Jitted:
             return self._miss(args, kwargs, trees, missed)
         # Eager raises the same, from the user's line. Nothing that anybody could see has happened yet.
         result = self._eagerly("the compiled program raised an exception", args, kwargs)
-        self._warn(f"the compiled program of {self._name} raised where eager does not: {failure!r}", repr(failure))
+        self.raised = repr(failure)
+        self._warn(f"the compiled program of {self._name} raised where eager does not: {self.raised}", self.raised)
         return result
 
     __call__._torchdynamo_disable = True  # type: ignore[attr-defined]

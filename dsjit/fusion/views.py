@@ -224,10 +224,13 @@ def _unfold(node: Node, output: int, index: IndexMap, sizes: Sizes) -> IndexMap:
 
 
 def _strided_view(node: Node, output: int, index: IndexMap, sizes: Sizes) -> IndexMap:
-    source = _source_type(node)
+    source, offset = _source_type(node), _argument(node, 3, "offset", 0)
     if not source.is_contiguous or source.numel == 0:
         raise NotAffine
-    linear = Affine(_argument(node, 3, "offset", 0))
+    reach = sum((size - 1) * stride for size, stride in zip(node.args[1], node.args[2], strict=True))
+    if not 0 <= offset <= offset + reach < source.numel:
+        raise NotAffine  # elements of the memory around it
+    linear = Affine(offset)
     for form, stride in zip(index, node.args[2], strict=True):
         linear = linear.plus(form.times(stride))
     if not source.shape:

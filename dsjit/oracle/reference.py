@@ -239,8 +239,7 @@ def _moved(node: Node, env: Env, generator: torch.Generator) -> Env:
         if value.type.dtype.is_floating_point and tensor.dtype is torch.float64:
             pairs = zip(tensor.shape, value.type.strides, strict=True)
             shape = [size if stride else min(size, 1) for size, stride in pairs]
-            noise = torch.rand(shape, generator=generator).mul_(2).sub_(1).double()
-            tensor = laid_out_as(tensor, rounded_at_random(tensor, value.type.dtype, noise))
+            tensor = laid_out_as(tensor, rounded_at_random(tensor, value.type.dtype, generator, shape))
         found[value] = tensor
     return found
 

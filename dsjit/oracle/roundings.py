@@ -79,17 +79,22 @@ STEPS: Final[dict[Any, Callable[..., Any]]] = {
 """Ops by the formulas of ATen."""
 
 
-def rounded_at_random(exact: torch.Tensor, dtype: torch.dtype, noise: torch.Tensor) -> torch.Tensor:
+def rounded_at_random(
+    exact: torch.Tensor, dtype: torch.dtype, generator: torch.Generator, shape: Sequence[int] | None = None
+) -> torch.Tensor:
     """`exact`, in float64, as roundings to `dtype` may leave it: off by up to a unit of roundoff of itself, or by a
     denormal, and never beyond zero. (The standard model of arithmetic with gradual underflow: Demmel, SIAM J. Sci.
     Stat. Comput. 5, 1984; Higham, Accuracy and Stability of Numerical Algorithms, 2002, chapter 2.)
 
-    noise: from -1 to 1, in float64.
+    shape: of the noise, which is broadcast; that of `exact` when None.
     """
     limits = torch.finfo(dtype)
-    denormal = limits.smallest_normal * limits.eps
-    relative = exact.abs().reciprocal_().mul_(denormal).clamp_(limits.eps, 1.0)
-    return relative.mul_(noise).add_(1).mul_(exact)
+    noise = torch.rand(exact.shape if shape is None else shape, generator=generator).double().mul_(2).sub_(1)
+    size = exact.abs()
+    if int((size < limits.smallest_normal).sum()) > exact.numel() - int(exact.count_nonzero()):
+        relative = size.reciprocal_().mul_(limits.smallest_normal * limits.eps).clamp_(limits.eps, 1.0)
+        return relative.mul_(noise).add_(1).mul_(exact)
+    return noise.mul_(limits.eps).add_(1) * exact
 
 
 class Roundings(TorchDispatchMode):
@@ -116,6 +121,5 @@ class Roundings(TorchDispatchMode):
             return result
         for tensor in result if isinstance(result, tuple | list) else (result,):
             if isinstance(tensor, torch.Tensor) and tensor.dtype is torch.float64:
-                noise = torch.rand(tensor.shape, generator=self.generator, dtype=torch.float64) * 2 - 1
-                tensor.copy_(rounded_at_random(tensor, self.dtype, noise))
+                tensor.copy_(rounded_at_random(tensor, self.dtype, self.generator))
         return result

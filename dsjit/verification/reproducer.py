@@ -23,7 +23,8 @@ def shrink(
 ) -> tuple[Graph, list[torch.Tensor]]:
     """The smallest part of `graph`, with its inputs, for which `differs` still holds; it holds for the whole.
 
-    First one output is left, then what is computed is made an input wherever that keeps the difference.
+    First one output is left, then what is computed is made an input wherever that keeps the difference: by halves of
+    the Graph as long as that goes, and then op by op.
     """
     env = _values(graph, inputs)
     best = Graph(graph.inputs, graph.nodes, tuple(dict.fromkeys(graph.results())), constants=graph.constants)
@@ -43,6 +44,13 @@ def shrink(
         smaller = attempt(node.outputs[:1], set(best.inputs))
         if smaller is not None and len(smaller.nodes) < len(best.nodes):
             best = smaller
+            break
+    halved: Graph | None = best
+    while halved is not None:
+        best = halved
+        half = {value for node in best.nodes[: len(best.nodes) // 2] for value in node.outputs}
+        halved = attempt(best.outputs, {*best.inputs, *half} - set(best.outputs))
+        if halved is not None and len(halved.nodes) == len(best.nodes):
             break
     for node in reversed(best.nodes):
         if node in best.nodes and not set(best.outputs) & set(node.outputs):

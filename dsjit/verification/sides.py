@@ -40,11 +40,14 @@ _GENERATOR: Final = "torch's random generator"
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What can be seen after one call: records by path. error: what it raised, as text. way: how it ran."""
+    """What can be seen after one call: records by path. error: what it raised, as text. way: how it ran. failure: what
+    its compiled program raised where eager does not, so that it ran eagerly.
+    """
 
     records: Mapping[str, Record]
     error: str
     way: str
+    failure: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +91,12 @@ def play_compiled(
             return f"eager: {list(counters.eager_reasons.elements())[-1]}"
         return "compiled" if compiled else "traced"
 
-    seen = tuple(
-        _call(twin, jitted, each, seed + number, is_last=number == len(calls) - 1, way=way)
-        for number, each in enumerate(calls)
-    )
-    return CompiledSide(seen, jitted)
+    seen: list[Seen] = []
+    for number, each in enumerate(calls):
+        jitted.raised = ""
+        after = _call(twin, jitted, each, seed + number, is_last=number == len(calls) - 1, way=way)
+        seen.append(replace(after, failure=jitted.raised))
+    return CompiledSide(tuple(seen), jitted)
 
 
 def play_precisely(function: Callable[..., Any], calls: Sequence[Arguments], seed: int) -> PreciseCall:

@@ -81,7 +81,7 @@ def verify_calls(
             if first.call < len(calls) - 1 and not eager[first.call].error:
                 precise = play_precisely(function, calls[: first.call + 1], seed)
             wanted = eager[first.call].records.get(first.path)
-            if compiled.seen[first.call].way.startswith("eager"):
+            if compiled.seen[first.call].way.startswith("eager") and not compiled.seen[first.call].failure:
                 text = "both sides are plain Python, which gives another answer each time"
                 blame = Blame("eager", "call", THE_CALL, UNKNOWN_SOURCE.file, 0, text)
             else:
@@ -98,6 +98,9 @@ def _compare_all(eager: Sequence[Seen], compiled: Sequence[Seen], precise: Preci
             problem = f"raises {seen.error or 'nothing'}; eager raises {wanted.error or 'nothing'}"
             found.append(Comparison(THE_CALL, number, "exception", True, None, (problem,)))
             continue
+        if seen.failure:
+            problem = f"the compiled program raises {seen.failure}, and the call went on eagerly"
+            found.append(Comparison(THE_CALL, number, "exception", True, None, (problem,)))
         paths = dict.fromkeys([*wanted.records, *seen.records])
         for path in sorted(paths, key=lambda path: not path.startswith("result")):
             each = _compare(

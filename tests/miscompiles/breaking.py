@@ -13,10 +13,12 @@ import torch
 from dsjit.api import compile as api_compile
 from dsjit.codegen.llvm import casts, reductions, spellings
 from dsjit.fusion import planner
+from dsjit.fusion.lower import FusedKernel
 from dsjit.ir.graph import Graph, Node
 from dsjit.ops import table
 from dsjit.ops.python_numbers import compute
 from dsjit.passes.pipeline import PASSES
+from dsjit.trace.looks.outcome import Outcome
 from dsjit.trace.numbers.tables import TYPES
 from dsjit.trace.reads.facts import Constant
 from tests.miscompiles.harness import Breaks
@@ -207,10 +209,10 @@ def exchanged_kept(original: Any) -> Any:
 def stale_moves(forget: Any) -> Any:
     """Where ways join, another tensor of the same shape is handed on than the one that was made last."""
 
-    def broken(self: Any, known: dict[int, Any]) -> None:
+    def broken(self: Any, known: dict[int, Any], outcome: Outcome) -> None:
         others = [value for value in known.values() if isinstance(value, torch.Tensor)]
-        forget(self, known)
-        for _, then in self.moves:
+        forget(self, known, outcome)
+        for _, then in self.exits.get(outcome, self.moves):
             now = known[then]
             known[then] = next((each for each in others if each is not now and each.shape == now.shape), now)
 
@@ -227,12 +229,18 @@ def shifted_slice(original: Any) -> Any:
 
 
 def early_death(original: Any) -> Any:
-    """The first result that is read again late counts as dead after two steps."""
+    """The first buffer that is read again late counts as dead after the next step."""
 
     def broken(graph: Graph, steps: Any, *how: Any) -> Any:
         last = original(graph, steps, *how)
-        late = [value for step in steps for value in step.writes if 2 < last.get(value, 0) < len(steps)]
-        return {**last, late[0]: 2} if late else last
+        ends = {
+            value: number + 1
+            for number, step in enumerate(steps)
+            if step.planned or isinstance(step.work, FusedKernel)
+            for value in step.writes
+            if number + 2 < last.get(value, 0) < len(steps)
+        }
+        return last | dict(list(ends.items())[:1])
 
     return broken
 

@@ -226,3 +226,34 @@ def test_an_int_is_traced_after_a_float_was() -> None:
     for number in (3, 2, 5):
         args = torch.tensor([number], dtype=torch.uint8), torch.zeros(4)
         assert torch.equal(jitted(*args), function(*args))
+
+
+@pytest.mark.filterwarnings("ignore::dsjit.DsjitWarning")
+@pytest.mark.parametrize("part", [lambda x: x.diagonal(), lambda x: x[:1], lambda x: x])
+def test_a_view_of_memory_beyond_a_tensor_is_eagers(part) -> None:
+    """It read whatever lay behind the elements of the tensor."""
+
+    def window(x):
+        return part(x).as_strided((2, 2), (1, 1)) + 1
+
+    jitted = dsjit.jit(window)
+    for start in range(3):
+        x = torch.arange(start, start + 8.0).reshape(4, 2)[:, ::2]
+        assert torch.equal(jitted(x), window(x))
+
+
+@pytest.mark.parametrize(
+    "part",
+    [lambda x: x.diagonal(), lambda x: x[0], lambda x: (x + 1)[0], lambda x: (x * 2)[1:2, 0], lambda x: x[:, 0]],
+    ids=["diagonal", "row", "row of a sum", "slice", "column"],
+)
+def test_as_strided_reaches_what_lies_around_a_view(part) -> None:
+    """The elements beyond those of the view were taken to follow them without gaps."""
+
+    def around(x):
+        return part(x).as_strided((2, 2), (1, 1)).cosh()
+
+    jitted = dsjit.jit(around)
+    for seed in range(3):
+        x = torch.randn(4, 2, generator=torch.Generator().manual_seed(seed))[:, ::2]
+        assert torch.equal(jitted(x), around(x))

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import dsjit
+from dsjit.codegen import placement
 from dsjit.config import Options
 from dsjit.errors import UnsupportedCallableError
 from tests.miscompiles.cases import MISCOMPILES
@@ -223,3 +224,26 @@ def test_gradients_through_looks_are_followed(check: str, monkeypatch: pytest.Mo
         for sign in (1, -1):
             report = dsjit.verify(step, sign * torch.rand(3, 4), torch.randn(4, requires_grad=True))
             assert report.ok and report.compiled, report
+
+
+def test_a_program_that_raises_where_eager_does_not_is_a_difference(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The call goes on eagerly, with eager's result."""
+
+    def sums(x):
+        a = x.sort(0).values
+        b = a.cumsum(1).exp()
+        c = b.cumsum(0)
+        return c + a
+
+    def forgotten_early(graph, steps, *how):
+        return {**last_reads(graph, steps, *how), steps[0].writes[0]: 1}
+
+    last_reads = placement.last_reads
+    monkeypatch.setattr(placement, "last_reads", forgotten_early)
+    with pytest.warns(dsjit.DsjitWarning, match="raised where eager does not"):
+        report = dsjit.verify(sums, torch.randn(4, 4))
+    assert not report.ok
+    (difference,) = report.differences
+    assert "the compiled program raises UnboundLocalError" in difference.problems[0]
+    assert report.blame is not None and report.blame.file == __file__
+    assert "raises UnboundLocalError" in report.blame.text

@@ -164,6 +164,15 @@ class Memory:
         record = self.tensors.get(id(tensor))
         return _at_home(record) if record is not None and record.reference() is tensor else None
 
+    def root_of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """All elements of the root that `tensor` is a view of; itself, when they have different dtypes."""
+        record = self.lookup(tensor)
+        if record is None or record.storage.current.type.dtype is not tensor.dtype:
+            return tensor
+        type_ = record.storage.current.type
+        with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+            return tensor.detach().as_strided(type_.shape, type_.strides, record.storage.offset)
+
     def input_versions(self) -> tuple[int, ...]:
         """How often each outside tensor that was written was written so far."""
         written = [record.storage.version for _, tensor in self.inputs if (record := self.lookup(tensor))]

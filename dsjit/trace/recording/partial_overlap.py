@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["overlap_partially"]
+__all__ = ["lies_within", "overlap_partially"]
 
 
 def overlap_partially(written: torch.Tensor, read: torch.Tensor) -> bool:
@@ -27,6 +27,19 @@ def overlap_partially(written: torch.Tensor, read: torch.Tensor) -> bool:
         marks = torch.zeros(end - start, dtype=torch.bool)
         _elements(marks, written, unit, start).fill_(True)
         return bool(_elements(marks, read, unit, start).any())
+
+
+def lies_within(part: torch.Tensor, whole: torch.Tensor) -> bool:
+    """Whether each element of `part` is one of `whole`, on the same storage: in no gap between them."""
+    if not part.numel():
+        return True
+    (start, end), (first, last) = _extent(whole, whole.dtype.itemsize), _extent(part, whole.dtype.itemsize)
+    if whole.is_contiguous() or first < start or last > end:
+        return start <= first and last <= end
+    with torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
+        marks = torch.zeros(end - start, dtype=torch.bool)
+        _elements(marks, whole, whole.dtype.itemsize, start).fill_(True)
+        return bool(_elements(marks, part, whole.dtype.itemsize, start).all())
 
 
 def _lie_alike(written: torch.Tensor, read: torch.Tensor) -> bool:

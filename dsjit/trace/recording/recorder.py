@@ -38,6 +38,7 @@ from dsjit.trace.recording.escape import EscapeWatch
 from dsjit.trace.recording.generator import GeneratorWatch
 from dsjit.trace.recording.list_writes import LIST_WRITES
 from dsjit.trace.recording.memory import CannotTrace, Memory, RootView, TracedTensor, result_type, tensor_type
+from dsjit.trace.recording.partial_overlap import lies_within
 from dsjit.trace.recording.schema import (
     HONEST_TWINS,
     LAYOUT_QUESTIONS,
@@ -339,6 +340,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is aten.as_strided.default:
             # ATen counts the offset from the start of the storage, which is another one for each buffer.
             offset = tensors[0].storage_offset() - args[0].storage_offset()
+            if not lies_within(tensors[0], self.memory.root_of(args[0])):
+                raise CannotTrace("as_strided reaches memory that is not the tensor's own")
             func, read_args = strided_view, (*read_args[:3], offset)
         func = HONEST_TWINS.get(func, func)
         outputs = tuple(self.memory.fresh(result_type(t)) for t in tensors)
