@@ -86,7 +86,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
          "{0}[:, None]", "{0}.expand({size}, *{0}.shape)", "{0}.unfold({dim}, 2, 1)", "{0}.select({dim}, 0)",
          "{0}.narrow({dim}, 0, 1)", "{0}.diagonal()", "{0}.movedim(0, {dim})", "{0}.chunk(2, {dim})[0]",
          "{0}.split(1, {dim})[-1]", "{0}.unbind({dim})[0]", "{0}.mT", "{0}.contiguous()", "{0}.view(-1)",
-         "{0}.as_strided((2, 2), (1, 1))", "{0}.permute(*reversed(range({0}.dim())))", "{0}.detach()",
+         "{0}.as_strided((2, {0}.numel() // 3), (1, 1))", "{0}.permute(*reversed(range({0}.dim())))", "{0}.detach()",
          "{0}.view_as({1})", "{0}.expand_as({1})", "{0}.t()"), 7,
     ),
     "movement": Family(

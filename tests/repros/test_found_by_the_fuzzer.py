@@ -257,3 +257,20 @@ def test_as_strided_reaches_what_lies_around_a_view(part) -> None:
     for seed in range(3):
         x = torch.randn(4, 2, generator=torch.Generator().manual_seed(seed))[:, ::2]
         assert torch.equal(jitted(x), around(x))
+
+
+@pytest.mark.filterwarnings("ignore::dsjit.DsjitWarning")
+def test_as_strided_gives_no_gradient_to_what_lies_between_its_elements() -> None:
+    """Autograd leaves out elements that are read, but are none of the argument's; the compiled call did not."""
+
+    def step(x):
+        return (x + 0)[::2].as_strided((2, 2), (1, 1))
+
+    jitted = dsjit.jit(step)
+    for seed in range(3):
+        mine, theirs = (
+            torch.randn(9, generator=torch.Generator().manual_seed(seed)).requires_grad_() for _ in range(2)
+        )
+        jitted(mine).sum().backward()
+        step(theirs).sum().backward()
+        assert torch.equal(mine.grad, theirs.grad)

@@ -340,7 +340,9 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is aten.as_strided.default:
             # ATen counts the offset from the start of the storage, which is another one for each buffer.
             offset = tensors[0].storage_offset() - args[0].storage_offset()
-            if not lies_within(tensors[0], self.memory.root_of(args[0])):
+            # Autograd gives gradients to elements of the argument alone, not to all of what that is a view of.
+            differentiated = torch.is_grad_enabled() and args[0].requires_grad
+            if not lies_within(tensors[0], args[0] if differentiated else self.memory.root_of(args[0])):
                 raise CannotTrace("as_strided reaches memory that is not the tensor's own")
             func, read_args = strided_view, (*read_args[:3], offset)
         func = HONEST_TWINS.get(func, func)
