@@ -210,7 +210,7 @@ def sensitive_row(row: OpRow) -> bool:
 
 def finite_row(row: OpRow) -> bool:
     """Whether eager itself answers otherwise for infinities or NaN, from one place in a tensor to the next."""
-    return _base(row) in ("gelu", "gelu_backward", "signbit", "copysign")
+    return _base(row) in ("gelu", "gelu_backward", "elu_backward", "signbit", "copysign")
 
 
 def scaling_row(row: OpRow) -> bool:

@@ -102,12 +102,15 @@ class _Side:
         result, error = call(function, args, number, self.gradients)
         random = str(hash(torch.get_rng_state().numpy().tobytes()))
         roots = {f"args[{n}]": value for n, value in enumerate(args)} | {"function": function, "result": result}
-        records = {path: self._comparable(path, leaf) for path, leaf in self.reader.read(roots).items()}
+        found = self.reader.read(roots)
+        sharing = Counter([leaf.facts["storage"] for leaf in found.values() if isinstance(leaf, TensorRecord)])
+        records = {path: self._comparable(path, leaf, sharing) for path, leaf in found.items()}
         return records | {"random state": random, "error": error}
 
-    def _comparable(self, path: str, leaf: Leaf) -> Leaf:
+    def _comparable(self, path: str, leaf: Leaf, sharing: Counter[object]) -> Leaf:
         """Without what is nobody's promise: strides that address nothing (of tensors without elements, and of gradients
-        along dimensions of one element), and whether gradients that do not overlap lie in one storage."""
+        along dimensions of one element), whether gradients that do not overlap lie in one storage, and where in its
+        memory a differentiated result lies that has it alone. sharing: how many tensors there are on each storage."""
         if not isinstance(leaf, TensorRecord):
             return leaf
         facts = dict(leaf.facts)
@@ -120,6 +123,8 @@ class _Side:
             del facts["storage"], facts["storage offset"]
             facts["memory of"] = self._overlapping(path)
         else:
+            if self.gradients and sharing[facts["storage"]] == 1:
+                del facts["storage offset"]
             facts["storage"] = self._storages.setdefault(facts["storage"], len(self._storages))
         return TensorRecord(facts, leaf.values)
 

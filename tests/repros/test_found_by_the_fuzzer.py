@@ -274,3 +274,18 @@ def test_as_strided_gives_no_gradient_to_what_lies_between_its_elements() -> Non
         jitted(mine).sum().backward()
         step(theirs).sum().backward()
         assert torch.equal(mine.grad, theirs.grad)
+
+
+def test_a_view_without_elements_is_written_in_a_differentiated_call() -> None:
+    """Its place in memory was looked for where it has none, and the function ran eagerly."""
+
+    def step(x):
+        part = (x + 1)[..., 1:]
+        part.relu_()
+        return part
+
+    jitted = dsjit.jit(step, fullgraph=True)
+    for _ in range(3):
+        x = torch.randn(0, 5).requires_grad_()
+        jitted(x).sum().backward()
+        assert x.grad is not None and x.grad.shape == (0, 5)
