@@ -194,7 +194,7 @@ class Drawer:
         for name in call.conditions:
             arguments[name] = f"{arguments[name]}.bool()"
         if finite_row(call.row):
-            arguments = {name: f"{text}.nan_to_num().clamp(-99, 99)" for name, text in arguments.items()}
+            arguments = {name: f"{text}.nan_to_num().clamp(-4, 99)" for name, text in arguments.items()}
         if quotient_row(call.row):
             small = {"self": ".clamp(-99, 99)", "other": ".trunc()"}
             arguments = {name: text + small[name] for name, text in arguments.items()}

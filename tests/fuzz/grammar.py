@@ -133,9 +133,9 @@ FAMILIES: Final[Mapping[str, Family]] = {
     ),
     "smooth": Family(
         ("{0}.exp()", "torch.sigmoid({0})", "{0}.tanh()", "{0}.sin()", "{0}.cos()",
-         "torch.nn.functional.gelu({0}.nan_to_num().clamp(-99, 99))",
+         "torch.nn.functional.gelu({0}.nan_to_num().clamp(-4, 99))",
          "torch.nn.functional.silu({0})", "torch.nn.functional.softplus({0})", "{0}.expm1()", "{0}.erf()",
-         "{0}.atan()", "torch.nn.functional.gelu({0}.nan_to_num().clamp(-99, 99), approximate='tanh')",
+         "{0}.atan()", "torch.nn.functional.gelu({0}.nan_to_num().clamp(-4, 99), approximate='tanh')",
          "{0}.abs().add(1).log()",
          "{0}.abs().add(0.5).rsqrt()", "{0}.square().add(1).sqrt()", "{0}.abs().log1p()", "{0}.sinh()",
          "torch.atan2({0}, {1})", "({0}.abs() + 0.5) ** 1.5", "torch.logaddexp({0}, {1})", "torch.lerp({0}, {1}, 0.3)",
