@@ -27,6 +27,13 @@ __all__ = ["KEPT_SHAPES", "KernelForSizes", "SizedProgram", "SizeSource", "kerne
 KEPT_SHAPES: Final = 512
 """Shapes whose numbers are kept: as many as there may be numbers of rows that data select."""
 
+NEAR: Final = 16
+FAMILIAR: Final = 4
+AHEAD: Final = 6
+"""Counts that data decide (rows of an expert) lie close together. A new size that has so many FAMILIAR ones as NEAR is
+filled in together with those up to AHEAD of it and behind: one by one, the work would take several times as long, as
+its code and data are no longer in the caches when the next one comes."""
+
 KEPT_BYTES: Final = 1 << 28
 """Memory that is kept for the next run, though the last one needed less than half of it."""
 
@@ -150,6 +157,7 @@ class SizedProgram:
         filling = self.fillings.get(point)
         if filling is None:
             filling = self._fill(point)
+            self._fill_around(point)
         memory = self._memory_for(filling.plan)
         frame = memory.frames.get(filling.key)
         if frame is None:
@@ -188,6 +196,17 @@ class SizedProgram:
             self.fillings.pop(next(iter(self.fillings)), None)
         filling = self.fillings[point] = Filling(opened, tuple(encoded), placed, plan, key)
         return filling
+
+    def _fill_around(self, point: tuple[int, ...]) -> None:
+        """Fill in the sizes near this one, where more of them are likely to come."""
+        if len(point) != 1:
+            return
+        (size,) = point
+        known = [near for near in range(size - NEAR, size + NEAR + 1) if (near,) in self.fillings]
+        if len(known) > FAMILIAR:
+            for near in range(max(known[0], size - AHEAD), min(known[-1], size + AHEAD) + 1):
+                if (near,) not in self.fillings:
+                    self._fill((near,))
 
     def _new_frame(self, filling: Filling, arena: torch.Tensor) -> SizedFrame:
         parts = self.parts

@@ -83,3 +83,19 @@ def test_shapes_that_were_not_met_lately_are_forgotten(sized: SizedProgram, monk
         check(sized, rows)
     assert len(sized.fillings) <= 4 and len(sized.plans) <= 4
     check(sized, 2)
+
+
+def test_sizes_among_familiar_ones_are_filled_in_ahead(sized: SizedProgram) -> None:
+    for rows in (30, 34, 38, 42, 46, 50):
+        check(sized, rows)
+    ahead = set(sized.fillings)
+    assert (47,) in ahead and max(ahead) == (50,)
+    check(sized, 47)
+    assert set(sized.fillings) == ahead
+
+
+def test_sizes_that_lie_far_apart_are_filled_in_one_by_one(sized: SizedProgram) -> None:
+    before = len(sized.fillings)
+    for rows in range(100, 2000, 100):
+        check(sized, rows)
+    assert len(sized.fillings) == before + 19
