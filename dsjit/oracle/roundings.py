@@ -90,6 +90,8 @@ def rounded_at_random(
     """
     limits = torch.finfo(dtype)
     noise = torch.rand(exact.shape if shape is None else shape, generator=generator).double().mul_(2).sub_(1)
+    if dtype is torch.float64:
+        noise = noise.sign()  # less than a unit would mostly be rounded away, and nothing moved
     size = exact.abs()
     if int((size < limits.smallest_normal).sum()) > exact.numel() - int(exact.count_nonzero()):
         relative = size.reciprocal_().mul_(limits.smallest_normal * limits.eps).clamp_(limits.eps, 1.0)
