@@ -204,10 +204,10 @@ def test_a_tree_whose_ways_are_always_new_is_given_up() -> None:
 
 def test_a_new_way_waits_until_the_ways_before_it_have_come_again() -> None:
     jitted = dsjit.jit(powers)
-    for number in range(32):
+    for number in range(40):
         assert_same(jitted(signs(number)), powers(signs(number)))
     traces = counters_of(jitted).calls_traced
-    assert counters_of(jitted).calls_eager == 32 - traces > 0
+    assert counters_of(jitted).calls_eager == 40 - traces > 0
     for _ in range(40):
         jitted(signs(0))
     jitted(signs(63))

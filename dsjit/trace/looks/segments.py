@@ -19,6 +19,7 @@ import torch
 
 from dsjit.ir.graph import Graph, Node, Source, Value, Write
 from dsjit.ir.structure_graph import argument_structure, constant_digest
+from dsjit.ops.library import writes_over_first
 from dsjit.ops.properties import is_reproducible, shares_memory
 from dsjit.ops.python_numbers import compute
 from dsjit.trace.looks.outcome import Outcome, OutcomeKind
@@ -246,6 +247,8 @@ class _Cutter:
         part = self.parts[number]
         is_last = number == len(self.looks)
         operands = {value for node in part.nodes for value in node.inputs()}
+        # No others: what is of no use to a program must not tell it from an equal one.
+        over = {node.args[0] for node in part.nodes if writes_over_first(node.op)}
         numbers = (
             [] if is_last else [node for node in part.nodes if _is_number(node) and node.outputs[0] not in operands]
         )
@@ -262,7 +265,7 @@ class _Cutter:
             writes,
             constants,
             name,
-            frozenset([value for value in dying if not _is_number(self.producer[value])]),
+            frozenset([value for value in dying if value in over and not _is_number(self.producer[value])]),
         )
         if is_last:
             return Segment(graph, None)
