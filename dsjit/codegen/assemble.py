@@ -8,22 +8,22 @@ returned.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, field
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch._ops import OpOverload
 from torch.autograd.graph import increment_version
 
+from dsjit.codegen.gemm import MatmulPlan
 from dsjit.codegen.llvm.engine import CompiledKernel
-from dsjit.codegen.llvm.executor import Call, DeviceKernel, GemmCall, KernelCall
+from dsjit.codegen.llvm.executor import Call, DeviceKernel
 from dsjit.codegen.low_memory import LARGE_BUFFER, WORTH_A_BREAK, LowMemory, MemorySchedule, memory_schedule
-from dsjit.codegen.offload import OffloadFile, read_in_order, span_bytes
+from dsjit.codegen.native_calls import kernel_call, native_call, refuse
+from dsjit.codegen.offload import open_files
 from dsjit.codegen.placement import Home, Place, Placement, Step, holders, last_reads, place_values
 from dsjit.codegen.program import CPU_EXECUTOR, ArenaTensor, Executor, Program, ProgramParts, address_writer, link
-from dsjit.codegen.steps import NativePlan, library_aliases
-from dsjit.codegen.templates.convolution import ConvolutionPlan
+from dsjit.codegen.steps import NativePlan, library_aliases, never_raising
 from dsjit.codegen.watch import StepWatch, watched_values
 from dsjit.fusion.affine import Affine, NotAffine, linearize
 from dsjit.fusion.lower import FusedKernel
@@ -93,6 +93,7 @@ class _Assembler:
     changing: list[Place] = field(default_factory=list)
     bound: dict[Any, str] = field(default_factory=dict)
     pending: list[Call] = field(default_factory=list)
+    refusable: bool = False
     sequences: dict[str, tuple[Call, ...]] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
     dropped_bytes: int = 0
@@ -105,7 +106,8 @@ class _Assembler:
         self.aliases = library_aliases(self.steps)
         self.constants = list(self.graph.constants.values())
         self.placement = place_values(
-            self.graph, self.steps, self.views, self.aliases, self.native, overwrites=self.executor.overwrites,
+            self.graph, self.steps, self.views, self.aliases, never_raising(self.native),
+            overwrites=self.executor.overwrites,
             apart=LARGE_BUFFER if self.low_memory is not None else None,
         )  # fmt: skip
         if self.low_memory is not None:
@@ -129,9 +131,7 @@ class _Assembler:
         if isinstance(step.work, FusedKernel):
             return step.work.values
         plan = self.native.get(step.work.node)
-        if isinstance(plan, ConvolutionPlan):
-            return tuple(operand.base for operand in plan.operands)
-        return () if plan is None else (plan.a.base, plan.b.base, plan.c.base)
+        return () if plan is None else plan.buffers
 
     def assemble(self) -> ProgramParts:
         dying = self._deaths()
@@ -176,7 +176,11 @@ class _Assembler:
         if self.graph.inputs:
             lines.append(f"{', '.join(f'a{i}' for i in range(len(self.graph.inputs)))}, = inputs")
         if self.low_memory is not None and self.schedule is not None:
-            lines += self._file_lines(self.low_memory, self.schedule)
+            stored = [self.graph.outputs[number].type for number in self.low_memory.stored]
+            fetched = [number for _, numbers in sorted(self.schedule.fetched.items()) for number in numbers]
+            opening, names = open_files(stored, fetched, self.low_memory.directory)
+            lines += opening
+            self.names |= names
         lines.append("b = frame.tensors")
         for number, value in enumerate(self.placement.outputs if self.schedule is None else ()):
             lines.append(f"o{number} = {self._allocation(value)}")
@@ -194,23 +198,11 @@ class _Assembler:
             lines.append(f"put(frame.buffer, 0, *map(data_ptr, ({tensors},)))")
         if self.slots:
             lines.append("address = frame.address")
-            if self.schedule is not None or any(place.home is Home.LIBRARY for place in self.slots):
+            if self.schedule is not None or any(place.home in (Home.LIBRARY, Home.TABLE) for place in self.slots):
                 lines.append("table = frame.table")
+            if (flag := self.slots.get(Place(Home.TABLE, 0))) is not None:
+                lines.append(f"table[{flag}] = address + {8 * (flag + 1)}")
         return "def run(inputs, frame, threads):", lines
-
-    def _file_lines(self, low_memory: LowMemory, schedule: MemorySchedule) -> list[str]:
-        """What opens the file that outputs go to, and begins to read inputs."""
-        lines: list[str] = []
-        if low_memory.stored:
-            types = [self.graph.outputs[number].type for number in low_memory.stored]
-            total = sum(span_bytes(type_.shape, type_.strides, type_.dtype.itemsize) for type_ in types)
-            self.names["open_file"] = partial(OffloadFile, low_memory.directory, total)
-            lines.append("file = open_file()")
-        if low_memory.fetched:
-            order = [number for step in sorted(schedule.fetched) for number in schedule.fetched[step]]
-            self.names["read_in_order"] = read_in_order
-            lines.append(f"read_in_order(({''.join(f'a{number}, ' for number in order)}))")
-        return lines
 
     def _allocation(self, value: Value) -> str:
         type_ = value.type
@@ -222,7 +214,8 @@ class _Assembler:
 
     # -- native steps --------------------------------------------------------------------------------------------
 
-    def _slot(self, value: Value) -> int:
+    def slot(self, value: Value) -> int:
+        """The slot with the address of its buffer."""
         place = self.placement.places[value]
         slot = self.slots.get(place)
         if slot is None:
@@ -234,9 +227,10 @@ class _Assembler:
 
     def _kernel(self, fused: FusedKernel) -> None:
         self._take_over(fused.reads, fused.writes)
-        slots = tuple(self._slot(value) for value in fused.values)
+        if self.refusable and any(self.placement.places[value].home is Home.INPUT for value in fused.writes):
+            self._flush()  # what the caller sees is written when nothing can be refused any more
         sizes = self.sizes[fused] if self.sizes is not None else ()
-        self.pending.append(KernelCall(self.kernels[fused], slots, sizes=sizes, zero=self._zero() if sizes else 0))
+        self.pending.append(kernel_call(fused, self.kernels[fused], sizes, self))
 
     def _take_over(self, reads: Sequence[Value], writes: Sequence[Value]) -> None:
         """What is written to a tensor that something read had goes by its name."""
@@ -246,18 +240,20 @@ class _Assembler:
                 holder = next(v for v in reads if self.placement.places.get(v) == place)
                 self.variables[value] = self.variables[holder]
 
-    def _zero(self) -> int:
+    def zero(self) -> int:
         """A slot of the table that holds 0."""
         return self.slots.setdefault(Place(Home.NOWHERE, 0), len(self.slots))
 
     def _native(self, node: Node, plan: NativePlan) -> None:
-        if isinstance(plan, ConvolutionPlan):
-            slots = tuple(self._slot(operand.base) for operand in plan.operands)
-            offsets = tuple(operand.offset * node.output.type.dtype.itemsize for operand in plan.operands)
-            self.pending.append(KernelCall(self.kernels[node], slots, offsets, astuple(plan.sizes), self._zero()))
-        else:
-            a, b, c = (self._slot(matrix.base) for matrix in (plan.a, plan.b, plan.c))
-            self.pending.append(GemmCall.row_major(plan, (a, b, c)))
+        if not isinstance(plan, MatmulPlan):
+            self._take_over(tuple(node.inputs()), node.outputs)
+        self.pending.append(native_call(plan, self.kernels.get(node), self))
+
+    def flag(self) -> int:
+        """A slot that holds the address of the next one, which a native step sets to 1 to refuse the run."""
+        self.refusable = True
+        address, _ = (self.slots.setdefault(Place(Home.TABLE, number), len(self.slots)) for number in range(2))
+        return address
 
     def _flush(self) -> None:
         if self.pending:
@@ -265,6 +261,10 @@ class _Assembler:
             self.sequences[name] = tuple(self.pending)
             self.lines.append(f"{name}(address, threads)")
             self.pending = []
+            if self.refusable:
+                flag, self.names["refuse"] = self.slots[Place(Home.TABLE, 1)], refuse
+                self.lines.append(f"if table[{flag}]: refuse(table, {flag})")
+                self.refusable = False
             self._drop()
 
     def _watched(self, number: int, watch: StepWatch) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dsjit.codegen.low_memory import (
@@ -15,7 +15,7 @@ from dsjit.codegen.low_memory import (
 )
 from dsjit.codegen.memory_plan import last_uses, plan_memory
 from dsjit.codegen.placement import Placement, Step, place_values
-from dsjit.codegen.steps import library_aliases
+from dsjit.codegen.steps import NativePlan, library_aliases, never_raising
 from dsjit.fusion.views import Views
 from dsjit.ir.graph import Graph, Node
 
@@ -48,7 +48,7 @@ class Timeline:
 
 
 def footprint(
-    graph: Graph, steps: Sequence[Step], native: Container[Node], views: Views, low_memory: LowMemory
+    graph: Graph, steps: Sequence[Step], native: Mapping[Node, NativePlan], views: Views, low_memory: LowMemory
 ) -> Footprint:
     """Of the Program that `assemble` makes of the same arguments for the CPU."""
     placement, plan = _plans(graph, steps, native, views, low_memory)
@@ -60,7 +60,7 @@ def footprint(
 
 
 def memory_timeline(
-    graph: Graph, steps: Sequence[Step], native: Container[Node], views: Views, low_memory: LowMemory
+    graph: Graph, steps: Sequence[Step], native: Mapping[Node, NativePlan], views: Views, low_memory: LowMemory
 ) -> Timeline:
     """Of the same Program."""
     placement, plan = _plans(graph, steps, native, views, low_memory)
@@ -73,8 +73,8 @@ def memory_timeline(
 
 
 def _plans(
-    graph: Graph, steps: Sequence[Step], native: Container[Node], views: Views, low_memory: LowMemory
+    graph: Graph, steps: Sequence[Step], native: Mapping[Node, NativePlan], views: Views, low_memory: LowMemory
 ) -> tuple[Placement, MemorySchedule]:
     aliases = library_aliases(steps)
-    placement = place_values(graph, steps, views, aliases, native, apart=LARGE_BUFFER)
+    placement = place_values(graph, steps, views, aliases, never_raising(native), apart=LARGE_BUFFER)
     return placement, memory_schedule(graph, steps, views, aliases, placement, low_memory)

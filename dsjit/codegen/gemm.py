@@ -44,6 +44,11 @@ class MatmulPlan:
     k: int
     dtype: torch.dtype
 
+    @property
+    def buffers(self) -> tuple[Value, ...]:
+        """Those that it reads and writes."""
+        return self.a.base, self.b.base, self.c.base
+
 
 def plan_matmul(node: Node, views: Views) -> MatmulPlan | None:
     """How BLAS can compute `node`; None when it cannot (dtype, an empty size, or no unit stride)."""

@@ -23,6 +23,7 @@ from dsjit.ir.kernel import (
     Axis,
     Block,
     Cast,
+    Check,
     Constant,
     Index,
     IndexValue,
@@ -70,7 +71,7 @@ def run_kernel(
     offsets: by param name, the position in the buffer of the element that the Kernel calls index 0 (default 0).
     sizes: by name, the values of the Kernel's sizes.
 
-    Raises IndexError when a statement touches an element outside of its buffer.
+    Raises IndexError when a statement touches an element outside of its buffer, and when a check fails.
     """
     if kernel.sizes:
         kernel = bind_sizes(kernel, sizes or {})
@@ -174,7 +175,9 @@ def _run_statement(
     match statement:
         case Load():
             if statement.mask is None or scope[statement.mask]:
-                scope[statement.result] = memory[statement.param].read(_evaluate(statement.index, point))
+                place = _evaluate(statement.index, point)
+                place += sum(int(scope[name]) * known(coefficient) for name, coefficient in statement.gathered)
+                scope[statement.result] = memory[statement.param].read(place)
             else:
                 scope[statement.result] = cast_scalar(_python_scalar(statement.other), statement.dtype)
         case Constant():
@@ -194,6 +197,9 @@ def _run_statement(
             gathered[statement.result].append((scope[statement.arg], index))
         case Store():
             memory[statement.param].write(_evaluate(statement.index, point), scope[statement.arg])
+        case Check():
+            if not scope[statement.condition]:
+                raise IndexError("an index is out of range")
 
 
 def _evaluate(index: Index, point: Mapping[str, int]) -> int:

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from dsjit.ir.kernel import Axis, Block, Index, IndexValue, InRange, Kernel, Load, Reduce, SizeParam, Stmt, Store, known
+from dsjit.ir.kernel import (
+    Axis,
+    Block,
+    Index,
+    IndexValue,
+    InRange,
+    Kernel,
+    Load,
+    Reduce,
+    SizeParam,
+    Stmt,
+    Store,
+    known,
+)
 
 __all__ = [
     "drop_unit_axes",
+    "has_gathers",
     "has_reductions",
     "index_bounds",
     "is_map",
@@ -21,6 +35,11 @@ __all__ = [
 
 def has_reductions(blocks: Sequence[Block]) -> bool:
     return any(isinstance(statement, Reduce) for block in blocks for statement in block.body)
+
+
+def has_gathers(statements: Iterable[Stmt]) -> bool:
+    """Whether data decide which elements are read."""
+    return any(isinstance(statement, Load) and statement.gathered for statement in statements)
 
 
 def is_map(blocks: Sequence[Block], updated: frozenset[str]) -> bool:
@@ -132,7 +151,8 @@ def _merged_extent(upper: Axis, lower: Axis, blocks: Sequence[Block]) -> int | N
 
 
 def index_bounds(kernel: Kernel) -> list[tuple[int, int]]:
-    """The least and the greatest index at which each param may be touched, masks disregarded. Its sizes are known."""
+    """The least and the greatest index at which each param may be touched, masks and what is gathered disregarded. Its
+    sizes are known."""
     bounds = {param.name: (0, 0) for param in kernel.params}
     for block in kernel.blocks:
         sizes = {axis.name: known(axis.size) for axis in (*kernel.outer, *block.axes)}

@@ -15,14 +15,16 @@ import zlib
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import zip_longest
 from typing import Any
 
 import torch
 
 from dsjit.errors import OffloadError
+from dsjit.ir.graph import TensorType
 
-__all__ = ["OffloadFile", "StoredTensor", "TensorInMemory", "read_in_order", "span_bytes"]
+__all__ = ["OffloadFile", "StoredTensor", "TensorInMemory", "open_files", "read_in_order", "span_bytes"]
 
 
 def span_bytes(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> int:
@@ -30,6 +32,24 @@ def span_bytes(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> i
     if 0 in shape:
         return 0
     return (1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))) * itemsize
+
+
+def open_files(
+    stored: Sequence[TensorType], fetched: Sequence[int], directory: str
+) -> tuple[list[str], dict[str, Any]]:
+    """What opens the file of one call and begins to read others, as lines of a Program, and the names in them.
+
+    stored: what will be put into the file. fetched: numbers of the inputs that are in files, in the order of their use.
+    """
+    lines, names = list[str](), dict[str, Any]()
+    if stored:
+        total = sum(span_bytes(type_.shape, type_.strides, type_.dtype.itemsize) for type_ in stored)
+        names["open_file"] = partial(OffloadFile, directory, total)
+        lines.append("file = open_file()")
+    if fetched:
+        names["read_in_order"] = read_in_order
+        lines.append(f"read_in_order(({''.join(f'a{number}, ' for number in fetched)}))")
+    return lines, names
 
 
 class OffloadFile:

@@ -12,7 +12,7 @@ from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.planner import LibraryUnit
 from dsjit.fusion.views import Views
 from dsjit.ir.graph import Graph, Node, Value
-from dsjit.ir.kernel import Kernel, Load, Store
+from dsjit.ir.kernel import Kernel, Load, Store, has_checks
 from dsjit.ops.library import writes_over_first
 
 __all__ = ["Home", "Place", "Placement", "Step", "last_reads", "place_values"]
@@ -27,6 +27,7 @@ class Home(Enum):
     OUTPUT = "a tensor made for each call, which the caller gets"
     LIBRARY = "a tensor that a library call returned, or one made for a large buffer"
     NOWHERE = "no memory: the address is 0"
+    TABLE = "the table of addresses: a slot with the address of the next one, and that one, a flag"
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +182,7 @@ def _written_in_place(
 
     No step after it may raise, since a call that fails goes on eagerly; and none may want what was there.
     """
-    calls = [n for n, s in enumerate(steps) if isinstance(s.work, LibraryUnit) and s.work.node not in native]
+    calls = [n for n, step in enumerate(steps) if _may_raise(step.work, native)]
     first = max(calls, default=-1) + 1
     sources = Counter(owner(write.value) for write in graph.writes)
     targets = {write.value: write.target for write in graph.writes if owner(write.value) is write.value}
@@ -199,6 +200,10 @@ def _written_in_place(
             if target not in names or can_overwrite(fused.kernel, names[target], names[value]):
                 found[value] = target
     return found
+
+
+def _may_raise(work: FusedKernel | LibraryUnit, native: Container[Node]) -> bool:
+    return has_checks(work.kernel) if isinstance(work, FusedKernel) else work.node not in native
 
 
 def holders(value: Value, views: Views, aliases: Mapping[Value, Value]) -> list[Value]:
@@ -288,7 +293,7 @@ def can_overwrite(kernel: Kernel, read: str, written: str) -> bool:
     for block in kernel.blocks:
         for stmt in block.body:
             if isinstance(stmt, Load) and stmt.param == read:
-                if stored is not None or stmt.mask is not None:
+                if stored is not None or stmt.mask is not None or stmt.gathered:
                     return False
                 index, body = stmt.index, block
                 for other in kernel.blocks:

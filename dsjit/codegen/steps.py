@@ -7,8 +7,10 @@ from typing import TypeAlias
 
 from dsjit.codegen.gemm import MatmulPlan, plan_matmul
 from dsjit.codegen.llvm.executor import gemm_available
+from dsjit.codegen.llvm.templates.emit import Template
 from dsjit.codegen.placement import Step
-from dsjit.codegen.templates.convolution import ConvolutionPlan, ConvolutionTemplate, plan_convolution
+from dsjit.codegen.templates.convolution import ConvolutionPlan, plan_convolution
+from dsjit.codegen.templates.rows import AddRowsPlan, plan_add_rows
 from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.planner import LibraryUnit
 from dsjit.fusion.views import Views
@@ -17,9 +19,9 @@ from dsjit.ops.library import out_variant
 from dsjit.ops.properties import is_dynamic
 from dsjit.ops.strided import strided_view
 
-__all__ = ["NativePlan", "choose_steps", "library_aliases", "templates_of"]
+__all__ = ["NativePlan", "choose_steps", "library_aliases", "never_raising", "templates_of"]
 
-NativePlan: TypeAlias = MatmulPlan | ConvolutionPlan
+NativePlan: TypeAlias = MatmulPlan | ConvolutionPlan | AddRowsPlan
 """How a library node runs as a native step."""
 
 
@@ -47,15 +49,20 @@ def library_aliases(steps: Sequence[Step]) -> dict[Value, Value]:
     return found
 
 
-def templates_of(native: Mapping[Node, NativePlan]) -> dict[Node, ConvolutionTemplate]:
+def templates_of(native: Mapping[Node, NativePlan]) -> dict[Node, Template]:
     """The templates that have to be compiled, by node."""
-    return {node: plan.template for node, plan in native.items() if isinstance(plan, ConvolutionPlan)}
+    return {node: plan.template for node, plan in native.items() if not isinstance(plan, MatmulPlan)}
+
+
+def never_raising(native: Mapping[Node, NativePlan]) -> frozenset[Node]:
+    """The native steps that no content of their operands makes refuse the run."""
+    return frozenset(node for node, plan in native.items() if not isinstance(plan, AddRowsPlan))
 
 
 def _plan_native(node: Node, views: Views) -> NativePlan | None:
     if gemm_available() and (product := plan_matmul(node, views)) is not None:
         return product
-    return plan_convolution(node, views)
+    return plan_convolution(node, views) or plan_add_rows(node, views)
 
 
 def _takes_out(node: Node) -> bool:

@@ -9,6 +9,7 @@ from dsjit.ir.kernel import (
     Apply,
     Block,
     Cast,
+    Check,
     Constant,
     Index,
     IndexValue,
@@ -59,9 +60,12 @@ class _Numbering:
                 key: tuple[Hashable, ...] = (statement.op, *(values[arg] for arg in statement.args))
             case Load():
                 mask = None if statement.mask is None else (values[statement.mask], _exact(statement.other))
-                key = ("load", self.params[statement.param], self.index(statement.index), mask)
+                gathered = tuple([(values[name], coefficient) for name, coefficient in statement.gathered])
+                key = ("load", self.params[statement.param], self.index(statement.index), mask, gathered)
             case Store():
                 return "store", self.params[statement.param], self.index(statement.index), values[statement.arg]
+            case Check():
+                return "check", values[statement.condition]
             case Constant():
                 key = ("constant", _exact(statement.value), statement.dtype)
             case Cast():

@@ -22,6 +22,9 @@ CHEAP: Final[frozenset[str]] = frozenset(
         "shr",
     )
 )  # fmt: skip
+GATHER: Final = 8
+"""Of an element whose place data decide: a load that waits for its index, and what sees to it that this is in range."""
+
 MIDDLING: Final[frozenset[str]] = frozenset(("div", "sqrt", "trunc_div", "floor_div", "trunc_rem", "floor_rem"))
 
 
@@ -79,6 +82,8 @@ class Costs:
 
 
 def _cost(node: Node, info: NodeInfo) -> int:
+    if info.kind is NodeKind.GATHER:
+        return GATHER
     if not isinstance(info.rule, Pointwise):
         return len(info.operands)
     builder = _CountingBuilder()

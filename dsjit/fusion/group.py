@@ -28,10 +28,18 @@ class Guard:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """One affine index per dimension of a Value, and the conditions under which it is read."""
+    """One affine index per dimension of a Value, and the conditions under which it is read.
+
+    An axis with a negative number is none of the group's: it stands for a place that data decide (`GatheredSource`).
+    """
 
     index: IndexMap
     guards: tuple[Guard, ...] = ()
+
+    @property
+    def is_gathered(self) -> bool:
+        """Whether data decide which element is read."""
+        return any(axis < 0 for form in self.index for axis, _ in form.terms)
 
     def axes(self) -> set[int]:
         """The axes that the element depends on."""

@@ -16,7 +16,7 @@ import torch
 from dsjit.fusion.affine import Affine, linearize
 from dsjit.fusion.costs import Costs
 from dsjit.fusion.group import Access, Group, Guard
-from dsjit.fusion.operands import NodeInfo, NodeKind, operand_access
+from dsjit.fusion.operands import GatheredSource, IndexOperand, NodeInfo, NodeKind, operand_access
 from dsjit.fusion.schedule import Footprint, Schedule, schedule_loops
 from dsjit.fusion.views import Views
 from dsjit.ir.dtypes import compute_dtype
@@ -25,6 +25,7 @@ from dsjit.ir.kernel import (
     Apply,
     Block,
     Cast,
+    Check,
     Constant,
     InRange,
     Kernel,
@@ -139,15 +140,21 @@ class _Lowering:
         others: list[Affine] = []
         for value, accesses in group.needs.items():
             for access in accesses:
-                address = linearize(access.index, value.type.strides)
-                footprints.append(self._footprint(address, value.type.dtype.itemsize))
                 others.extend(guard.form for guard in access.guards)
+                if not access.is_gathered:
+                    address = linearize(access.index, value.type.strides)
+                    footprints.append(self._footprint(address, value.type.dtype.itemsize))
         for value, access in group.stored.items():
             address = linearize(access.index, value.type.strides)
             footprints.append(self._footprint(address, 2 * value.type.dtype.itemsize))
-        for node in group.members:
+        for node, accesses in group.members.items():
             if self._is_positional(node):
                 others.append(self._position(node))
+            if self.info[node].kind is NodeKind.GATHER:
+                for access in accesses:
+                    base, source = self._operands(node, access)[0]
+                    weight = base.type.dtype.itemsize * group.extent(access.axes())
+                    footprints.append(Footprint(linearize(source.index, base.type.strides), weight))
         return schedule_loops(group.outer(), group.row_axes(), group.sizes, footprints, others)
 
     def _footprint(self, address: Affine, weight: int) -> Footprint:
@@ -198,7 +205,10 @@ class _Lowering:
         found: list[tuple[Value, Access]] = []
         for operand in self.info[node].operands:
             wanted = operand_access(self.group, node, operand, access)
-            base, index = self.views.follow(operand.value, wanted.index, self.group.sizes)
+            sizes = self.group.sizes
+            if isinstance(operand, GatheredSource):
+                sizes = {**sizes, **operand.extents}
+            base, index = self.views.follow(operand.value, wanted.index, sizes)
             found.append((base, Access(index, wanted.guards)))
         return found
 
@@ -263,20 +273,26 @@ class _Lowering:
             return 1
         if not access.axes() & self.inner or self.info[node].kind is NodeKind.REDUCTION:
             return 0
-        return self.costs.of(node, self.info[node]) + sum(
-            self._rebuild_cost(v, a) for v, a in self._operands(node, access)
-        )
+        operands = self._operands(node, access)
+        if self.info[node].kind is NodeKind.GATHER and not any(a.axes() & self.inner for _, a in operands[1:]):
+            return 1  # a row of the source, whose place is known outside of the loop
+        return self.costs.of(node, self.info[node]) + sum(self._rebuild_cost(v, a) for v, a in operands)
 
-    def _load(self, value: Value, access: Access, level: int, looped: bool) -> str:
+    def _load(
+        self, value: Value, access: Access, level: int, looped: bool, places: Mapping[int, str] | None = None
+    ) -> str:
+        """places: by the axis that stands for it, the result that holds the place."""
         mask = self._mask(access.guards, level, looped)
-        address = self.schedule.index(linearize(access.index, value.type.strides))
-        key = ("load", value, address, mask, level if looped else -1, looped)
+        form = linearize(access.index, value.type.strides)
+        address = self.schedule.index(form)
+        gathered = tuple([(places[axis], coefficient) for axis, coefficient in form.terms if places and axis < 0])
+        key = ("load", value, address, gathered, mask, level if looped else -1, looped)
         if key in self.memo:
             return self.memo[key]
         name = self._fresh("x", value.type.dtype)
         self.memo[key] = name
         body = self._body(level, looped)
-        body.append(Load(name, self._param(value), address, value.type.dtype, mask))
+        body.append(Load(name, self._param(value), address, value.type.dtype, mask, gathered=gathered))
         return name
 
     def _mask(self, guards: tuple[Guard, ...], level: int, looped: bool) -> str | None:
@@ -302,6 +318,8 @@ class _Lowering:
         info = self.info[node]
         if info.kind is NodeKind.REDUCTION:
             return self._reduce(node, info, access, level, looped)
+        if info.kind is NodeKind.GATHER:
+            return self._gather(node, info, access, level, looped)
         builder = _Statements(self, level, looped, node.source)
         found = self._operands(node, access)
         if info.kind is NodeKind.CONCAT:
@@ -311,6 +329,39 @@ class _Lowering:
         assert isinstance(info.rule, Pointwise)
         name: str = evaluate(info.rule, node, builder, lambda value: self._element(*wanted[value], level, looped))
         return name
+
+    def _gather(self, node: Node, info: NodeInfo, access: Access, level: int, looped: bool) -> str:
+        (base, picked), *found = self._operands(node, access)
+        source, *indices = info.operands
+        places: dict[int, str] = {}
+        for operand, (value, wanted) in zip(indices, found, strict=True):
+            assert isinstance(source, GatheredSource) and isinstance(operand, IndexOperand)
+            axis = source.places[operand.dim]
+            places[axis] = self._place(node, info.wraps, source.extents[axis], value, wanted, level, looped)
+        return self._load(base, picked, level, looped, places)
+
+    def _place(
+        self, node: Node, wraps: bool, extent: int, value: Value, access: Access, level: int, looped: bool
+    ) -> str:
+        """The result that holds the place which this element of an index means, as i64: one of `extent` places, the
+        first of them where the element is out of range, of which a check makes an error. There is a first one: what has
+        a size of 0 is in no kernel, and open sizes are 1 and more."""
+        looped = looped and bool(access.axes() & self.inner)
+        if not looped:
+            level = self._level(value, access)
+        builder = _Statements(self, level, looped, node.source)
+        given = builder.cast(self._element(value, access, level, looped), torch.int64)
+        zero, end = builder.constant(0, torch.int64), builder.constant(extent, torch.int64)
+        number = given
+        if wraps:
+            number = builder.op("select", builder.op("lt", given, zero), builder.op("add", given, end), given)
+        inside = builder.op("and", builder.op("ge", number, zero), builder.op("lt", number, end))
+        allowed = inside
+        mask = self._mask(access.guards, level, looped)
+        if mask is not None:
+            allowed = builder.op("or", inside, builder.op("not", mask))
+        builder.check(allowed, (value, access, extent, wraps))
+        return builder.op("select", inside, number, zero)
 
     def _concat(
         self, info: NodeInfo, access: Access, names: list[str], builder: _Statements, level: int, looped: bool
@@ -398,6 +449,13 @@ class _Statements:
 
     def dtype_of(self, a: str) -> torch.dtype:
         return self.lowering.dtypes[a]
+
+    def check(self, condition: str, key: Any) -> None:
+        """key: equal for checks of the same at every point, one of which is enough for all blocks."""
+        low = self.lowering
+        if ("check", key) not in low.memo:
+            low.memo["check", key] = condition
+            low._body(self.level, self.looped).append(Check(condition, self.source))
 
 
 def kernel_name(nodes: tuple[Node, ...]) -> str:

@@ -14,10 +14,11 @@ from dsjit.fusion.limits import Limits
 from dsjit.ir.dtypes import KERNEL_DTYPES
 from dsjit.ir.graph import Node, Value
 from dsjit.ops.binding import bind
+from dsjit.ops.gathers import Gather, gather_of
 from dsjit.ops.row import Pointwise, Reduction
 from dsjit.ops.table import row_of
 
-__all__ = ["NodeInfo", "NodeKind", "Operand", "describe", "operand_access"]
+__all__ = ["GatheredSource", "IndexOperand", "NodeInfo", "NodeKind", "Operand", "describe", "operand_access"]
 
 CONCAT_OPS: Final[frozenset[Any]] = frozenset({torch.ops.aten.cat.default})
 
@@ -26,6 +27,7 @@ class NodeKind(Enum):
     POINTWISE = "pointwise"
     REDUCTION = "reduction"
     CONCAT = "concat"
+    GATHER = "gather"
     LIBRARY = "library"
 
 
@@ -50,18 +52,57 @@ class Operand:
         return Access(_clamp(access.index[lead:], shape), access.guards)
 
 
+@dataclass(frozen=True, slots=True)
+class IndexOperand:
+    """A tensor whose integers are places in dimension `dim` of the source of a gather. It broadcasts to `rank`
+    dimensions of the result, from dimension `first` on."""
+
+    value: Value
+    dim: int
+    first: int
+    rank: int
+
+    def access(self, access: Access) -> Access:
+        """The access to this operand when the node's element is wanted at `access`."""
+        shape = self.value.type.shape
+        end = self.first + self.rank
+        return Access(_clamp(access.index[end - len(shape) : end], shape), access.guards)
+
+
+@dataclass(frozen=True, slots=True)
+class GatheredSource:
+    """The operand of which a gather picks elements. places: as `ops.gathers.Gather` has them; what is negative there is
+    the axis that stands for the place."""
+
+    value: Value
+    places: tuple[int, ...]
+
+    @property
+    def extents(self) -> dict[int, int]:
+        """The number of places, by the axis that stands for one."""
+        shape = self.value.type.shape
+        return {place: size for place, size in zip(self.places, shape, strict=True) if place < 0}
+
+    def access(self, access: Access) -> Access:
+        """The access to this operand when the node's element is wanted at `access`."""
+        index = [Affine.axis(place) if place < 0 else access.index[place] for place in self.places]
+        return Access(tuple(index), access.guards)
+
+
 def _clamp(index: tuple[Affine, ...], shape: tuple[int, ...]) -> tuple[Affine, ...]:
     return tuple(Affine() if size == 1 else form for form, size in zip(index, shape, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class NodeInfo:
-    """kind, rule and (distinct) operands of a node; for a reduction, `dims` are the reduced dimensions."""
+    """kind, rule and (distinct) operands of a node; for a reduction, `dims` are the reduced dimensions. Those of a
+    gather are the source and the indices; `wraps` as `ops.gathers.Gather` has it."""
 
     kind: NodeKind
-    operands: tuple[Operand, ...] = ()
+    operands: tuple[Operand | IndexOperand | GatheredSource, ...] = ()
     rule: Pointwise | Reduction | None = None
     dims: tuple[int, ...] = ()
+    wraps: bool = False
 
 
 LIBRARY: Final = NodeInfo(NodeKind.LIBRARY)
@@ -73,6 +114,9 @@ def describe(node: Node, limits: Limits, device: torch.device) -> NodeInfo:
         return LIBRARY
     if node.op in CONCAT_OPS:
         return _describe_concat(node, limits, device)
+    gather = gather_of(node)
+    if gather is not None:
+        return _describe_gather(node, gather, device)
     row = row_of(node.op)
     if row is None or not isinstance(row.rule, Pointwise | Reduction):
         return LIBRARY
@@ -111,12 +155,24 @@ def _describe_concat(node: Node, limits: Limits, device: torch.device) -> NodeIn
     return NodeInfo(NodeKind.CONCAT, tuple(found))
 
 
+def _describe_gather(node: Node, gather: Gather, device: torch.device) -> NodeInfo:
+    if not _fits(node.output, device) or not all(_fits(value, device) for value in node.inputs()):
+        return LIBRARY
+    indices = [
+        IndexOperand(index.value, gather.places.index(-1 - number), index.first, index.rank)
+        for number, index in enumerate(gather.indices)
+    ]
+    return NodeInfo(NodeKind.GATHER, (GatheredSource(gather.source, gather.places), *indices), wraps=gather.wraps)
+
+
 def _fits(value: Value, device: torch.device) -> bool:
     type_ = value.type
     return type_.dtype in KERNEL_DTYPES and type_.device == device and 0 not in type_.shape
 
 
-def operand_access(group: Group, node: Node, operand: Operand, access: Access) -> Access:
+def operand_access(
+    group: Group, node: Node, operand: Operand | IndexOperand | GatheredSource, access: Access
+) -> Access:
     """How `node`, wanted at `access` in `group`, reads `operand` (a reduction reads along the group's rows)."""
     index = group.reduced.get(node)
     return operand.access(access if index is None else Access(index, access.guards))

@@ -18,11 +18,11 @@ from typing import Final, TypeAlias
 
 import torch
 
-from dsjit.fusion.affine import Affine, IndexMap, NotAffine, digits
+from dsjit.fusion.affine import Affine, IndexMap, NotAffine, digits, linearize
 from dsjit.fusion.costs import Costs
 from dsjit.fusion.group import Access, Group, covers
 from dsjit.fusion.limits import Limits
-from dsjit.fusion.operands import LIBRARY, NodeInfo, NodeKind, describe, operand_access
+from dsjit.fusion.operands import LIBRARY, GatheredSource, NodeInfo, NodeKind, describe, operand_access
 from dsjit.fusion.siblings import absorb_sibling, axis_map
 from dsjit.fusion.views import Views, is_view
 from dsjit.ir.graph import Graph, Node, Value
@@ -130,8 +130,9 @@ class _Planner:
         for operand in info.operands:
             while True:
                 wanted = operand_access(group, node, operand, group.members[node][number])
+                sizes = {**group.sizes, **operand.extents} if isinstance(operand, GatheredSource) else group.sizes
                 try:
-                    base, index = self.views.follow(operand.value, wanted.index, group.sizes)
+                    base, index = self.views.follow(operand.value, wanted.index, sizes)
                 except NotAffine as obstacle:
                     assert obstacle.split is not None
                     group.split(obstacle.split)
@@ -139,6 +140,8 @@ class _Planner:
                 break
             group.want(base, replace(wanted, index=index))
             self.wanted_by.setdefault(base, {})[group] = None
+            if isinstance(operand, GatheredSource):
+                self.required[base] = None
 
     def _may(self, kind: RewriteKind, node: Node, *groups: Group) -> bool:
         """Whether there is fuel for one more rewrite: of `node`, into `groups`."""
@@ -253,6 +256,8 @@ class _Planner:
         value = node.output
         accesses = group.needs[value]
         stored = value in self.required or len(consumers) > 1
+        if any(access.is_gathered for access in accesses):
+            return "which of its elements are read depends on data: it has to be in memory"
         if len(group.members) >= self.limits.members:
             return f"the kernel already has {self.limits.members} ops"
         if len(group.needs) >= self.limits.buffers:
@@ -280,10 +285,12 @@ class _Planner:
             axes = access.axes()
             if group.row and not axes & group.row:
                 continue  # evaluated once per row, outside the loops
-            if not group.row and group.order and group.order[-1] not in axes:
+            if not group.row and group.order and _innermost(group) not in axes:
                 continue  # evaluated once per outer point
-            times = group.extent(group.order) // own
-            if times > 1 and self.costs.of(node, self.info[node]) > self.limits.recompute:
+            points = group.extent(group.order)
+            times = points // own
+            often = times >= self.limits.repeats and points >= self.limits.repeated_elements
+            if times > 1 and self.costs.of(node, self.info[node]) > (1 if often else self.limits.recompute):
                 return f"broadcasting would compute it {times} times"
         return None
 
@@ -434,6 +441,13 @@ class _Planner:
                 group.row.add(axis)
                 index.append(Affine.axis(axis))
         return tuple(index)
+
+
+def _innermost(group: Group) -> int:
+    """The axis that lanes will most likely run along: where what the group writes lies side by side."""
+    value, access = max(group.stored.items(), key=lambda stored: stored[0].type.nbytes)
+    address = linearize(access.index, value.type.strides)
+    return next((axis for axis in group.order if address.coefficient(axis) == 1), group.order[-1])
 
 
 def _reader(group: Group, value: Value, views: Views) -> Node | None:

@@ -18,7 +18,7 @@ def axis_map(group: Group, sibling: Group, value: Value) -> dict[int, int] | Non
     theirs, ours = sibling.needs.get(value), group.needs.get(value)
     if theirs is None or ours is None or len(theirs) != 1 or len(ours) != 1:
         return None
-    if theirs[0].guards or ours[0].guards:
+    if theirs[0].guards or ours[0].guards or theirs[0].is_gathered or ours[0].is_gathered:
         return None
     mapping: dict[int, int] = {}
     for their, our in zip(theirs[0].index, ours[0].index, strict=True):

@@ -318,13 +318,14 @@ class Views:
     def follow(self, value: Value, index: IndexMap, sizes: Sizes) -> tuple[Value, IndexMap]:
         """The base of `value`, and where in it the element `index` lives.
 
-        Raises NotAffine when splitting an axis would help; a view that nothing helps becomes opaque.
+        Raises NotAffine when splitting an axis would help; a view that nothing helps becomes opaque. An axis that
+        stands for a place that data decide, whose number is negative, cannot be split.
         """
         while (node := self.transparent(value)) is not None:
             try:
                 index = pull_index(node, node.outputs.index(value), index, sizes)
             except NotAffine as obstacle:
-                if obstacle.split is not None:
+                if obstacle.split is not None and obstacle.split.axis >= 0:
                     raise
                 self.opaque[node] = None
                 continue

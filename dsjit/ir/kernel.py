@@ -7,7 +7,7 @@ blocks after it, which is how softmax or layer norm is one Kernel: the row stays
 
     Kernel ::= name  params: Param*  outer: Axis*  blocks: Block*  vector_axis: axis name | None  sizes: SizeParam*
     Block  ::= for axes: Axis*  do  body: Stmt*
-    Stmt   ::= r = load param[Index] (where mask else other)?      element of a buffer
+    Stmt   ::= r = load param[Place] (where mask else other)?      element of a buffer
              | r = const c : dtype
              | r = index Index                                      the affine form itself, as i64
              | r = in_range Index low high                          low <= Index < high, as bool
@@ -15,6 +15,8 @@ blocks after it, which is how softmax or layer norm is one Kernel: the row stays
              | r = cast a : dtype
              | r = reduce kind a (at Index)? (over axis*)? : dtype  over the block's axes, or over some of them
              | store param[Index] = a
+             | check a                                              where the bool a is false, the run is refused
+    Place  ::= Index (+ r * coefficient)*                          r: i64 results, which data decide
     Index  ::= offset + sum(axis * coefficient)                     in elements of the buffer, or plain numbers
     Size   ::= int | SizeParam                                      extents, offsets, coefficients, bounds
 
@@ -22,6 +24,9 @@ Scoping: a result defined in a block without axes is visible to every later stat
 defined in a block with axes is visible to later statements of that block only; the result of a `Reduce` becomes
 visible after its block, and nowhere inside it; where it combines only some of the axes, to the statements of later
 blocks that loop over the others. Statements may use the outer axes and their own block's axes.
+
+Checks: a Kernel in which a check fails anywhere still runs to its end, touches nothing outside of its buffers, and
+leaves them with contents that mean nothing; whoever runs it raises IndexError then, before anybody sees these.
 
 Sizes: a Kernel for many shapes takes some of its integers as parameters. `bind_sizes` gives the Kernel for one shape,
 which is what the other one means there.
@@ -48,7 +53,9 @@ __all__ = [
     "Axis",
     "Block",
     "Cast",
+    "Check",
     "Constant",
+    "Gathered",
     "InRange",
     "Index",
     "IndexValue",
@@ -63,6 +70,7 @@ __all__ = [
     "Stmt",
     "Store",
     "bind_sizes",
+    "has_checks",
     "known",
     "names_read",
     "typical",
@@ -145,9 +153,17 @@ class Param:
     access: Literal["read", "write", "readwrite"]
 
 
+Gathered: TypeAlias = tuple[tuple[str, Size], ...]
+"""Results that hold places, and the number of elements from one place to the next."""
+
+
 @dataclass(frozen=True, slots=True)
 class Load:
-    """`result = param[index]`; where `mask` (a bool result) is false, memory is not touched and `other` results."""
+    """`result = param[index]`; where `mask` (a bool result) is false, memory is not touched and `other` results.
+
+    gathered: i64 results, each with a coefficient that is not 0, whose products are added to the index. A place that
+        data decide must lie in the buffer, whatever they are: a `Check` keeps the answer, and does not guard a load.
+    """
 
     result: str
     param: str
@@ -155,6 +171,7 @@ class Load:
     dtype: torch.dtype
     mask: str | None = None
     other: float | int | bool = 0
+    gathered: Gathered = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,7 +257,15 @@ class Store:
     arg: str
 
 
-Stmt: TypeAlias = Load | Constant | IndexValue | InRange | Apply | Cast | Reduce | Store
+@dataclass(frozen=True, slots=True)
+class Check:
+    """The run is refused, with an IndexError, when the bool `condition` is false at some point."""
+
+    condition: str
+    source: Source | None = None
+
+
+Stmt: TypeAlias = Load | Constant | IndexValue | InRange | Apply | Cast | Reduce | Store | Check
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,7 +309,11 @@ def bind_sizes(kernel: Kernel, values: Mapping[str, int]) -> Kernel:
 
     def statement(stmt: Stmt) -> Stmt:
         match stmt:
-            case Load() | Store() | IndexValue():
+            case Load():
+                gathered = [(name, size(coefficient)) for name, coefficient in stmt.gathered]
+                known_terms = tuple([term for term in gathered if term[1]])
+                return replace(stmt, index=index(stmt.index), gathered=known_terms)
+            case Store() | IndexValue():
                 return replace(stmt, index=index(stmt.index))
             case InRange():
                 return replace(stmt, index=index(stmt.index), low=size(stmt.low), high=size(stmt.high))
@@ -299,6 +328,11 @@ def bind_sizes(kernel: Kernel, values: Mapping[str, int]) -> Kernel:
     return replace(kernel, outer=axes(kernel.outer), blocks=blocks, sizes=())
 
 
+def has_checks(kernel: Kernel) -> bool:
+    """Whether the run may be refused."""
+    return any(isinstance(statement, Check) for block in kernel.blocks for statement in block.body)
+
+
 def names_read(statement: Stmt) -> tuple[str, ...]:
     """The results of other statements that this one takes."""
     match statement:
@@ -307,6 +341,9 @@ def names_read(statement: Stmt) -> tuple[str, ...]:
         case Cast() | Reduce() | Store():
             return (statement.arg,)
         case Load():
-            return () if statement.mask is None else (statement.mask,)
+            gathered = tuple([name for name, _ in statement.gathered])
+            return gathered if statement.mask is None else (*gathered, statement.mask)
+        case Check():
+            return (statement.condition,)
         case _:
             return ()

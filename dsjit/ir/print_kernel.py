@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from dsjit.ir.dtypes import short_name
-from dsjit.ir.kernel import Apply, Axis, Cast, Constant, IndexValue, InRange, Kernel, Load, Reduce, Stmt, Store
+from dsjit.ir.kernel import Apply, Axis, Cast, Check, Constant, IndexValue, InRange, Kernel, Load, Reduce, Stmt, Store
 
 __all__ = ["print_kernel"]
 
@@ -54,7 +54,7 @@ def _statement(statement: Stmt) -> str:
     match statement:
         case Load():
             masked = f" if {statement.mask} else {statement.other}" if statement.mask is not None else ""
-            return f"{statement.result} = {statement.param}[{statement.index}]{masked}"
+            return f"{statement.result} = {statement.param}[{_place(statement)}]{masked}"
         case Constant():
             return f"{statement.result} = {short_name(statement.dtype)}({statement.value})"
         case IndexValue():
@@ -72,3 +72,12 @@ def _statement(statement: Stmt) -> str:
             return f"{statement.result} = reduce_{statement.kind}({statement.arg}{at}{unit}{over})"
         case Store():
             return f"{statement.param}[{statement.index}] = {statement.arg}"
+        case Check():
+            return f"check({statement.condition})"
+
+
+def _place(load: Load) -> str:
+    gathered = [name if coefficient == 1 else f"{coefficient}*{name}" for name, coefficient in load.gathered]
+    if gathered and not load.index.terms and load.index.offset == 0:
+        return " + ".join(gathered)
+    return " + ".join([*gathered, str(load.index)])

@@ -13,6 +13,7 @@ from dsjit.ir.kernel import (
     Axis,
     Block,
     Cast,
+    Check,
     Constant,
     Index,
     IndexValue,
@@ -95,7 +96,7 @@ class _Checker:
         reduced: dict[str, torch.dtype] = {}
         for statement in block.body:
             dtype = self.check_statement(statement, scope, axes, block)
-            if dtype is None or isinstance(statement, Store):
+            if dtype is None or isinstance(statement, Store | Check):
                 continue
             name = statement.result
             if name in self.defined:
@@ -114,7 +115,7 @@ class _Checker:
     def check_statement(
         self, statement: Stmt, scope: dict[str, torch.dtype], axes: set[str], block: Block
     ) -> torch.dtype | None:
-        """The dtype of the statement's result; None for a store."""
+        """The dtype of the statement's result; None for a store and for a check."""
 
         def dtype_of(name: str) -> torch.dtype:
             if name not in scope:
@@ -129,6 +130,11 @@ class _Checker:
                     raise self.fail(f"loads {statement.dtype} from a buffer of {param.dtype}: {statement}")
                 if statement.mask is not None and dtype_of(statement.mask) is not torch.bool:
                     raise self.fail(f"the mask is not bool: {statement}")
+                for name, coefficient in statement.gathered:
+                    if dtype_of(name) is not torch.int64:
+                        raise self.fail(f"{name} is no i64, and so no place: {statement}")
+                    if coefficient == 0:
+                        raise self.fail(f"{name} has coefficient 0: {statement}")
                 return statement.dtype
             case Constant():
                 if statement.dtype not in KERNEL_DTYPES or statement.dtype in _STORAGE_ONLY:
@@ -154,6 +160,10 @@ class _Checker:
                 self.check_index(statement.index, axes, statement)
                 if dtype_of(statement.arg) is not param.dtype:
                     raise self.fail(f"stores {dtype_of(statement.arg)} to a buffer of {param.dtype}: {statement}")
+                return None
+            case Check():
+                if dtype_of(statement.condition) is not torch.bool:
+                    raise self.fail(f"the condition is not bool: {statement}")
                 return None
 
     def param(self, name: str, access: str, statement: Stmt) -> Param:

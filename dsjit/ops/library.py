@@ -44,6 +44,7 @@ FAST_ENTRIES: Final[Mapping[OpOverload, Callable[..., Any]]] = {
     aten.dot.default: torch.dot,
     aten.addmm.default: torch.addmm,
     aten.baddbmm.default: torch.baddbmm,
+    aten.addbmm.default: torch.addbmm,
     aten.addmv.default: torch.addmv,
     aten.cat.default: torch.cat,
     aten.convolution.default: torch.convolution,

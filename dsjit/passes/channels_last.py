@@ -7,8 +7,8 @@ with its neighbours. What the caller gets keeps its strides. In that order, a co
 matrix product.
 
 In a backward, the gradient of an image is a convolution of the gradient of the result by the weight with its window
-turned around, or a product when the window is one pixel. For strides and groups, and for the gradient of the weight, it
-is torch's.
+turned around, or a product when the window is one pixel. The gradient of a large weight of one pixel is a sum of
+products, one for each image. For strides and groups, and for other weights, it is torch's.
 
 Precision: oneDNN cuts the sums of row-major convolutions every few channels, and their rounding errors are up to four
 times smaller for it (512 channels). Its channels-last convolutions do not, and neither does BLAS. So a float32
@@ -54,7 +54,7 @@ from dsjit.ops.direct_convolution import block_width, direct_convolution
 from dsjit.ops.row import Pointwise, Reduction
 from dsjit.ops.table import row_of
 from dsjit.passes.rewrite import inputs_of, rebuild, substitute
-from dsjit.passes.short_chains import product_in_parts
+from dsjit.passes.short_chains import product_by_images, product_in_parts
 
 __all__ = ["channels_last", "is_worthwhile", "moved_values"]
 
@@ -146,6 +146,12 @@ def _is_direct(weight: TensorType, dilation: Arg, groups: Arg) -> bool:
     """Whether the template convolves: float32, one group, a window whose reach fits a cache."""
     reach = prod((size - 1) * step + 1 for size, step in zip(weight.shape[2:], dilation, strict=True))
     return weight.dtype is torch.float32 and groups == 1 and weight.numel > 0 and reach <= LARGEST_WINDOW
+
+
+def _is_large(weight: TensorType, image: TensorType) -> bool:
+    """Whether BLAS is faster at the gradient of the weight: it has more elements to share out than an image has pixels
+    to add up (measured with AVX-512: oneDNN is faster at 5 times as many, BLAS from 80 times on)."""
+    return weight.numel >= 32 * prod(image.shape[2:])
 
 
 def _turned_padding(weight: TensorType, padding: Arg, dilation: Arg) -> list[int]:
@@ -327,6 +333,11 @@ class _Reorder:
             gradient = _convolution(b, tangent, around, node.outputs[0].type, stride, turned, dilation)
             self._finish(node.outputs[0], b, gradient)
             wanted = (False, *wanted[1:])
+        if wanted[1] and _is_product(weight.type, stride, padding, groups) and _is_large(weight.type, image.type):
+            b = Builder(self.count, node.source)
+            gradient = product_by_images(b, tangent, image)
+            self._finish(node.outputs[1], b, b.call(aten.view.default, gradient, weight.type.shape))
+            wanted = (wanted[0], False, *wanted[2:])
         if any(wanted):
             # A weight whose window is one pixel is in both orders.
             weight = weight if prod(weight.type.shape[2:]) == 1 else self._move(weight, node.source)

@@ -15,7 +15,7 @@ import torch
 from dsjit.ir.graph import TensorType, Value, contiguous_strides
 from dsjit.ops.row import GraphBuilder
 
-__all__ = ["product_in_parts"]
+__all__ = ["product_by_images", "product_in_parts"]
 
 aten = torch.ops.aten
 
@@ -33,7 +33,22 @@ def product_in_parts(b: GraphBuilder, rows: Value, matrix: Value, parts: int) ->
     return b.call(aten.sum.dim_IntList, _product(b, aten.bmm.default, (parts, m, n), left, right), (0,))
 
 
-def _product(b: GraphBuilder, op: Any, shape: tuple[int, ...], left: Value, right: Value) -> Value:
-    type_ = TensorType(shape, left.type.dtype, contiguous_strides(shape), left.type.device)
-    (value,) = b.call_typed(op, (type_,), left, right)
+def product_by_images(b: GraphBuilder, left: Value, right: Value) -> Value:
+    """The sum over images and pixels of `left * right`, (channels of left, channels of right), of images in
+    channels-last order: a product for each image, added to those before it, as eager's gradient of a weight is.
+
+    Linear in the nodes added: eight.
+    """
+    batch, m, *window = left.type.shape
+    n, pixels = right.type.shape[1], window[0] * window[1]
+    rows = b.call(aten.view.default, b.call(aten.permute.default, left, (0, 2, 3, 1)), (batch, pixels, m))
+    columns = b.call(aten.view.default, b.call(aten.permute.default, right, (0, 2, 3, 1)), (batch, pixels, n))
+    zero = b.call(aten.full.default, (1, 1), 0.0, dtype=left.type.dtype, device=left.type.device)
+    rows = b.call(aten.permute.default, rows, (0, 2, 1))
+    return _product(b, aten.addbmm.default, (m, n), zero, rows, columns, beta=0)
+
+
+def _product(b: GraphBuilder, op: Any, shape: tuple[int, ...], *operands: Value, **keywords: int) -> Value:
+    type_ = TensorType(shape, operands[0].type.dtype, contiguous_strides(shape), operands[0].type.device)
+    (value,) = b.call_typed(op, (type_,), *operands, **keywords)
     return value

@@ -14,8 +14,9 @@ from dsjit.fusion.costs import Costs
 from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.operands import NodeInfo, NodeKind
 from dsjit.fusion.planner import FusionPlan
-from dsjit.ir.graph import Node
+from dsjit.ir.graph import Node, Value
 from dsjit.ir.print_graph import op_name
+from dsjit.ops.gathers import GATHERS
 from dsjit.profiler.profile import OpShare
 
 __all__ = ["op_shares"]
@@ -37,7 +38,7 @@ def op_shares(step: Step, plan: FusionPlan, costs: Costs) -> tuple[OpShare, ...]
         info = plan.info.get(node)
         moved = sum(value.type.nbytes for value in node.outputs if value in stored)
         moved += sum(
-            value.type.nbytes for value in dict.fromkeys(node.inputs()) if plan.views.base(value) not in inside
+            _bytes_read(node, value) for value in dict.fromkeys(node.inputs()) if plan.views.base(value) not in inside
         )
         operations = _operations(node, info, costs) if info is not None else 0
         weights.append(NS_PER_BYTE * moved + NS_PER_OPERATION * operations)
@@ -45,6 +46,12 @@ def op_shares(step: Step, plan: FusionPlan, costs: Costs) -> tuple[OpShare, ...]
     if not total:
         weights, total = [1.0] * len(weights), float(len(weights))
     return tuple([_share(node, weight / total) for node, weight in zip(step.work.nodes, weights, strict=True)])
+
+
+def _bytes_read(node: Node, value: Value) -> int:
+    """Of a table, as much as is picked."""
+    picks = node.op in GATHERS and value is node.args[0]
+    return min(value.type.nbytes, node.output.type.nbytes) if picks else value.type.nbytes
 
 
 def _operations(node: Node, info: NodeInfo, costs: Costs) -> int:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from math import prod
 from typing import Any, Final
 
 import torch
 from torch.utils.flop_counter import flop_registry, sdpa_flop_count
 
+from dsjit.codegen.nest import statement_index
 from dsjit.fusion.lower import FusedKernel
 from dsjit.ir.graph import Arg, Node, Value
-from dsjit.ir.kernel import Apply, Index, Kernel, Load, Reduce, Store, typical
+from dsjit.ir.kernel import Apply, Cast, Kernel, Load, Reduce, Store, names_read, typical
 from dsjit.ops.direct_convolution import direct_convolution
+from dsjit.ops.gathers import GATHERS
 
 __all__ = ["kernel_flops", "kernel_traffic", "node_flops", "node_traffic", "reads_across"]
 
@@ -20,14 +22,20 @@ __all__ = ["kernel_flops", "kernel_traffic", "node_flops", "node_traffic", "read
 def kernel_traffic(kernel: Kernel, values: tuple[Value, ...]) -> tuple[int, int]:
     """(bytes read, bytes written), each element once. `values` are what the params stand for."""
     sizes = _axis_sizes(kernel)
-    read: dict[str, dict[Index, int]] = {}
+    read: dict[str, dict[Hashable, int]] = {}
     written: dict[str, int] = {}
+    varies: dict[str, frozenset[str]] = {}
     for block in kernel.blocks:
         for stmt in block.body:
+            index = statement_index(stmt)
+            axes = frozenset([axis for axis, _ in index.terms] if index is not None else ())
             if isinstance(stmt, Load):
-                read.setdefault(stmt.param, {})[stmt.index] = _points(stmt.index, sizes)
+                axes = axes.union(*[varies[name] for name, _ in stmt.gathered])
+                read.setdefault(stmt.param, {})[stmt.index, stmt.gathered] = _points(axes, sizes)
             elif isinstance(stmt, Store):
-                written[stmt.param] = _points(stmt.index, sizes)
+                written[stmt.param] = _points(axes, sizes)
+            if isinstance(stmt, Load | Apply | Cast):  # what may tell a place
+                varies[stmt.result] = axes.union(*[varies.get(name, frozenset()) for name in names_read(stmt)])
     total_read = total_written = 0
     for param, value in zip(kernel.params, values, strict=True):
         if param.name in written:
@@ -46,8 +54,8 @@ def _axis_sizes(kernel: Kernel) -> dict[str, int]:
     return sizes
 
 
-def _points(index: Index, sizes: Mapping[str, int]) -> int:
-    count: int = prod([sizes[axis] for axis, _ in index.terms])
+def _points(axes: Iterable[str], sizes: Mapping[str, int]) -> int:
+    count: int = prod([sizes[axis] for axis in axes])
     return count
 
 
@@ -57,19 +65,10 @@ _COPIES_FIRST: Final = frozenset(
 """Ops that copy their first operand into the result, and then add the product to it."""
 
 
-_PICKING: Final = frozenset(
-    {
-        torch.ops.aten.embedding.default, torch.ops.aten.gather.default, torch.ops.aten.index_select.default,
-        torch.ops.aten.index.Tensor, torch.ops.aten._unsafe_index.Tensor,
-    }
-)  # fmt: skip
-"""Ops that read of their first operand what other operands tell, which is as much as they write."""
-
-
 def node_traffic(node: Node) -> tuple[int, int]:
     """(bytes read, bytes written) of one op run on its own by torch: its operands and its results, each once; the
     result twice more, written and read, by products that start from a copy of an operand."""
-    if node.op in _PICKING:
+    if node.op in GATHERS:  # of the table, as much is read as is written
         table, *others = dict.fromkeys(node.inputs())
         picked = node.output.type.nbytes
         return min(picked, table.type.nbytes) + sum(value.type.nbytes for value in others), picked

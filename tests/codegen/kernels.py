@@ -17,6 +17,7 @@ from dsjit.ir.kernel import (
     Apply,
     Axis,
     Block,
+    Check,
     Constant,
     Index,
     IndexValue,
@@ -29,6 +30,7 @@ from dsjit.ir.kernel import (
     SizeParam,
     Stmt,
     Store,
+    has_checks,
     known,
 )
 from dsjit.ir.verify_kernel import verify_kernel
@@ -183,6 +185,86 @@ def column_reduce(kind: str, rows: int, columns: int, dtype: torch.dtype = f32) 
     )
 
 
+def place(number: str, extent: Size, prefix: str = "") -> tuple[Stmt, ...]:
+    """What sees to it that `number` is one of `extent` places, which `{prefix}place` is then: as fusion does it."""
+    i64, (zero, end, low, high, inside) = torch.int64, [prefix + name for name in ("zero", "end", "low", "high", "in")]
+    return (
+        Constant(zero, 0, i64),
+        Constant(end, extent, i64),
+        Apply(low, "ge", (number, zero), torch.bool),
+        Apply(high, "lt", (number, end), torch.bool),
+        Apply(inside, "and", (low, high), torch.bool),
+        Check(inside),
+        Apply(f"{prefix}place", "select", (inside, number, zero), i64),
+    )
+
+
+def picked_rows(rows: int, columns: int, extent: int, dtype: torch.dtype = f32) -> Kernel:
+    """Rows of x, which has `extent`, by the numbers in n: lanes along the columns."""
+    return Kernel(
+        "picked_rows",
+        (*reads("x", dtype=dtype), *reads("n", dtype=torch.int64), *writes("y", dtype=dtype)),
+        axes(rows),
+        (
+            Block((), (Load("number", "n", at(i0=1), torch.int64), *place("number", extent))),
+            Block(
+                axes(columns, first=1),
+                (
+                    Load("a", "x", at(i1=1), dtype, gathered=(("place", columns),)),
+                    Store("y", at(i0=columns, i1=1), "a"),
+                ),
+            ),
+        ),
+        "i1",
+    )
+
+
+def picked_along_rows(rows: int, columns: int, extent: int, dtype: torch.dtype = f32) -> Kernel:
+    """Elements of each row of x, which has `extent`, by the numbers in n: lanes along what is picked."""
+    here = at(i0=columns, i1=1)
+    return Kernel(
+        "picked_along_rows",
+        (*reads("x", dtype=dtype), *reads("n", dtype=torch.int64), *writes("y", dtype=dtype)),
+        axes(rows),
+        (
+            Block(
+                axes(columns, first=1),
+                (
+                    Load("number", "n", here, torch.int64),
+                    *place("number", extent),
+                    Load("a", "x", at(i0=extent), dtype, gathered=(("place", 1),)),
+                    Store("y", here, "a"),
+                ),
+            ),
+        ),
+        "i1",
+    )
+
+
+def picked_totals(rows: int, columns: int, extent: int) -> Kernel:
+    """The sum of each row's picked elements, where a padded element counts 1: lanes along the rows."""
+    here = at(i0=1, i1=rows)
+    return Kernel(
+        "picked_totals",
+        (*reads("x"), *reads("n", dtype=torch.int64), *writes("y")),
+        axes(rows),
+        (
+            Block(
+                axes(columns, first=1),
+                (
+                    Load("number", "n", here, torch.int64),
+                    *place("number", extent),
+                    InRange("real", at(i1=1), 1, columns),
+                    Load("a", "x", at(i0=extent), f32, mask="real", other=1.0, gathered=(("place", 1),)),
+                    Reduce("total", "sum", "a", f32),
+                ),
+            ),
+            Block((), (Store("y", at(i0=1), "total"),)),
+        ),
+        "i0",
+    )
+
+
 def generic(kernel: Kernel, expected: int) -> tuple[Kernel, dict[str, int]]:
     """The Kernel with parameters in place of its extents, offsets, coefficients and bounds (but 1), and their values.
 
@@ -201,7 +283,10 @@ def generic(kernel: Kernel, expected: int) -> tuple[Kernel, dict[str, int]]:
         match stmt:
             case InRange():
                 return replace(stmt, index=index(stmt.index), low=size(stmt.low), high=size(stmt.high))
-            case Load() | Store() | IndexValue() | Reduce():
+            case Load():
+                gathered = tuple((name, size(coefficient)) for name, coefficient in stmt.gathered)
+                return replace(stmt, index=index(stmt.index), gathered=gathered)
+            case Store() | IndexValue() | Reduce():
                 return stmt if stmt.index is None else replace(stmt, index=index(stmt.index))
             case _:
                 return stmt
@@ -230,16 +315,20 @@ def run_compiled(
     fast: bool = False,
     sizes: Mapping[str, int] | None = None,
 ) -> None:
-    """Buffers in the order of the params. pieces: into how many calls the work items are split."""
+    """Buffers in the order of the params. pieces: into how many calls the work items are split. Raises IndexError."""
     verify_kernel(kernel)
     target = target or host_target()
     module = compile_module(emit_module([kernel], target, fast), target)
     function = KernelFunction(module.address(kernel.name))
-    words = [buffer.data_ptr() for buffer in buffers] + [(sizes or {})[size.name] for size in kernel.sizes]
+    flag = torch.zeros((), dtype=torch.int64)
+    words = [buffer.data_ptr() for buffer in (*buffers, *([flag] if has_checks(kernel) else []))]
+    words += [(sizes or {})[size.name] for size in kernel.sizes]
     args = (ctypes.c_int64 * max(len(words), 1))(*words)
     items = Schedule.of(kernel, target).work(target.lanes).item_count(sizes or {})
     for piece in range(pieces):
         function(ctypes.addressof(args), items * piece // pieces, items * (piece + 1) // pieces)
+    if flag.item():
+        raise IndexError("an index is out of range")
 
 
 def outputs(

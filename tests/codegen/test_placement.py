@@ -37,8 +37,16 @@ STORE = Store("y", HERE, "b")
         (kernel((LOAD, NEGATE, STORE, Load("c", "x", HERE, F32))), False),
         (kernel((LOAD, NEGATE), (Load("c", "x", HERE, F32), Store("y", HERE, "c"))), False),
         (kernel((Load("a", "x", HERE, F32, "m"), NEGATE, STORE)), False),
+        (kernel((Load("a", "x", HERE, F32, gathered=(("n", 1),)), NEGATE, STORE)), False),
     ],
-    ids=["same index", "shifted", "read again after the store", "read in an earlier block too", "masked read"],
+    ids=[
+        "same index",
+        "shifted",
+        "read again after the store",
+        "read in an earlier block too",
+        "masked read",
+        "gathered read",
+    ],
 )
 def test_a_result_overwrites_a_buffer_only_when_each_element_is_read_where_it_is_stored(
     case: Kernel, allowed: bool

@@ -178,6 +178,27 @@ def test_an_op_whose_result_is_needed_by_a_library_call_and_a_kernel_is_computed
     assert ops.count("aten.exp.default") == 1
 
 
+@pytest.mark.parametrize(
+    ("shape", "dim", "layout", "kernels"),
+    [
+        ((2048, 32), 1, torch.contiguous_format, 2),
+        ((8, 32), 1, torch.contiguous_format, 1),
+        ((2048, 32), 0, torch.contiguous_format, 1),
+        ((4, 32, 16, 16), 1, torch.channels_last, 2),
+        ((4, 32, 16, 16), 1, torch.contiguous_format, 1),
+    ],
+    ids=["columns", "few columns", "rows", "channels last", "channels first"],
+)
+def test_a_quotient_is_computed_once_where_lanes_would_repeat_it(
+    shape: tuple[int, ...], dim: int, layout: torch.memory_format, kernels: int
+) -> None:
+    """Before: (x + 2) * (1 / w). After: 1 / w is a kernel of its own; or, where it is the same for all lanes, before
+    their loop."""
+    x = torch.randn(shape).contiguous(memory_format=layout)
+    w = torch.rand([size if d == dim else 1 for d, size in enumerate(shape)]) + 0.5
+    assert len(explained(lambda x, w: (x + 2) * (1 / w), x, w).kernels) == kernels
+
+
 def test_fusing_never_makes_a_cycle() -> None:
     def f(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
         y = x.exp()

@@ -10,6 +10,7 @@ from dsjit.ir.kernel import (
     Axis,
     Block,
     Cast,
+    Check,
     Constant,
     Index,
     IndexValue,
@@ -32,6 +33,9 @@ def test_every_statement_and_loop_is_shown():
         Load("a", "x", row, torch.bfloat16, mask="m", other=0.0),
         Cast("b", "a", f32),
         IndexValue("i", Index(0, (("i1", 2),))),
+        Check("m", Source("model.py", 11, "forward")),
+        Load("d", "x", Index(), torch.bfloat16, gathered=(("i", 1),)),
+        Load("e", "x", row, torch.bfloat16, gathered=(("i", 64),)),
         Constant("two", 2.0, f32),
         Apply("c", "mul", ("b", "two"), f32, Source("model.py", 12, "forward")),
         Reduce("r", "argmax", "c", torch.int64, Index(0, (("i1", 1),))),
@@ -51,6 +55,9 @@ def test_every_statement_and_loop_is_shown():
         "            a = x[8*i0 + i1 + 3] if m else 0.0\n"
         "            b = f32(a)\n"
         "            i = i64(2*i1)\n"
+        "            check(m)  # model.py:11\n"
+        "            d = x[i]\n"
+        "            e = x[64*i + 8*i0 + i1 + 3]\n"
         "            two = f32(2.0)\n"
         "            c = mul(b, two)  # model.py:12\n"
         "            r = reduce_argmax(c, at=i1)\n"

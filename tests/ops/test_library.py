@@ -25,6 +25,7 @@ CALLS: dict[Any, tuple[tuple[Any, ...], dict[str, Any]]] = {
     aten.dot.default: ((x(4), x(4)), {}),
     aten.addmm.default: ((x(5), x(3, 4), x(4, 5)), {"beta": 0.5, "alpha": 2}),
     aten.baddbmm.default: ((x(2, 3, 5), x(2, 3, 4), x(2, 4, 5)), {}),
+    aten.addbmm.default: ((x(3, 5), x(2, 3, 4), x(2, 4, 5)), {"beta": 0}),
     aten.addmv.default: ((x(3), x(3, 4), x(4)), {}),
     aten.cat.default: (((x(2, 3), x(1, 3)), 0), {}),
     aten.convolution.default: ((x(1, 2, 6, 6), x(4, 2, 3, 3), x(4), (2, 2), (1, 1), (1, 1), False, (0, 0), 1), {}),

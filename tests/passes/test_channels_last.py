@@ -148,7 +148,7 @@ def two_gradients(channels, window, stride=1, groups=1, dilation=1, wanted=(True
 @pytest.mark.parametrize(
     ("channels", "window", "options"),
     [(8, WINDOW, {}), (64, WINDOW, {}), (40, (1, 3), {}), (64, WINDOW, {"stride": 2}), (64, WINDOW, {"groups": 2}),
-     (8, WINDOW, {"dilation": 2}), (288, PIXEL, {}), (288, PIXEL, {"stride": 2})],
+     (8, WINDOW, {"dilation": 2}), (288, PIXEL, {}), (288, PIXEL, {"stride": 2}), (512, PIXEL, {})],
 )  # fmt: skip
 def test_gradients_and_their_strides_stay(channels, window, options, wanted):
     graph = two_gradients(channels, window, **options, wanted=wanted)
@@ -167,6 +167,18 @@ def test_gradients_of_images_are_no_further_from_float64_than_on_row_major_image
     *_, exact = run_reference(graph, [tensor.double() for tensor in inputs])
     (*_, eager), (*_, moved) = run_reference(graph, inputs), run_reference(channels_last(graph), inputs)
     assert (moved - exact).square().mean() <= (eager - exact).square().mean() * 1.05**2
+
+
+@pytest.mark.parametrize(("channels", "product"), [(512, True), (64, False)])
+def test_the_gradient_of_a_large_weight_of_one_pixel_is_a_sum_of_products(channels, product):
+    graph = two_gradients(channels, PIXEL, wanted=(False, True, False))
+    moved = channels_last(graph)
+    verify_graph(moved, run_ops=True)
+    assert len(nodes_of(moved, aten.addbmm.default)) == product
+    inputs = arguments(graph)
+    *_, exact = run_reference(graph, [tensor.double() for tensor in inputs])
+    (*_, eager), (*_, found) = run_reference(graph, inputs), run_reference(moved, inputs)
+    assert (found - exact).square().mean() <= (eager - exact).square().mean() * 1.05**2
 
 
 @pytest.mark.parametrize("convolutions", [0, 1])

@@ -8,7 +8,7 @@ import torch
 from dsjit.ir.verify_graph import verify_graph
 from dsjit.ops.builder import Builder
 from dsjit.passes.reference import run_reference
-from dsjit.passes.short_chains import product_in_parts
+from dsjit.passes.short_chains import product_by_images, product_in_parts
 from tests.graphs import GraphRecorder
 
 aten = torch.ops.aten
@@ -60,3 +60,21 @@ def test_parts_of_16_are_more_precise_than_a_chain_of_256():
     exact = inputs[0].double() @ inputs[1].double()
     errors = [(run_reference(graph, inputs)[0] - exact).square().mean().sqrt() for graph in (whole, cut)]
     assert errors[1] < errors[0]
+
+
+def test_products_of_images_add_up_to_the_gradient_of_a_weight():
+    r = GraphRecorder()
+    layout = torch.empty((3, 8, 4, 5), device="meta").contiguous(memory_format=torch.channels_last).stride()
+    left = r.input([3, 8, 4, 5], torch.float64, layout)
+    right = r.input([3, 6, 4, 5], torch.float64, (120, 1, 30, 6))
+    b = Builder(r.count)
+    result = product_by_images(b, left, right)
+    r.nodes += b.nodes
+    graph = r.graph(result)
+    verify_graph(graph, run_ops=True)
+    assert [node.op for node in graph.nodes if node.op not in (aten.view.default, aten.permute.default)] == [
+        aten.full.default, aten.addbmm.default,
+    ]  # fmt: skip
+    tangent, image = arguments(graph)
+    expected = torch.einsum("bmhw,bnhw->mn", tangent, image)
+    torch.testing.assert_close(run_reference(graph, [tangent, image])[0], expected)

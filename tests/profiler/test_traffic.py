@@ -75,8 +75,12 @@ def test_a_library_call(function: Callable[..., Any], inputs: Any, flops: int) -
 
 def test_a_lookup_reads_what_it_picks() -> None:
     table, rows = torch.randn(1000, 16), torch.tensor([3, 5, 3])
-    (node,) = [work.node for work in steps(torch.nn.functional.embedding, rows, table)]
-    assert node_traffic(node) == (3 * 16 * 4 + 3 * 8, 3 * 16 * 4)
+    picked = (3 * 16 * 4 + 3 * 8, 3 * 16 * 4)
+    (fused,) = steps(torch.nn.functional.embedding, rows, table)
+    assert isinstance(fused, FusedKernel)
+    assert kernel_traffic(fused.kernel, fused.values) == picked
+    (node,) = fused.nodes
+    assert node_traffic(node) == picked
 
 
 def test_a_direct_convolution_counts_what_the_images_channels_need() -> None:

@@ -14,7 +14,7 @@ from dsjit.codegen.llvm.schedule import Schedule, body_weight, sums_floats
 from dsjit.codegen.llvm.statements import Accumulators, Front, StatementEmitter, fits_in_i32
 from dsjit.codegen.llvm.types import lane_numbers
 from dsjit.codegen.nest import statement_index
-from dsjit.ir.kernel import Apply, Block, Cast, Load, Reduce, Size, SizeParam, Stmt, Store, typical
+from dsjit.ir.kernel import Apply, Block, Check, Reduce, Size, SizeParam, Stmt, Store, names_read, typical
 
 __all__ = ["BlockLoops"]
 
@@ -314,15 +314,9 @@ def _levels(block: Block) -> list[list[Stmt]]:
         index = statement_index(statement)
         if index is not None:
             level = max((depth.get(axis, 0) for axis, _ in index.terms), default=0)
-        names: tuple[str, ...] = ()
-        if isinstance(statement, Apply):
-            names = statement.args
-        elif isinstance(statement, Cast):
-            names = (statement.arg,)
-        elif isinstance(statement, Load) and statement.mask is not None:
-            names = (statement.mask,)
-        for name in names:
+        for name in names_read(statement):
             level = max(level, level_of.get(name, 0))
-        level_of[statement.result] = level
+        if not isinstance(statement, Check):
+            level_of[statement.result] = level
         levels[level].append(statement)
     return levels

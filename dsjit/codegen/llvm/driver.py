@@ -5,7 +5,7 @@ the function that runs such steps:
 
     step   ::= runner  length in words  ...
     kernel ::= function  work items  threads at most  number of args  (slot  byte offset)*
-    gemm   ::= function  batch  threads at most  transa transb m n k lda ldb ldc alpha beta
+    gemm   ::= function  function for batches  batch  threads at most  transa transb m n k lda ldb ldc alpha beta
                (slot  byte offset  bytes from one matrix of the batch to the next) for each of a, b, c
     copy   ::= bytes  slot and byte offset of the target  slot and byte offset of the source
 
@@ -13,7 +13,9 @@ Work that is worth threads is started on all threads that the caller grants, tho
 runtime ends the threads that a smaller team leaves over, and starting them again takes tens of microseconds.
 
 A slot is a position in the table of addresses that the caller passes. BLAS takes its arguments by reference: they are
-read from the words where they lie (their lower bytes, on the little-endian machines that torch supports).
+read from the words where they lie (their lower bytes, on the little-endian machines that torch supports). The function
+for batches, where there is one, is MKL's `?gemm_batch` (oneMKL reference, BLAS-like extensions), which shares small
+products among threads better than one call for each does; each call takes one group of them.
 """
 
 from __future__ import annotations
@@ -120,9 +122,31 @@ def _address(name: str, slot: str, offset: str) -> str:
 
 
 _GEMM_WORDS: Final = [
-    "function", "batch", "useful", "transa", "transb", "m", "n", "k", "lda", "ldb", "ldc", "alpha", "beta",
+    "function", "batched", "batch", "useful", "transa", "transb", "m", "n", "k", "lda", "ldb", "ldc", "alpha", "beta",
     "a.where", "a.shift", "a.stride", "b.where", "b.shift", "b.stride", "c.where", "c.shift", "c.stride",
 ]  # fmt: skip
+
+
+def _gemm_task() -> str:
+    """Loads the words of a product, and the addresses of its matrices, from a task."""
+    lines = ["  %step = load ptr, ptr %task", _words(*_GEMM_WORDS)]
+    for position, matrix in enumerate("abc", start=1):
+        lines.append(f"  %task.{matrix} = getelementptr i64, ptr %task, i64 {position}")
+        lines.append(f"  %{matrix} = load ptr, ptr %task.{matrix}")
+    return "\n".join(lines)
+
+
+def _matrices() -> str:
+    """%a.here, %b.here, %c.here = the matrices of product %number of the batch."""
+    lines = []
+    for matrix in "abc":
+        lines.append(f"  %{matrix}.far = mul i64 %number, %{matrix}.stride")
+        lines.append(f"  %{matrix}.here = getelementptr i8, ptr %{matrix}, i64 %{matrix}.far")
+    return "\n".join(lines)
+
+
+_GROUP: Final = 256
+"""Products of one call of the function for batches: their addresses are on the stack."""
 
 _COMMON: Final = f"""
 declare i32 @clock_gettime(i32, ptr)
@@ -200,30 +224,67 @@ define void @gemm_step(ptr %step, ptr %table, i64 %threads) nounwind {{
   store ptr %b, ptr %task.b
   %task.c = getelementptr i64, ptr %task, i64 3
   store ptr %c, ptr %task.c
+  %several = icmp sgt i64 %batch, 1
+  %known = icmp ne i64 %batched, 0
+  %together = and i1 %several, %known
+  br i1 %together, label %batches, label %single
+single:
   call void @spread(ptr @gemm_range, ptr %task, i64 %batch, i64 %useful, i64 %threads)
+  ret void
+batches:
+  call void @gemm_batches(ptr %task)
+  ret void
+}}
+
+define internal void @gemm_batches(ptr %task) nounwind {{
+entry:
+{_gemm_task()}
+  %blas = inttoptr i64 %batched to ptr
+  %as = alloca [{_GROUP} x ptr]
+  %bs = alloca [{_GROUP} x ptr]
+  %cs = alloca [{_GROUP} x ptr]
+  %groups = alloca i64
+  store i64 1, ptr %groups
+  %size = alloca i64
+  br label %group
+group:
+  %begin = phi i64 [ 0, %entry ], [ %end, %call ]
+  %left = sub i64 %batch, %begin
+  %most = icmp slt i64 %left, {_GROUP}
+  %members = select i1 %most, i64 %left, i64 {_GROUP}
+  %end = add i64 %begin, %members
+  store i64 %members, ptr %size
+  br label %fill
+fill:
+  %member = phi i64 [ 0, %group ], [ %following, %fill ]
+  %number = add i64 %begin, %member
+{_matrices()}
+  %a.slot = getelementptr ptr, ptr %as, i64 %member
+  store ptr %a.here, ptr %a.slot
+  %b.slot = getelementptr ptr, ptr %bs, i64 %member
+  store ptr %b.here, ptr %b.slot
+  %c.slot = getelementptr ptr, ptr %cs, i64 %member
+  store ptr %c.here, ptr %c.slot
+  %following = add i64 %member, 1
+  %more = icmp slt i64 %following, %members
+  br i1 %more, label %fill, label %call
+call:
+  call void %blas(ptr %transa.p, ptr %transb.p, ptr %m.p, ptr %n.p, ptr %k.p, ptr %alpha.p, ptr %as, ptr %lda.p,
+                  ptr %bs, ptr %ldb.p, ptr %beta.p, ptr %cs, ptr %ldc.p, ptr %groups, ptr %size)
+  %rest = icmp slt i64 %end, %batch
+  br i1 %rest, label %group, label %done
+done:
   ret void
 }}
 
 define internal void @gemm_range(ptr %task, i64 %begin, i64 %end) nounwind {{
 entry:
-  %step = load ptr, ptr %task
-{_words(*_GEMM_WORDS)}
-  %task.a = getelementptr i64, ptr %task, i64 1
-  %a = load ptr, ptr %task.a
-  %task.b = getelementptr i64, ptr %task, i64 2
-  %b = load ptr, ptr %task.b
-  %task.c = getelementptr i64, ptr %task, i64 3
-  %c = load ptr, ptr %task.c
+{_gemm_task()}
   %blas = inttoptr i64 %function to ptr
   br label %loop
 loop:
   %number = phi i64 [ %begin, %entry ], [ %following, %loop ]
-  %a.far = mul i64 %number, %a.stride
-  %a.here = getelementptr i8, ptr %a, i64 %a.far
-  %b.far = mul i64 %number, %b.stride
-  %b.here = getelementptr i8, ptr %b, i64 %b.far
-  %c.far = mul i64 %number, %c.stride
-  %c.here = getelementptr i8, ptr %c, i64 %c.far
+{_matrices()}
   call void %blas(ptr %transa.p, ptr %transb.p, ptr %m.p, ptr %n.p, ptr %k.p, ptr %alpha.p, ptr %a.here, ptr %lda.p,
                   ptr %b.here, ptr %ldb.p, ptr %beta.p, ptr %c.here, ptr %ldc.p)
   %following = add i64 %number, 1

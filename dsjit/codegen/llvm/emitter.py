@@ -1,8 +1,9 @@
 """Kernels to one module of textual LLVM IR.
 
 Each kernel becomes `define void @NAME(ptr %args, i64 %begin, i64 %end)`: `%args` points to the addresses of its
-params, in order, and then its sizes; [%begin, %end) is the range of work items to do (`schedule.work_items` tells how
-many there are). Work items are independent, so any split of the range over threads is right.
+params, in order, then to that of a flag if it has checks, an int64 that becomes 1 where one fails, and then its sizes;
+[%begin, %end) is the range of work items to do (`schedule.work_items` tells how many there are). Work items are
+independent, so any split of the range over threads is right.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from dsjit.codegen.nest import statement_index
 from dsjit.ir.kernel import (
     Axis,
     Block,
+    Check,
     IndexValue,
     InRange,
     Kernel,
@@ -32,6 +34,7 @@ from dsjit.ir.kernel import (
     SizeParam,
     Stmt,
     Store,
+    has_checks,
     names_read,
 )
 
@@ -85,7 +88,12 @@ class _FunctionEmitter:
         for position, param in enumerate(self.kernel.params):
             slot = self.b.offset(Operand("ptr", "%args"), "ptr", i64(position))
             self.s.params[param.name] = self.b.assign("ptr", f"load ptr, {slot}, align 8", "p")
-        for position, size in enumerate(self.kernel.sizes, start=len(self.kernel.params)):
+        given = len(self.kernel.params)
+        if has_checks(self.kernel):
+            slot = self.b.offset(Operand("ptr", "%args"), "ptr", i64(given))
+            self.s.flag = self.b.assign("ptr", f"load ptr, {slot}, align 8", "p")
+            given += 1
+        for position, size in enumerate(self.kernel.sizes, start=given):
             slot = self.b.offset(Operand("ptr", "%args"), "i64", i64(position))
             self.s.sizes[size.name] = self.b.assign("i64", f"load i64, {slot}, align 8", "n")
         sizes = self.item_axes()
@@ -201,7 +209,7 @@ def _facts(schedule: Schedule) -> tuple[dict[str, torch.dtype], frozenset[str]]:
     for block in schedule.blocks:
         lane_axis = _lane_axis(schedule, block)
         for statement in block.body:
-            if isinstance(statement, Store):
+            if isinstance(statement, Store | Check):
                 continue
             name = statement.result
             dtypes[name] = _result_dtype(statement)
@@ -228,7 +236,7 @@ def _result_dtype(statement: Stmt) -> torch.dtype:
             return torch.int64
         case InRange():
             return torch.bool
-        case Store():
-            raise TypeError("a store has no result")
+        case Store() | Check():
+            raise TypeError(f"{statement} has no result")
         case _:
             return statement.dtype

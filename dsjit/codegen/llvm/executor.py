@@ -39,6 +39,8 @@ _SHARE_NS: Final = 8_000
 """Work that each thread should have at least."""
 
 _BLAS: Final[dict[torch.dtype, str]] = {torch.float32: "sgemm_", torch.float64: "dgemm_"}
+_BATCHED_BLAS: Final[dict[torch.dtype, str]] = {torch.float32: "sgemm_batch_", torch.float64: "dgemm_batch_"}
+"""Of MKL alone."""
 
 
 class DeviceKernel:
@@ -49,7 +51,8 @@ class DeviceKernel:
 
 @dataclass(frozen=True, slots=True)
 class KernelCall:
-    """Runs a kernel on the buffers in `slots` of the table, one a param, each `offsets` bytes on (default 0).
+    """Runs a kernel on the buffers in `slots` of the table, one a param and one for the flag of a kernel with checks,
+    each `offsets` bytes on (default 0).
 
     sizes: the values of the kernel's sizes. zero: a slot of the table that holds 0, when there are sizes.
     """
@@ -292,7 +295,18 @@ def _encode_gemm(call: GemmCall, native: Driver) -> list[int]:
     numbers = [_bits(call.alpha, call.dtype), _bits(call.beta, call.dtype)]
     operands = [word for o in (call.a, call.b, call.c) for word in (o.slot, o.offset, o.stride)]
     sizes = [call.m, call.n, call.k, call.lda, call.ldb, call.ldc]
-    return [native.gemm_step, function, call.batch, _gemm_threads(call), *transposes, *sizes, *numbers, *operands]
+    batched = native_symbol(_BATCHED_BLAS[call.dtype]) or 0
+    return [
+        native.gemm_step,
+        function,
+        batched,
+        call.batch,
+        _gemm_threads(call),
+        *transposes,
+        *sizes,
+        *numbers,
+        *operands,
+    ]
 
 
 def _bits(value: float, dtype: torch.dtype) -> int:

@@ -1,4 +1,4 @@
-"""Loads and stores of scalars and of lanes: contiguous, reversed, strided, masked."""
+"""Loads and stores of scalars and of lanes: contiguous, reversed, strided, masked, gathered."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dsjit.codegen.llvm.loops import i64, multiply
 from dsjit.codegen.llvm.target import Target
 from dsjit.codegen.llvm.types import MEMORY_TYPES, first_lanes, lane_numbers, literal, splat, vector
 
-__all__ = ["Mask", "load_lanes", "load_scalar", "store_lanes", "store_scalar"]
+__all__ = ["Mask", "gather_lanes", "load_lanes", "load_scalar", "prefetch", "store_lanes", "store_scalar"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +90,35 @@ def load_lanes(
     return _to_register(b, dtype, loaded)
 
 
+def gather_lanes(
+    b: FunctionBuilder,
+    target: Target,
+    dtype: torch.dtype,
+    pointer: Operand,
+    places: Operand,
+    mask: Mask | None,
+    other: float | int | bool = 0,
+) -> Operand:
+    """A register of the elements that lie so many elements after `pointer`: `places` is a vector of i64. The mask is as
+    in `load_lanes`."""
+    count = target.lanes
+    type_ = MEMORY_TYPES[dtype]
+    whole = vector(count, type_)
+    loaded = splat(count, _stored_literal(other, dtype))
+    if (mask is None or mask.active is not None) and not _has_gather(target, dtype):
+        for lane in range(count if mask is None or mask.active is None else mask.active):
+            place = b.assign("i64", f"extractelement {places}, i32 {lane}")
+            address = b.offset(pointer, type_, place)
+            element = b.assign(type_, f"load {type_}, {address}, align {dtype.itemsize}")
+            loaded = b.assign(whole, f"insertelement {loaded}, {element}, i32 {lane}")
+    else:
+        symbol = f"llvm.masked.gather.{mangle(whole)}.v{count}p0"
+        alignment = Operand("i32", str(dtype.itemsize))
+        addresses = b.offset(pointer, type_, places)
+        loaded = b.call(whole, symbol, [addresses, alignment, _mask_operand(mask, count), loaded])
+    return _to_register(b, dtype, loaded)
+
+
 def store_scalar(b: FunctionBuilder, dtype: torch.dtype, pointer: Operand, value: Operand) -> None:
     b.emit(f"store {_to_memory(b, dtype, value)}, {pointer}, align {dtype.itemsize}")
 
@@ -132,6 +161,13 @@ def store_lanes(
         b.declare("void", symbol, [stored.type, addresses.type, "i32", vector(count, "i1")])
         lanes_mask = _mask_operand(mask, count)
         b.emit(f"call void @{symbol}({stored}, {addresses}, i32 {dtype.itemsize}, {lanes_mask})")
+
+
+def prefetch(b: FunctionBuilder, pointer: Operand, write: bool) -> None:
+    """Asks for the cache line of an address, which need not be one of memory."""
+    b.declare("void", "llvm.prefetch.p0", ["ptr", "i32", "i32", "i32"])
+    # Kept in all caches (3), data and not code (1): LLVM Language Reference, llvm.prefetch.
+    b.emit(f"call void @llvm.prefetch.p0({pointer}, i32 {int(write)}, i32 3, i32 1)")
 
 
 def _has_gather(target: Target, dtype: torch.dtype) -> bool:

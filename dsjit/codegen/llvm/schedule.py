@@ -35,6 +35,9 @@ LanesAlong: TypeAlias = Literal["inner", "outer", "none"]
 _CHUNK_VECTORS: Final = 64
 """Vectors per work item of a map: some 4 KiB of each float32 operand, a few hundred ns of work."""
 
+_ENOUGH_ITEMS: Final = 8
+"""Work items that are shared evenly enough by any number of threads; on few cores, as many as there are cores."""
+
 _MIDDLING_OPS: Final = frozenset({"div", "sqrt", "trunc_div", "floor_div", "trunc_rem", "floor_rem"})
 _HEAVY_OPS: Final = frozenset(MATH)
 
@@ -155,6 +158,8 @@ def _typical_sizes(kernel: Kernel) -> dict[str, int]:
 
 def _cost(statement: Stmt) -> float:
     """ns per vector: memory at some 20 GB/s, 3 ns (about ten instructions) for a polynomial."""
+    if isinstance(statement, Load) and statement.gathered:
+        return 4.0
     if isinstance(statement, Load | Store):
         return 2.0
     if isinstance(statement, Apply):
@@ -181,7 +186,7 @@ def _copies_along_outer(outer: Sequence[Axis], blocks: Sequence[Block], target: 
     for axis in outer[:-1]:
         items *= typical(axis.size)
     copies = 1
-    while 2 * copies <= vectors and items // (2 * copies) >= 8:
+    while 2 * copies <= vectors and items // (2 * copies) >= min(target.cores, _ENOUGH_ITEMS):
         copies *= 2
     held = max((_registers_held(block.body) for block in blocks), default=1)
     while copies > 1 and copies * held > target.vector_registers // 2:

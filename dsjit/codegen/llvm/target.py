@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -21,6 +22,7 @@ class Target:
     triple, cpu, features: as LLVM's target machines take them (`features` is `+avx2,+fma,...`).
     vector_bytes: width of the widest vector register to use.
     symbols: external functions that generated code may call there, beyond libm's.
+    cores: processors that may share the work of a kernel.
     """
 
     triple: str
@@ -28,6 +30,7 @@ class Target:
     features: str
     vector_bytes: int
     symbols: frozenset[str] = frozenset()
+    cores: int = 8
 
     @property
     def lanes(self) -> int:
@@ -76,6 +79,7 @@ def host_target() -> Target:
         features,
         _vector_bytes(architecture, flags),
         sleef_symbols(),
+        os.cpu_count() or 1,
     )
 
 

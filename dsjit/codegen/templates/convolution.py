@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass, fields, replace
 from functools import lru_cache
 from typing import ClassVar, Final
 
-from dsjit.fusion.affine import Affine, NotAffine, linearize
+from dsjit.codegen.templates.operand import Operand, operand_of
 from dsjit.fusion.views import Views
 from dsjit.ir.graph import Node, TensorType, Value
 from dsjit.ops.direct_convolution import direct_convolution
@@ -26,7 +26,6 @@ __all__ = [
     "ConvolutionSizes",
     "ConvolutionTemplate",
     "ConvolutionWork",
-    "Operand",
     "Tile",
     "choose_blocks",
     "plan_convolution",
@@ -166,14 +165,6 @@ ARGUMENTS: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Operand:
-    """A tensor inside the buffer of `base`, `offset` elements after its start."""
-
-    base: Value
-    offset: int
-
-
-@dataclass(frozen=True, slots=True)
 class ConvolutionTemplate:
     """What all convolutions whose weight comes in blocks of `width` output channels have in common: their code."""
 
@@ -195,13 +186,18 @@ class ConvolutionPlan:
     def operands(self) -> tuple[Operand, ...]:
         return self.image, self.weight, self.output
 
+    @property
+    def buffers(self) -> tuple[Value, ...]:
+        """Those that it reads and writes."""
+        return tuple(operand.base for operand in self.operands)
+
 
 def plan_convolution(node: Node, views: Views) -> ConvolutionPlan | None:
     """How the template computes `node`; None when it is no direct convolution, or its operands are no dense buffers."""
     if node.op is not direct_convolution:
         return None
     out_channels, stride, padding, dilation = node.args[2:]
-    image, weight = _operand(node.args[0], views), _operand(node.args[1], views)
+    image, weight = operand_of(node.args[0], views), operand_of(node.args[1], views)
     if image is None or weight is None or not node.args[1].type.is_contiguous:
         return None
     if not _is_channels_last(node.args[0].type) or not _is_channels_last(node.output.type):
@@ -235,14 +231,6 @@ def _is_channels_last(type_: TensorType) -> bool:
     """Whether the elements lie densely in memory, the channels of a pixel side by side."""
     shape, strides = ([numbers[d] for d in (0, 2, 3, 1)] for numbers in (type_.shape, type_.strides))
     return replace(type_, shape=tuple(shape), strides=tuple(strides)).is_contiguous
-
-
-def _operand(value: Value, views: Views) -> Operand | None:
-    try:
-        base, index = views.follow(value, (Affine(),) * len(value.type.shape), {})
-    except NotAffine:
-        return None
-    return Operand(base, linearize(index, base.type.strides).offset)
 
 
 # What a step costs, in cycles of a core that starts two vector multiply-adds in each (measured on AVX-512).

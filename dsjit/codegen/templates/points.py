@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from dsjit.codegen.nest import has_reductions, map_indices
-from dsjit.ir.kernel import Apply, Axis, Block, Cast, Index, Kernel, Load, Reduce, Stmt, Store, known
+from dsjit.codegen.nest import has_gathers, has_reductions, map_indices
+from dsjit.ir.kernel import Apply, Axis, Block, Cast, Check, Index, Kernel, Load, Reduce, Stmt, Store, known
 
 __all__ = ["OperandMap", "Part", "cut_axes", "divide", "part_of", "points_of"]
 
@@ -57,7 +57,7 @@ class OperandMap:
         axes none of which steps over a boundary of the parts."""
         places = {part.axis: part_of(row, part) for part in self.rows}
         places |= {part.axis: part_of(column, part) for part in self.columns}
-        names = {each.result: f"{prefix}{each.result}" for each in self.body if not isinstance(each, Store)}
+        names = {each.result: f"{prefix}{each.result}" for each in self.body if not isinstance(each, Store | Check)}
         moved = map_indices(Block((), self.body), lambda form: _substitute(form, places)).body
         return tuple([_renamed(statement, names) for statement in moved]), names[self.result]
 
@@ -87,13 +87,15 @@ def points_of(
 ) -> tuple[tuple[Axis, ...], tuple[Stmt, ...], Index] | None:
     """The axes and the body of a map that reads or writes each element of a dense matrix once, cut so that each axis is
     part of a batch, a row or a column, and steps over none of `boundaries`; and where in the matrix the element of a
-    point lies."""
+    point lies. None where there is no such cut, and of what gathers."""
     batch, rows, columns, _ = sizes
     inner = {block.axes for block in kernel.blocks if block.axes}
     if has_reductions(kernel.blocks) or len(inner) > 1 or any(p.access == "readwrite" for p in kernel.params):
         return None
     axes = (*kernel.outer, *(inner.pop() if inner else ()))
     body = Block((), tuple([statement for block in kernel.blocks for statement in block.body]))
+    if has_gathers(body.body):
+        return None
     cut = cut_axes(axes, body, param, (columns, rows * columns, *boundaries))
     if cut is None:
         return None
@@ -150,9 +152,12 @@ def _renamed(statement: Stmt, names: Mapping[str, str]) -> Stmt:
             return replace(statement, result=names[statement.result], arg=names[statement.arg])
         case Load():
             mask = None if statement.mask is None else names[statement.mask]
-            return replace(statement, result=names[statement.result], mask=mask)
+            gathered = tuple([(names[name], coefficient) for name, coefficient in statement.gathered])
+            return replace(statement, result=names[statement.result], mask=mask, gathered=gathered)
         case Store():
             return replace(statement, arg=names[statement.arg])
+        case Check():
+            return replace(statement, condition=names[statement.condition])
         case _:
             return replace(statement, result=names[statement.result])
 

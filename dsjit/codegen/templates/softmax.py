@@ -9,8 +9,9 @@ from math import inf
 
 import torch
 
+from dsjit.codegen.nest import has_gathers
 from dsjit.codegen.operands import operand_statements
-from dsjit.ir.kernel import Apply, Axis, Cast, Constant, IndexValue, InRange, Kernel, Load, Reduce, Stmt, Store
+from dsjit.ir.kernel import Apply, Axis, Cast, Check, Constant, IndexValue, InRange, Kernel, Load, Reduce, Stmt, Store
 
 __all__ = ["Softmax", "softmax_of"]
 
@@ -27,10 +28,12 @@ class Softmax:
 
 
 def softmax_of(kernel: Kernel) -> Softmax | None:
-    """The softmax that is all that the Kernel stores; None when it is none."""
+    """The softmax that is all that the Kernel stores; None when it is none, and when it gathers."""
     blocks = [block for block in kernel.blocks if block.axes]
     written = [param.name for param in kernel.params if param.access != "read"]
     if kernel.sizes or len(written) != 1 or len({block.axes for block in blocks}) != 1:
+        return None
+    if any(has_gathers(block.body) for block in kernel.blocks):
         return None
     top = next((s for s in blocks[0].body if isinstance(s, Reduce) and s.kind == "max"), None)
     if top is None or top.dtype is not torch.float32:
@@ -48,7 +51,7 @@ def softmax_of(kernel: Kernel) -> Softmax | None:
     for block in kernel.blocks:
         if block.axes not in ((), blocks[0].axes):
             continue
-        made.update({s.result: s for s in block.body if not isinstance(s, Store | Reduce)})
+        made.update({s.result: s for s in block.body if not isinstance(s, Store | Reduce | Check)})
         if block is blocks[0]:
             break
     return Softmax(
@@ -67,6 +70,8 @@ class _Terms:
     casts: dict[int, int] = field(default_factory=dict)
 
     def add(self, statement: Stmt) -> None:
+        if isinstance(statement, Check):  # which computes nothing
+            return
         if isinstance(statement, Store):
             self.stored[statement.param] = self.named[statement.arg]
             return

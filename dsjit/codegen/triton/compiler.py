@@ -22,6 +22,7 @@ from dsjit.codegen.triton.source import KernelSource
 from dsjit.codegen.triton.target import TritonTarget
 from dsjit.codegen.triton.types import POINTER_TYPES
 from dsjit.errors import BackendError
+from dsjit.ir.kernel import has_checks
 
 __all__ = ["compile_source", "resources"]
 
@@ -53,6 +54,7 @@ def compile_source(
         "enable_fp_fusion": fast,
         "enable_reflect_ftz": False,
         "sanitize_overflow": False,
+        "debug": has_checks(source.kernel),  # as assertions are
     }
     if source.schedule.stages is not None:
         options["num_stages"] = source.schedule.stages

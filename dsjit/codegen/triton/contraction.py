@@ -26,6 +26,7 @@ from dsjit.ir.kernel import (
     Apply,
     Axis,
     Block,
+    Check,
     Index,
     Kernel,
     Load,
@@ -101,7 +102,7 @@ def contraction_of(kernel: Kernel) -> Contraction | None:
     reduce = first.body[-1]
     if not isinstance(reduce, Reduce) or reduce.matrix is None or any(block.axes for block in others):
         return None
-    made = {statement.result: statement for statement in first.body if not isinstance(statement, Store)}
+    made = {statement.result: statement for statement in first.body if not isinstance(statement, Store | Check)}
     product = made.get(reduce.arg)
     if not isinstance(product, Apply) or product.op != "mul":
         return None

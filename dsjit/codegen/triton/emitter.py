@@ -19,18 +19,20 @@ from dsjit.codegen.triton.indices import AxisVariable, implied_bounds, index_tex
 from dsjit.codegen.triton.layout import Layout
 from dsjit.codegen.triton.reductions import Accumulator, Reduction, reduction_of
 from dsjit.codegen.triton.schedule import Schedule, Tile, needs_wide_index
-from dsjit.codegen.triton.source import KernelSource
+from dsjit.codegen.triton.source import KernelSource, origin_comments, source_of
 from dsjit.codegen.triton.spellings import HELPERS, SPELLINGS, helpers_of
 from dsjit.codegen.triton.types import TRITON_TYPES, literal, typed_number
 from dsjit.errors import BackendError
 from dsjit.ir.dtypes import is_floating
-from dsjit.ir.graph import UNKNOWN_SOURCE, Source
+from dsjit.ir.graph import Source
 from dsjit.ir.kernel import (
     Apply,
     Axis,
     Block,
     Cast,
+    Check,
     Constant,
+    Gathered,
     Index,
     IndexValue,
     InRange,
@@ -133,7 +135,7 @@ class KernelEmitter:
         helpers = [HELPERS[helper].text + "\n\n" for helper in helpers_of(self.helpers)]
         text = (
             "".join(helpers)
-            + "\n".join(["@triton.jit", *signature, *self._origins(), *filter(None, self.lines)])
+            + "\n".join(["@triton.jit", *signature, *origin_comments(self.kernel), *filter(None, self.lines)])
             + "\n"
         )
         return KernelSource(self.name, text, kernel, params, tuple(sizes.values()), constants, self.schedule)
@@ -147,19 +149,6 @@ class KernelEmitter:
             else:
                 self._hold(block, rows)
                 self._body(block.body, rows)
-
-    def _origins(self) -> list[str]:
-        """Comments that say which lines of the user's the kernel computes."""
-        sources: dict[str, dict[int, None]] = {}
-        for block in self.kernel.blocks:
-            for statement in block.body:
-                source = _source(statement)
-                if source is not None:
-                    sources.setdefault(source.file, {})[source.line] = None
-        return [
-            f"{_INDENT}# {file}, line{'s' if len(lines) > 1 else ''} {', '.join(map(str, sorted(lines)))}"
-            for file, lines in sources.items()
-        ]
 
     # -- names and lines -----------------------------------------------------------------------------------------
 
@@ -294,6 +283,8 @@ class KernelEmitter:
                         self._accumulate(statement, running[statement.result], rows)
                     else:
                         self._reduce(statement, rows)
+                case Check():
+                    self._check(statement)
                 case _:
                     self._scalar(statement)
 
@@ -320,7 +311,7 @@ class KernelEmitter:
                     return
                 dtype = statement.dtype
                 text, tiles = cast_text(arg.name, arg.dtype, dtype), arg.tiles
-        self._define(statement.result, text, dtype, tiles, (text, dtype), _source(statement))
+        self._define(statement.result, text, dtype, tiles, (text, dtype), source_of(statement))
 
     def _constant(self, statement: Constant) -> str:
         if isinstance(statement.value, SizeParam):
@@ -352,9 +343,16 @@ class KernelEmitter:
 
     # -- memory --------------------------------------------------------------------------------------------------
 
-    def _pointer(self, param: str, index: Index, tiles: frozenset[str], rows: Tile | None) -> str:
-        """Pointers that vary along `tiles`, which are at least those of the index."""
+    def _pointer(
+        self, param: str, index: Index, tiles: frozenset[str], rows: Tile | None, gathered: Gathered = ()
+    ) -> str:
+        """Pointers that vary along `tiles`, which are at least those of the index and of what is gathered, which has 64
+        bits."""
         text, own = index_text(index, self.axes, self.names), self._tiles_of(index)
+        for name, coefficient in gathered:
+            place = self.values[name]
+            scale = "" if coefficient == 1 else f" * {size_text(coefficient, self.names)}"
+            text, own = f"{text} + {place.name}{scale}" if text != "0" else f"{place.name}{scale}", own | place.tiles
         name = self.names[param]
         if tiles == own:
             return name if text == "0" else f"{name} + ({text})" if " " in text else f"{name} + {text}"
@@ -369,7 +367,8 @@ class KernelEmitter:
     def _load(self, statement: Load, rows: Tile | None) -> None:
         mask = None if statement.mask is None else self.values[statement.mask]
         tiles = self._tiles_of(statement.index) | (mask.tiles if mask is not None else frozenset())
-        pointer = self._pointer(statement.param, statement.index, tiles, rows)
+        tiles = tiles.union(*[self.values[name].tiles for name, _ in statement.gathered])
+        pointer = self._pointer(statement.param, statement.index, tiles, rows, statement.gathered)
         masks = self._bounds(tiles) + ([mask.name] if mask is not None else [])
         text = f"tl.load({pointer}"
         if masks:
@@ -392,6 +391,15 @@ class KernelEmitter:
             text = f"tl.where({mask.name}, {loaded.name}, {typed_number(-0.0, statement.dtype)})"
             self._define(f"{statement.result}_signed", text, statement.dtype, tiles, (text, statement.dtype))
             self.values[statement.result] = self.values[f"{statement.result}_signed"]
+
+    def _check(self, statement: Check) -> None:
+        """An assertion: that of a tile's elements beyond the end of its range says nothing."""
+        condition = self.values[statement.condition]
+        bounds = self._bounds(condition.tiles)
+        text = condition.name
+        if bounds:
+            text = f"tl.where({' & '.join(bounds)}, {text}, {typed_number(True, torch.bool)})"
+        self._line(f'tl.device_assert({text}, "an index is out of range")', source_of(statement))
 
     def _store(self, statement: Store, rows: Tile | None) -> None:
         tiles = frozenset(
@@ -442,7 +450,7 @@ class KernelEmitter:
             return self.values[result].dtype
         for block in self.kernel.blocks:
             for statement in block.body:
-                if not isinstance(statement, Store) and statement.result == result:
+                if not isinstance(statement, Store | Check) and statement.result == result:
                     if isinstance(statement, IndexValue):
                         return torch.int64
                     return torch.bool if isinstance(statement, InRange) else statement.dtype
@@ -489,8 +497,3 @@ class KernelEmitter:
         axis = len(self.schedule.programs)
         text = reduction.finish(operands, axis, self._use)
         self._define(statement.result, text, statement.dtype, tiles, (text, statement.dtype), statement.source)
-
-
-def _source(statement: Stmt) -> Source | None:
-    source = statement.source if isinstance(statement, Apply | Reduce) else None
-    return None if source == UNKNOWN_SOURCE else source

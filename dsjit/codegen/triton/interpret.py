@@ -12,6 +12,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache, partial
 from types import SimpleNamespace
 from typing import Any, Final
@@ -20,6 +21,7 @@ import numpy as np
 import torch
 import triton.language as tl
 from triton.runtime import interpreter
+from triton.runtime.errors import InterpreterError
 
 from dsjit.codegen.interpreter import WIDE_UFUNCS
 from dsjit.codegen.triton.emitter import emit_kernel
@@ -49,7 +51,7 @@ def interpret_kernel(
 ) -> None:
     """As `codegen.interpreter.run_kernel`: runs `kernel` over 1-D CPU tensors, writing its stores into them.
 
-    Nothing checks that indices stay within the buffers.
+    Nothing checks that indices stay within the buffers. Raises IndexError when a check fails.
     """
     interpret_source(_emitted(kernel), buffers, offsets, sizes)
 
@@ -66,7 +68,12 @@ def interpret_source(
     values = sizes or {}
     args = [*[starts[param.name] for param in kernel.params], *[values[size.name] for size in kernel.sizes]]
     with _ONE_AT_A_TIME, np.errstate(all="ignore"), _corrected():
-        function[(source.schedule.program_count(values),)](*args, **dict(source.constants))
+        try:
+            function[(source.schedule.program_count(values),)](*args, **dict(source.constants))
+        except InterpreterError as error:
+            if isinstance(error.__cause__, IndexError):
+                raise error.__cause__ from None
+            raise
 
 
 @lru_cache(maxsize=512)
@@ -98,11 +105,14 @@ def _corrected() -> Iterator[None]:
         "cast_impl": partial(_cast, builder),
         "create_splat": _splat,
         "create_dot": _dot,
+        "create_assert": _assert,
         "create_maxnumf": lambda a, b: builder.binary_op(a, b, np.fmax),
         "create_minnumf": lambda a, b: builder.binary_op(a, b, np.fmin),
     }
     vars(builder).update(corrections)
     reduce_ops.generic_reduce = _reduce_by_halves
+    options = builder.options
+    builder.options = replace(options, debug=True, sanitize_overflow=False)  # with assertions, of ours alone
     patch_tensor = interpreter._patch_lang_tensor
     interpreter._patch_lang_tensor = partial(_patch_tensor, patch_tensor)
     try:
@@ -110,6 +120,7 @@ def _corrected() -> Iterator[None]:
     finally:
         for name in corrections:
             delattr(builder, name)
+        builder.options = options
         reduce_ops.generic_reduce = generic
         interpreter._patch_lang_tensor = patch_tensor
 
@@ -139,6 +150,12 @@ def _dot(a: Any, b: Any, d: Any, input_precision: Any, max_num_imprecise_acc: An
     """`InterpreterBuilder.create_dot`, of the numbers of bfloat16 and float8, not their bits; products are exact."""
     left, right = (_numbers(operand) for operand in (a, b))
     return interpreter.TensorHandle(np.matmul(left, right, dtype=d.data.dtype) + d.data, d.dtype.scalar)
+
+
+def _assert(condition: Any, message: str) -> None:
+    """`InterpreterBuilder.create_assert`, with the error that checks of Kernels raise."""
+    if not np.all(condition.data):
+        raise IndexError(message)
 
 
 def _numbers(operand: Any) -> np.ndarray[Any, Any]:

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from dsjit.codegen.triton.schedule import Schedule
-from dsjit.ir.kernel import Kernel, Param
+from dsjit.ir.graph import UNKNOWN_SOURCE, Source
+from dsjit.ir.kernel import Apply, Check, Kernel, Param, Reduce, Stmt
 
-__all__ = ["HEADER", "KernelSource"]
+__all__ = ["HEADER", "KernelSource", "origin_comments", "source_of"]
 
 HEADER: Final = """\
 import triton
@@ -43,3 +44,23 @@ class KernelSource:
     def module(self) -> str:
         """Text that can be imported."""
         return f"{HEADER}\n\n{self.text}"
+
+
+def origin_comments(kernel: Kernel) -> list[str]:
+    """Lines that say which of the user's the kernel computes, to stand first in the function."""
+    sources: dict[str, dict[int, None]] = {}
+    for block in kernel.blocks:
+        for statement in block.body:
+            source = source_of(statement)
+            if source is not None:
+                sources.setdefault(source.file, {})[source.line] = None
+    return [
+        f"    # {file}, line{'s' if len(lines) > 1 else ''} {', '.join(map(str, sorted(lines)))}"
+        for file, lines in sources.items()
+    ]
+
+
+def source_of(statement: Stmt) -> Source | None:
+    """The user's line, where it is known."""
+    source = statement.source if isinstance(statement, Apply | Reduce | Check) else None
+    return None if source == UNKNOWN_SOURCE else source

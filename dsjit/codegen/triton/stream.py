@@ -15,7 +15,7 @@ from math import inf, prod
 import torch
 
 from dsjit.codegen.operands import axes_of, narrow_operand, operand_statements
-from dsjit.ir.kernel import Apply, Axis, Block, Constant, IndexValue, InRange, Kernel, Reduce, Stmt, Store, known
+from dsjit.ir.kernel import Apply, Axis, Block, Check, Constant, IndexValue, InRange, Kernel, Reduce, Stmt, Store, known
 
 __all__ = ["Band", "Dot", "Online", "Stream", "stream_of"]
 
@@ -137,13 +137,13 @@ def _dot(block: Block, stream: tuple[str, ...]) -> Dot | None:
     short = [axis for axis in block.axes if axis.name not in stream]
     if not isinstance(reduce, Reduce) or reduce.matrix is None or len(short) != 1:
         return None
-    made = {s.result: s for s in body if not isinstance(s, Store | Reduce)}
+    made = {s.result: s for s in body if not isinstance(s, Store | Reduce | Check)}
     product = made.get(reduce.arg)
     if not isinstance(product, Apply) or product.op != "mul" or reduce.over not in ((short[0].name,), stream):
         return None
     left, right = (narrow_operand(arg, made) for arg in product.args)
     operand = made[right]
-    assert not isinstance(operand, Store | IndexValue | InRange)
+    assert not isinstance(operand, Store | Check | IndexValue | InRange)
     sides = [(tuple(operand_statements(name, made).values()), name) for name in (left, right)]
     return Dot(sides[0], sides[1], reduce, short[0], reduce.over != stream, operand.dtype)
 
@@ -172,7 +172,7 @@ def _band(loop: Iterable[Dot | Block], row: str, along: str) -> Band | None:
     block = next((step for step in loop if isinstance(step, Block)), None)
     if block is None:
         return None
-    made = {s.result: s for s in block.body if not isinstance(s, Store | Reduce)}
+    made = {s.result: s for s in block.body if not isinstance(s, Store | Reduce | Check)}
     for statement in made.values():
         if not isinstance(statement, Apply) or statement.op != "select" or not _is_score(statement, made, block):
             continue

@@ -13,7 +13,7 @@ from typing import Final
 
 from dsjit.codegen.nest import statement_index
 from dsjit.codegen.operands import operand_statements
-from dsjit.ir.kernel import Apply, Axis, Index, InRange, Load, Stmt, Store, known, names_read
+from dsjit.ir.kernel import Apply, Axis, Check, Index, InRange, Load, Stmt, Store, known, names_read
 
 __all__ = ["Placed", "common_step", "depth_strides", "placed", "without_masks"]
 
@@ -50,7 +50,7 @@ def placed(statements: Iterable[Stmt], strides: Mapping[str, int]) -> list[Place
         least = [max(power for power in powers if power <= stride) for stride in own]
         least += [each for name in names_read(statement) if (each := shared[name]) is not None]
         level = min(least, default=None)
-        if not isinstance(statement, Store):
+        if not isinstance(statement, Store | Check):
             shared[statement.result] = level
         found.append(Placed(statement, level))
     return found
@@ -72,7 +72,7 @@ def without_masks(statements: Sequence[Stmt], result: str, axes: Mapping[str, Ax
         m0 = 0 <= k < 1
         v4 = select(m0, x1, x3)
     """
-    made = {statement.result: statement for statement in statements if not isinstance(statement, Store)}
+    made = {statement.result: statement for statement in statements if not isinstance(statement, Store | Check)}
     for load in [each for each in made.values() if isinstance(each, Load) and each.mask is not None]:
         assert load.mask is not None
         inside = _points(made.get(load.mask), axes)

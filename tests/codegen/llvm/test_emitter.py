@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -319,6 +320,24 @@ def test_narrower_targets_compute_the_same(target):
 def test_each_target_uses_its_widest_registers(target, register):
     text = assembly(emit_module([layer_norm(8, 256), column_reduce("max", 64, 64)], target), target)
     assert len(re.findall(register, text)) > 40
+
+
+@pytest.mark.parametrize(
+    ("target", "instruction"),
+    [(X86_64_AVX512, r"\tprefetcht0"), (X86_64_AVX2, r"\tprefetcht0"), (AARCH64_NEON, r"\tprfm\tpldl1keep")],
+    ids=["avx512", "avx2", "neon"],
+)
+def test_rows_that_are_far_apart_are_asked_for_ahead(target, instruction):
+    far, near = (assembly(emit_module([column_reduce("sum", 64, n)], target), target) for n in (1024, 64))
+    assert re.search(instruction, far)
+    assert not re.search(instruction, near)
+    assert "prefetch" not in emit_module([row_reduce("sum", 64, 1024)], target)
+
+
+def test_vectors_side_by_side_leave_each_core_a_work_item():
+    kernel = column_reduce("sum", 64, 128)
+    items = [work_items(kernel, replace(X86_64_AVX512, cores=cores)) for cores in (1, 2, 4, 64)]
+    assert items == [1, 2, 4, 8]
 
 
 def test_no_fast_math_and_no_contraction():

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from dsjit.codegen.llvm import executor
 from dsjit.codegen.llvm.driver import driver_text, has_threads
 from dsjit.codegen.llvm.engine import KernelCache, compile_module
 from dsjit.codegen.llvm.executor import (
@@ -134,8 +135,14 @@ class TestGemm:
     def test_products_of_any_layout(self, sizes, dtype):
         assert_products(*sizes, 1, dtype, 2)
 
+    @pytest.mark.parametrize("dtype", [f32, f64])
+    @pytest.mark.parametrize("batch", [2, 256, 300, 600])
+    def test_batches(self, batch, dtype):
+        assert_products(8, 6, 10, batch, dtype, 2)
+
     @pytest.mark.parametrize("batch", [2, 300])
-    def test_batches(self, batch):
+    def test_batches_without_a_function_for_batches(self, batch, monkeypatch):
+        monkeypatch.setattr(executor, "_BATCHED_BLAS", {f32: "no_such_function"})
         assert_products(8, 6, 10, batch, f32, 2)
 
     def test_alpha_and_beta(self):

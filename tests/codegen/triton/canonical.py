@@ -64,6 +64,22 @@ def special_functions(x: torch.Tensor) -> torch.Tensor:
     return torch.lgamma(x.abs() + 1) + torch.erfc(x) + torch.atan2(x, x + 1) + torch.sin(x) * torch.tan(x)
 
 
+def embedding(table: torch.Tensor, numbers: torch.Tensor, x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    return F.layer_norm(F.embedding(numbers, table) + x, (x.shape[-1],), w)
+
+
+def picked_rows(x: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    return x[numbers]
+
+
+def picked_along_rows(x: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    return x.gather(1, numbers) * 2
+
+
+def numbers(end: int, *shape: int) -> torch.Tensor:
+    return torch.randint(0, end, shape, generator=torch.Generator().manual_seed(end))
+
+
 def random(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(len(shape))).to(dtype)
 
@@ -85,6 +101,12 @@ CANONICAL: Final[dict[str, tuple[Callable[..., Any], tuple[torch.Tensor, ...]]]]
     "column mean": (column_mean, (random(4096, 512),)),
     "argmax": (argmax, (random(256, 32000),)),
     "adam": (adam, (random(1 << 18), random(1 << 18), random(1 << 18), random(1 << 18).abs())),
+    "embedding and layer norm": (
+        embedding,
+        (random(30522, 768), numbers(30522, 2, 128), random(128, 768), random(768)),
+    ),
+    "rows by number": (picked_rows, (random(8192, 768), numbers(8192, 4096))),
+    "elements of rows by number": (picked_along_rows, (random(512, 1000), numbers(1000, 512, 100))),
     "special functions, float64": (special_functions, (random(65536, dtype=torch.float64),)),
 }
 """By name: the function, and its arguments."""

@@ -9,9 +9,10 @@ from typing import Final
 import torch
 
 from dsjit.codegen.nest import index_bounds
+from dsjit.codegen.operands import operand_statements
 from dsjit.codegen.triton.emitter import emit_kernel
 from dsjit.ir.dtypes import is_floating
-from dsjit.ir.kernel import Axis, Kernel, Param, known
+from dsjit.ir.kernel import Axis, Check, Kernel, Load, Param, Store, known
 
 LONGEST: Final = 37
 """Points along one axis of a window: no power of 2, and more than the 32 sides of a two-dimensional tile."""
@@ -46,15 +47,24 @@ def window(kernel: Kernel) -> Kernel:
 
 
 def buffers(kernel: Kernel) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Random content for what the Kernel reads, and for what it writes."""
+    """Random content for what the Kernel reads, and for what it writes. What tells places is 0 or 1, lest it be out of
+    range."""
     generator = torch.Generator().manual_seed(0)
     bounds = zip(kernel.params, index_bounds(kernel), strict=True)
     lengths = {param.name: high + 1 for param, (_, high) in bounds}
+    statements = [statement for block in kernel.blocks for statement in block.body]
+    made = {s.result: s for s in statements if not isinstance(s, Store | Check)}
+    loads = [statement for statement in statements if isinstance(statement, Load)]
+    for load in loads:
+        lengths[load.param] += sum(LONGEST * known(coefficient) for _, coefficient in load.gathered)
+    places = {name for load in loads for name, _ in load.gathered}
+    telling = {each for name in places for each in operand_statements(name, made).values()}
 
     def content(param: Param) -> torch.Tensor:
         if is_floating(param.dtype):
             return torch.randn(lengths[param.name], generator=generator).to(param.dtype)
-        return torch.randint(0, 7, (lengths[param.name],), generator=generator).to(param.dtype)
+        end = 2 if any(isinstance(each, Load) and each.param == param.name for each in telling) else 7
+        return torch.randint(0, end, (lengths[param.name],), generator=generator).to(param.dtype)
 
     return (
         [content(param) for param in kernel.params if param.access == "read"],

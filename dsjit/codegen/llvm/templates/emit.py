@@ -7,12 +7,14 @@ from typing import TypeAlias
 
 from dsjit.codegen.llvm.target import Target
 from dsjit.codegen.llvm.templates.convolution import choose_tile, emit_convolution
+from dsjit.codegen.llvm.templates.rows import emit_add_rows
 from dsjit.codegen.templates.convolution import ConvolutionSizes, ConvolutionTemplate, ConvolutionWork
+from dsjit.codegen.templates.rows import AddRowsSizes, AddRowsTemplate, AddRowsWork
 from dsjit.codegen.work import KernelWork
 
 __all__ = ["EmittedTemplate", "Template", "emit_template"]
 
-Template: TypeAlias = ConvolutionTemplate
+Template: TypeAlias = ConvolutionTemplate | AddRowsTemplate
 """Hashable: equal templates are compiled once."""
 
 
@@ -27,6 +29,12 @@ class EmittedTemplate:
 
 def emit_template(template: Template, name: str, target: Target) -> EmittedTemplate:
     """`template` as a function `name`."""
+    if isinstance(template, AddRowsTemplate):
+        work = AddRowsWork(template.dtype.itemsize)
+        return EmittedTemplate(emit_add_rows(template, name, target), work, _names(AddRowsSizes))
     tile = choose_tile(template.width, target)
-    sizes = tuple([field.name for field in fields(ConvolutionSizes)])
-    return EmittedTemplate(emit_convolution(name, tile, target), ConvolutionWork(tile), sizes)
+    return EmittedTemplate(emit_convolution(name, tile, target), ConvolutionWork(tile), _names(ConvolutionSizes))
+
+
+def _names(sizes: type[AddRowsSizes | ConvolutionSizes]) -> tuple[str, ...]:
+    return tuple([field.name for field in fields(sizes)])
