@@ -20,13 +20,16 @@ from tests.profiler.programs import MACHINE
 HOSTILE = "<script>document.title='run'</script>\"'&amp;</script><!-- \u202e\u2028ünï\U0001f525" + "長" * 80
 
 
-def _profile(title: str, step: Callable[[], Any], calls: int = 3) -> dsjit.Profile:
+def _profile(title: str, step: Callable[[], Any], seconds: float = 0.0) -> dsjit.Profile:
+    """Of three calls of the step at least, and of `seconds` of them."""
     for _ in range(2):
         step()
     found = dsjit.Profile(title, machine=MACHINE)
     with found:
-        for _ in range(calls):
+        begin, calls = time.perf_counter(), 0
+        while calls < 3 or time.perf_counter() - begin < seconds:
             step()
+            calls += 1
     return found
 
 
@@ -87,7 +90,8 @@ def eager() -> dsjit.Profile:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", dsjit.DsjitWarning)
-        return _profile("eager calls", step, calls=40)
+        # What is sampled needs looks that find it: one in some 50 ms at worst, and half of them see a Program run.
+        return _profile("eager calls", step, seconds=2.0)
 
 
 def hostile() -> dict[str, Any]:
