@@ -21,9 +21,10 @@ from dsjit.ir.print_graph import print_short
 from dsjit.ops.cross_entropy import linear_cross_entropy
 from dsjit.ops.direct_convolution import direct_convolution
 from dsjit.ops.embedding_gradient import add_embedding_gradient
+from dsjit.ops.masks import draw_mask, pack_mask, unpack_mask
 
 DTYPES = {name: dtype for dtype, name in SHORT_NAMES.items()}
-FUNCTIONS = (add_embedding_gradient, direct_convolution, linear_cross_entropy)
+FUNCTIONS = (add_embedding_gradient, direct_convolution, draw_mask, linear_cross_entropy, pack_mask, unpack_mask)
 """Ops that are plain functions; printed Graphs call them by name."""
 
 SOURCE = Source("model.py", 12, "forward", "")

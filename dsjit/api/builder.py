@@ -37,9 +37,8 @@ from dsjit.ir.joint_graph import JointGraph, JointTemplate
 from dsjit.ir.structure_graph import graph_structure
 from dsjit.ir.template import TemplateMaker
 from dsjit.oracle.checked import CheckedProgram
-from dsjit.passes.kept_layouts import keep_channels_last
 from dsjit.passes.partition import partition
-from dsjit.passes.pipeline import JOINT_PASSES, run_passes
+from dsjit.passes.pipeline import JOINT_PASSES, hand_over, run_passes
 from dsjit.passes.reference import run_reference
 from dsjit.passes.segments import checkpointed_nodes
 from dsjit.passes.split_step import split_step
@@ -98,7 +97,7 @@ class Builder:
             found = split_step(graph, functools.partial(run_passes, passes=JOINT_PASSES))
             if found is None:
                 return None
-            halves = keep_channels_last(found)
+            halves = hand_over(found)
         forward = self._graph(halves.forward, timer, LowMemory())
         own = range(len(graph.inputs), len(halves.backward.inputs))
         backward = self._graph(halves.backward, timer, LowMemory(frozenset(own)))
@@ -124,7 +123,7 @@ class Builder:
             lowered: tuple[Lowered | None, Lowered | None] = (None, None)
             if budget is None:
                 with timer.stage("partition"):
-                    halves = keep_channels_last(partition(simplified, checkpointed_nodes(simplified)))
+                    halves = hand_over(partition(simplified, checkpointed_nodes(simplified)))
                 stored = () if directory is None or gpu_of(simple) is not None else offloadable(halves)
                 ways = low_memory(halves, joint.results, stored, directory or "")
             else:

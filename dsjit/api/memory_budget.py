@@ -14,8 +14,8 @@ from dsjit.errors import MemoryBudgetError
 from dsjit.ir.graph import Graph, Node, Source, Value
 from dsjit.ir.joint_graph import JointGraph
 from dsjit.ir.print_graph import op_name
-from dsjit.passes.kept_layouts import keep_channels_last
 from dsjit.passes.partition import Partition, can_compute_again, partition
+from dsjit.passes.pipeline import hand_over
 from dsjit.passes.recompute_cost import recompute_seconds
 from dsjit.passes.segments import forward_nodes, segments
 
@@ -122,7 +122,7 @@ def kept_values(joint: JointGraph, halves: Partition, stored: Collection[Value])
     for value, output in zip(halves.own, halves.forward.outputs[joint.results :], strict=True):
         if value in primals:
             continue
-        # What `keep_channels_last` hands over is a copy of what was made.
+        # What `hand_over` hands over is a copy of what was made, or its bits.
         node = producers[value] if value in producers else producers[made[output].args[0]]
         found.append(Kept(op_name(node.op), node.source, value.type.shape, value.type.nbytes, value in stored))
     return tuple(sorted(found, key=lambda kept: -kept.nbytes))
@@ -228,7 +228,7 @@ class _Planner:
     def plan(self, parts: Sequence[Sequence[Node]], chosen: Sequence[int]) -> TrainingPlan:
         """Of the forward in these parts, the chosen ones are computed again."""
         again = [parts[number] for number in chosen]
-        halves = keep_channels_last(partition(self.joint, again))
+        halves = hand_over(partition(self.joint, again))
         lowered = self.lower(halves.forward), self.lower(halves.backward)
         return self._planned(halves, lowered, again, len(parts), (), "")
 
@@ -293,6 +293,6 @@ def _part(halves: Partition, nodes: Sequence[Node]) -> RecomputedPart:
 
 def _seconds_again(halves: Partition, nodes: Sequence[Node]) -> float:
     """Modelled time of what the backward computes again of these nodes."""
-    early = {value for node in nodes for value in node.outputs}
-    again = [node for node in halves.backward.nodes if not early.isdisjoint(node.outputs)]
+    early = set(nodes)
+    again = [node for node in halves.backward.nodes if node in early]
     return sum(recompute_seconds(node) for node in again if not can_compute_again(node))

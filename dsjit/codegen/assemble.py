@@ -12,14 +12,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch._ops import OpOverload
 from torch.autograd.graph import increment_version
 
 from dsjit.codegen.gemm import MatmulPlan
 from dsjit.codegen.llvm.engine import CompiledKernel
 from dsjit.codegen.llvm.executor import Call, DeviceKernel
 from dsjit.codegen.low_memory import LARGE_BUFFER, WORTH_A_BREAK, LowMemory, MemorySchedule, memory_schedule
-from dsjit.codegen.native_calls import kernel_call, native_call, refuse
+from dsjit.codegen.native_calls import kernel_call, library_callable, native_call, refuse
 from dsjit.codegen.offload import open_files
 from dsjit.codegen.placement import Home, Place, Placement, Step, holders, last_reads, place_values
 from dsjit.codegen.program import CPU_EXECUTOR, ArenaTensor, Executor, Program, ProgramParts, address_writer, link
@@ -29,7 +28,7 @@ from dsjit.fusion.affine import Affine, NotAffine, linearize
 from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.views import Views
 from dsjit.ir.graph import Arg, Graph, Node, Value
-from dsjit.ops.library import fast_callable, out_variant
+from dsjit.ops.library import out_variant
 from dsjit.ops.properties import is_dynamic, returns_many
 from dsjit.ops.strided import fresh_copy, strided_view
 
@@ -338,7 +337,7 @@ class _Assembler:
             function = self._bind("f", out_variant(node.op))
             self.lines.append(f"{function}({', '.join([*args, *keywords, f'out={target}'])})")
             return
-        function = self._bind("f", fast_callable(node.op) if isinstance(node.op, OpOverload) else node.op)
+        function = self._bind("f", library_callable(node.op))
         call = f"{function}({', '.join([*args, *keywords])})"
         returned = node.outputs[: len(node.outputs) - len(node.mutates)]
         self.variables.update((value, f"t{value.id}") for value in node.outputs)

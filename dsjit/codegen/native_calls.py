@@ -1,21 +1,27 @@
-"""The calls of a native sequence that run a kernel, or do what a plan for a library node says."""
+"""The calls of a native sequence that run a kernel, or do what a plan for a library node says, and those of Python."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import astuple
-from typing import Protocol
+from typing import Any, Protocol
+
+from torch._ops import OpOverload
 
 from dsjit.codegen.gemm import MatmulPlan
 from dsjit.codegen.llvm.engine import CompiledKernel
 from dsjit.codegen.llvm.executor import BufferRef, Call, DeviceKernel, GemmCall, KernelCall
+from dsjit.codegen.llvm.random_masks import draw_mask_natively
 from dsjit.codegen.steps import NativePlan
 from dsjit.codegen.templates.operand import Operand
 from dsjit.codegen.templates.rows import AddRowsPlan
 from dsjit.fusion.lower import FusedKernel
 from dsjit.ir.graph import Value
 from dsjit.ir.kernel import has_checks
+from dsjit.ops.library import fast_callable
+from dsjit.ops.masks import draw_mask
 
-__all__ = ["Slots", "kernel_call", "native_call", "refuse"]
+__all__ = ["Slots", "kernel_call", "library_callable", "native_call", "refuse"]
 
 
 class Slots(Protocol):
@@ -60,6 +66,13 @@ def native_call(plan: NativePlan, kernel: CompiledKernel | DeviceKernel | None, 
         places.append(slots.flag())
         offsets.append(0)
     return KernelCall(kernel, tuple(places), tuple(offsets), astuple(plan.sizes), slots.zero())
+
+
+def library_callable(op: Callable[..., Any]) -> Callable[..., Any]:
+    """What a Program calls for a library node: the quickest that does what `op` does."""
+    if op is draw_mask:
+        return draw_mask_natively
+    return fast_callable(op) if isinstance(op, OpOverload) else op
 
 
 def refuse(table: memoryview, flag: int) -> None:

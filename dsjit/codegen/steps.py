@@ -10,6 +10,7 @@ from dsjit.codegen.llvm.executor import gemm_available
 from dsjit.codegen.llvm.templates.emit import Template
 from dsjit.codegen.placement import Step
 from dsjit.codegen.templates.convolution import ConvolutionPlan, plan_convolution
+from dsjit.codegen.templates.masks import BitsPlan, plan_bits
 from dsjit.codegen.templates.rows import AddRowsPlan, plan_add_rows
 from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.planner import LibraryUnit
@@ -21,7 +22,7 @@ from dsjit.ops.strided import strided_view
 
 __all__ = ["NativePlan", "choose_steps", "library_aliases", "never_raising", "templates_of"]
 
-NativePlan: TypeAlias = MatmulPlan | ConvolutionPlan | AddRowsPlan
+NativePlan: TypeAlias = MatmulPlan | ConvolutionPlan | AddRowsPlan | BitsPlan
 """How a library node runs as a native step."""
 
 
@@ -62,7 +63,7 @@ def never_raising(native: Mapping[Node, NativePlan]) -> frozenset[Node]:
 def _plan_native(node: Node, views: Views) -> NativePlan | None:
     if gemm_available() and (product := plan_matmul(node, views)) is not None:
         return product
-    return plan_convolution(node, views) or plan_add_rows(node, views)
+    return plan_convolution(node, views) or plan_add_rows(node, views) or plan_bits(node, views)
 
 
 def _takes_out(node: Node) -> bool:

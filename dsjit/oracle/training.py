@@ -6,7 +6,7 @@ keeps, and each Value that the backward's Graph computes, must be what it was th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -52,20 +52,24 @@ class TrainingCheck:
             for value in graph.inputs[self.joint.primals :]
         ]
         expected = run_with_precision(graph, [*inputs, *tangents])
-        for value, tensor in zip(self.partition.kept, kept, strict=True):
-            if not expected.accepts(value, tensor):
+        tensors = dict(zip(self.partition.kept, kept, strict=True))
+        for value, tensor in tensors.items():
+            if value in expected.eager and not expected.accepts(value, tensor):
                 return self._told("memory", "of what is kept", value, "what is kept for the backward is not its result")
-        return self._recomputed(expected)
+        return self._recomputed(expected, tensors)
 
-    def _recomputed(self, expected: Reference) -> Fault | None:
-        """The first op of the backward's Graph that gives something else than it did in the joint Graph."""
+    def _recomputed(self, expected: Reference, kept: Mapping[Value, torch.Tensor]) -> Fault | None:
+        """The first op of the backward's Graph that gives something else than it did in the joint Graph.
+
+        kept: what is not in the joint Graph itself was brought into another form for the backward, which undoes that.
+        """
         backward = self.partition.backward
-        known = {value.id: value for value in expected.eager}
-        found = {value: expected.eager[known[value.id]] for value in backward.inputs} | dict(backward.constants)
+        found = {value: expected.eager[value] if value in expected.eager else kept[value] for value in backward.inputs}
+        found |= dict(backward.constants)
         for node in backward.nodes:
             found.update(zip(node.outputs, evaluate_node(node, found), strict=True))
             for value in node.outputs:
-                if value.id in known and not expected.accepts(known[value.id], found[value]):
+                if value in expected.eager and not expected.accepts(value, found[value]):
                     text = "the backward computes it again, and finds something else than the forward did"
                     return self._told("pass", "partition", value, text)
         return None

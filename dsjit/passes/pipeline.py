@@ -19,12 +19,15 @@ from dsjit.passes.drop_copies import drop_copies
 from dsjit.passes.fold_constants import fold_constants
 from dsjit.passes.fuel import Fuel, Rewrite
 from dsjit.passes.hoist_matmul import hoist_matmul
+from dsjit.passes.kept_layouts import keep_channels_last
 from dsjit.passes.narrow_masks import narrow_masks
+from dsjit.passes.pack_masks import pack_masks
+from dsjit.passes.partition import Partition
 from dsjit.passes.simplify import simplify
 from dsjit.passes.split_reductions import GPU_POINTS, split_reductions
 from dsjit.passes.spread_cross_entropy import spread_cross_entropy
 
-__all__ = ["GPU_PASSES", "JOINT_PASSES", "PASSES", "SIZED_PASSES", "Pass", "run_passes"]
+__all__ = ["GPU_PASSES", "JOINT_PASSES", "PASSES", "SIZED_PASSES", "Pass", "hand_over", "run_passes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,7 @@ PASSES: Final[tuple[Pass, ...]] = (
     Pass("simplify", simplify),
     Pass("cse", eliminate_common_subexpressions),
     Pass("dce", eliminate_dead_code),
+    Pass("narrow_masks", narrow_masks),
     Pass("add_embedding_gradients", add_embedding_gradients),
     # The order of elements in memory, when it is known which ops are left.
     Pass("channels_last", channels_last),
@@ -94,6 +98,11 @@ JOINT_PASSES: Final[tuple[Pass, ...]] = (
     Pass("dce", eliminate_dead_code),
 )
 """For a Graph of forward and backward; both halves go through PASSES later."""
+
+
+def hand_over(halves: Partition) -> Partition:
+    """The halves of a JointGraph, with what one keeps for the other in the form that suits both."""
+    return pack_masks(keep_channels_last(halves))
 
 
 def run_passes(
