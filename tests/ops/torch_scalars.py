@@ -47,12 +47,19 @@ def _floor_rem(a: Tensor, b: Tensor) -> Tensor:
     return torch.where((remainder != 0) & ((remainder < 0) != (b < 0)), remainder + b, remainder)
 
 
+def _sqrt(a: Tensor) -> Tensor:
+    """Correctly rounded: torch's own is so on some processors only, where it calls MKL's vector math."""
+    with numpy.errstate(invalid="ignore"):
+        return torch.from_numpy(numpy.asarray(numpy.sqrt(a.numpy())))
+
+
 TORCH_SPELLINGS: dict[str, Callable[..., Tensor]] = {
     "fma": _fma,
     "trunc_div": lambda a, b: torch.div(a, b, rounding_mode="trunc"),
     "floor_div": lambda a, b: torch.div(a, b, rounding_mode="floor"),
     "trunc_rem": _trunc_rem,
     "floor_rem": _floor_rem,
+    "sqrt": _sqrt,
     "and": torch.bitwise_and,
     "or": torch.bitwise_or,
     "xor": torch.bitwise_xor,

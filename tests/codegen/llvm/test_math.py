@@ -136,10 +136,20 @@ def test_the_same_bounds_hold_with_narrower_instruction_sets(name: str, target: 
 @pytest.mark.parametrize("element", ["float", "double"])
 @pytest.mark.parametrize("name", MATH)
 def test_special_values_are_those_of_c(name: str, element: str) -> None:
+    _check_special_values(name, HOST, element)
+
+
+@pytest.mark.parametrize("target", _x86_targets(), ids=lambda t: f"{t.lanes}-lanes")
+@pytest.mark.parametrize("name", INLINE)
+def test_special_values_are_those_of_c_with_narrower_instruction_sets(name: str, target: Target) -> None:
+    _check_special_values(name, target, "float")
+
+
+def _check_special_values(name: str, target: Target, element: str) -> None:
     dtype = np.float32 if element == "float" else np.float64
     x = SPECIAL.astype(dtype)
     args = [x] if ARITY[name] == 1 else [a.ravel().copy() for a in np.meshgrid(x, x)]
-    got = _compiled(name, element=element)(*args)
+    got = _compiled(name, target, element=element)(*args)
     expected = _correctly_rounded(name, args)
     np.testing.assert_array_equal(np.isnan(got), np.isnan(expected))
     numbers = ~np.isnan(expected)

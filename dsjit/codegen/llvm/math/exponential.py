@@ -91,8 +91,10 @@ def tanh(w: Writer, x: Operand) -> Operand:
     n = one_minus_exp(w, w.at_most(magnitude, 10.0), factor=2.0)
     two = w.number(2.0)
     denominator = w.sub(two, n)
-    large = w.copy_sign(_quotient(w, n, denominator, w.sub(w.sub(two, denominator), n)), x)
-    return w.select(w.less(magnitude, w.number(0.55)), _odd(w, x, _TANH_TAIL), large)
+    large = _quotient(w, n, denominator, w.sub(w.sub(two, denominator), n))
+    # The tail's first coefficient is negative: of x itself, -0.0 would become 0.0.
+    small = _odd(w, magnitude, _TANH_TAIL)
+    return w.copy_sign(w.select(w.less(magnitude, w.number(0.55)), small, large), x)
 
 
 _SINH_TAIL = (0.1666666716337204, 0.00833331048488617, 0.00019842895562760532, 2.7822131869469468e-06)
