@@ -49,7 +49,7 @@ class StepFacts:
     """What is known of a step beside its figures. kernel: of a fused step. widened: where float64 came from, in a step
     that computes in it. relaid: the line of a copy that only changes the layout. converted: of one that only changes
     the dtype. across: the line that reads memory
-    with a stride. scatter: the line of a library call that scatters. fast: whether numerics are "fast"."""
+    with a stride. scatter: the line of a step that scatters. fast: whether numerics are "fast"."""
 
     kernel: Kernel | None = None
     widened: Source | None = None
@@ -173,7 +173,7 @@ _KINDS: Final = (
     ),
     _Kind(
         "scatter",
-        "scatters into memory, in a library call of its own",
+        "scatters into memory, in a step of its own",
         "An op that writes to places which a tensor tells is not fused, and often runs on one thread. Sort the indices "
         "and sum the segments, use a matrix product with a one-hot matrix for few targets, or gather instead.",
         lambda facts: facts.scatter,

@@ -124,17 +124,18 @@ def test_no_further_from_float64_than_convolutions_on_row_major_images(channels,
     assert (moved - exact).square().mean() <= (eager - exact).square().mean() * 1.05**2
 
 
-def two_gradients(channels, window, stride=1, groups=1, dilation=1, wanted=(True, True, True)):
-    """The backward of a convolution of 6 to 8 channels, and of the one in question before it, of `channels` to 6."""
+def two_gradients(channels, window, stride=1, groups=1, dilation=1, wanted=(True, True, True), out=6):
+    """The backward of a convolution of `out` to 8 channels, and of the one in question before it, of `channels` to
+    `out`."""
     r = GraphRecorder()
     padding = [dilation * (size // 2) for size in window]
     sizes = [(size - 1) // stride + 1 for size in (9, 7)]
     tangent, image, weight = (
-        r.input((2, 6, *sizes)),
+        r.input((2, out, *sizes)),
         r.input((2, channels, 9, 7)),
-        r.input((6, channels // groups, *window)),
+        r.input((out, channels // groups, *window)),
     )
-    last, first = r.input((2, 8, *sizes)), r.input((8, 6, 1, 1))
+    last, first = r.input((2, 8, *sizes)), r.input((8, out, 1, 1))
     op = aten.convolution_backward.default
     before, *others = r.call(
         op, last, tangent, first, [8], [1, 1], [0, 0], [1, 1], False, [0, 0], 1, [True, True, True]
@@ -162,16 +163,17 @@ def test_gradients_and_their_strides_stay(channels, window, options, wanted):
 
 @pytest.mark.parametrize(("channels", "window"), [(512, WINDOW), (64, WINDOW), (512, PIXEL)])
 def test_gradients_of_images_are_no_further_from_float64_than_on_row_major_images(channels, window):
-    graph = two_gradients(channels, window, wanted=(True, False, False))
+    # Sums of few terms are rounded as the layout has it, on one processor this way and on another that way.
+    graph = two_gradients(channels, window, wanted=(True, False, False), out=64)
     inputs = arguments(graph)
     *_, exact = run_reference(graph, [tensor.double() for tensor in inputs])
     (*_, eager), (*_, moved) = run_reference(graph, inputs), run_reference(channels_last(graph), inputs)
     assert (moved - exact).square().mean() <= (eager - exact).square().mean() * 1.05**2
 
 
-@pytest.mark.parametrize(("channels", "product"), [(512, True), (64, False)])
+@pytest.mark.parametrize(("channels", "product"), [(512, True), (8, False)])
 def test_the_gradient_of_a_large_weight_of_one_pixel_is_a_sum_of_products(channels, product):
-    graph = two_gradients(channels, PIXEL, wanted=(False, True, False))
+    graph = two_gradients(channels, PIXEL, wanted=(False, True, False), out=64)
     moved = channels_last(graph)
     verify_graph(moved, run_ops=True)
     assert len(nodes_of(moved, aten.addbmm.default)) == product
