@@ -51,6 +51,7 @@ TRAINING: Final[tuple[TrainingWorkload, ...]] = (
         models.vocabulary_loss,
         models.vocabulary_inputs,
         functools.partial(SGD, lr=1.0),
+        curve=4,  # a step takes seconds
         peak=0.2,
     ),
     TrainingWorkload(

@@ -22,7 +22,6 @@ from benchmarks.training.workload import LARGEST_NORM, Trainee
 from benchmarks.worker import WARM_CALLS, Cold, State, read_counters, reset_counters
 
 __all__ = [
-    "CURVE_STEPS",
     "StepMemory",
     "gradient_error",
     "loss_curve",
@@ -32,7 +31,6 @@ __all__ = [
     "save_float64_gradients",
 ]
 
-CURVE_STEPS = 20
 STEP_SEED = 40
 SECONDS_PER_ROUND = 0.5
 
@@ -163,7 +161,7 @@ def loss_curve(state: State, nudge: bool) -> list[float]:
     trainee = _trainee(state)
     trainee.reset(nudge)
     torch.manual_seed(STEP_SEED)
-    losses = trainee.train(CURVE_STEPS)
+    losses = trainee.train(trainee.workload.curve)
     trainee.clear_gradients()
     return losses
 

@@ -31,8 +31,9 @@ class TrainingWorkload:
     the backward behind it; the optimizer, which runs eagerly, is for the loss curves. With `whole_step`, forward,
     backward, clipping and the optimizer's update are one function, which is compiled and timed.
 
-    `draws`: dropout draws random numbers. Of eager's bytes, at most these shares are promised: `saved`, of what the
-    forward leaves for the backward; `peak`, of what a step takes at most. None promises nothing.
+    `draws`: dropout draws random numbers. `curve`: steps of training whose losses are compared. Of eager's bytes, at
+    most these shares are promised: `saved`, of what the forward leaves for the backward; `peak`, of what a step takes
+    at most. None promises nothing.
     """
 
     name: str
@@ -43,6 +44,7 @@ class TrainingWorkload:
     optimizer: MakeOptimizer
     whole_step: bool = False
     draws: bool = False
+    curve: int = 20
     saved: float | None = None
     peak: float | None = None
 

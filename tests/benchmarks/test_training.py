@@ -151,7 +151,7 @@ def test_a_workload_is_measured_by_contenders_that_train(tmp_path: Path) -> None
     assert figures.memory is not None
     assert figures.memory.saved is None
     assert figures.gradient_error is not None
-    assert len(figures.losses) == len(result.nudged) == tasks.CURVE_STEPS
+    assert len(figures.losses) == len(result.nudged) == catalog.find("train_step_cnn").curve == 20
 
 
 class Ends(Worker):
