@@ -7,7 +7,6 @@ the function that runs such steps:
     kernel ::= function  work items  threads at most  number of args  (slot  byte offset)*
     gemm   ::= function  function for batches  batch  threads at most  transa transb m n k lda ldb ldc alpha beta
                (slot  byte offset  bytes from one matrix of the batch to the next) for each of a, b, c
-    copy   ::= bytes  slot and byte offset of the target  slot and byte offset of the source
 
 Work that is worth threads is started on all threads that the caller grants, though some may find nothing to do: GNU's
 runtime ends the threads that a smaller team leaves over, and starting them again takes tens of microseconds.
@@ -42,14 +41,13 @@ class Driver:
     run: `run(steps, number of steps, table address, threads)`.
     run_timed: as `run`, with the address of (number of steps + 1) int64: ns on the monotonic clock, before the first
         step and after each.
-    kernel_step, gemm_step, copy_step: what the first word of such a step holds.
+    kernel_step, gemm_step: what the first word of such a step holds.
     """
 
     run: Callable[[Any, int, int, int], None]
     run_timed: Callable[[Any, int, int, int, int], None]
     kernel_step: int
     gemm_step: int
-    copy_step: int
     module: CompiledModule
 
 
@@ -66,8 +64,8 @@ def driver() -> Driver:
     pointer, word = ctypes.c_void_p, ctypes.c_int64
     run = ctypes.CFUNCTYPE(None, pointer, word, pointer, word)(module.address("run"))
     run_timed = ctypes.CFUNCTYPE(None, pointer, word, pointer, word, pointer)(module.address("run_timed"))
-    kernel, gemm, copy = (module.address(f"{kind}_step") for kind in ("kernel", "gemm", "copy"))
-    return Driver(run, run_timed, kernel, gemm, copy, module)
+    kernel, gemm = (module.address(f"{kind}_step") for kind in ("kernel", "gemm"))
+    return Driver(run, run_timed, kernel, gemm, module)
 
 
 def driver_text(threads: bool) -> str:
@@ -150,7 +148,6 @@ _GROUP: Final = 256
 
 _COMMON: Final = f"""
 declare i32 @clock_gettime(i32, ptr)
-declare void @llvm.memcpy.p0.p0.i64(ptr, ptr, i64, i1)
 
 define internal void @stamp(ptr %to) nounwind {{
   %time = alloca [2 x i64]
@@ -161,14 +158,6 @@ define internal void @stamp(ptr %to) nounwind {{
   %whole = mul i64 %seconds, 1000000000
   %total = add i64 %whole, %fraction
   store i64 %total, ptr %to
-  ret void
-}}
-
-define void @copy_step(ptr %step, ptr %table, i64 %threads) nounwind {{
-{_words("bytes", "to.where", "to.shift", "from.where", "from.shift")}
-{_address("to", "%to.where", "%to.shift")}
-{_address("from", "%from.where", "%from.shift")}
-  call void @llvm.memcpy.p0.p0.i64(ptr %to, ptr %from, i64 %bytes, i1 false)
   ret void
 }}
 

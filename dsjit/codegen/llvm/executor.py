@@ -1,4 +1,4 @@
-"""Sequences of native steps (kernels, matrix products, copies), each run with one call from Python."""
+"""Sequences of native steps (kernels, matrix products), each run with one call from Python."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from dsjit.errors import BackendError
 __all__ = [
     "BufferRef",
     "Call",
-    "CopyCall",
     "DeviceKernel",
     "FrameSequence",
     "GemmCall",
@@ -66,10 +65,7 @@ class KernelCall:
 
 @dataclass(frozen=True, slots=True)
 class BufferRef:
-    """A batch of matrices: the first lies `offset` bytes after the address in `slot`, each next one `stride` bytes on.
-
-    A copy has no stride.
-    """
+    """Matrices of a batch: the first lies `offset` bytes after the address in `slot`, each next one `stride` on."""
 
     slot: int
     offset: int = 0
@@ -127,16 +123,7 @@ def _layout(matrix: Matrix, rows: int, columns: int) -> tuple[bool, int]:
     return True, max(matrix.column, rows)
 
 
-@dataclass(frozen=True, slots=True)
-class CopyCall:
-    """Copies `nbytes` bytes between buffers that do not overlap."""
-
-    nbytes: int
-    target: BufferRef
-    source: BufferRef
-
-
-Call: TypeAlias = KernelCall | GemmCall | CopyCall
+Call: TypeAlias = KernelCall | GemmCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,9 +269,6 @@ def _encode(call: Call, native: Driver) -> list[int]:
             return [native.kernel_step, kernel.address, items, useful, len(pairs) // 2, *pairs]
         case GemmCall():
             return _encode_gemm(call, native)
-        case CopyCall():
-            target, source = call.target, call.source
-            return [native.copy_step, call.nbytes, target.slot, target.offset, source.slot, source.offset]
 
 
 def _encode_gemm(call: GemmCall, native: Driver) -> list[int]:

@@ -1,4 +1,4 @@
-"""Sequences of kernels, products and copies, run by the native driver."""
+"""Sequences of kernels and products, run by the native driver."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from dsjit.codegen.llvm.driver import driver_text, has_threads
 from dsjit.codegen.llvm.engine import KernelCache, compile_module
 from dsjit.codegen.llvm.executor import (
     BufferRef,
-    CopyCall,
     GemmCall,
     KernelCall,
     StepSequence,
@@ -83,12 +82,6 @@ def test_run_keeps_its_steps_alive():
     table = (ctypes.c_int64 * 2)(x.data_ptr(), y.data_ptr())
     bound(ctypes.addressof(table), 1)
     assert torch.equal(y, 2 * x)
-
-
-def test_a_copy_copies_bytes():
-    x, y = torch.arange(10.0), torch.zeros(12)
-    run(build_sequence([CopyCall(20, BufferRef(1, 8), BufferRef(0, 4))]), x, y, threads=1)
-    assert y.tolist() == [0, 0, 1, 2, 3, 4, 5, 0, 0, 0, 0, 0]
 
 
 def test_an_empty_sequence_does_nothing():
