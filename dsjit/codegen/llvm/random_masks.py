@@ -28,7 +28,7 @@ from dsjit.once import once
 from dsjit.ops.generator import generator_state, set_generator_state
 from dsjit.ops.masks import draw_mask
 
-__all__ = ["draw_mask_natively", "emit_draw_mask", "native_masks"]
+__all__ = ["WORDS", "NativeMasks", "draw_mask_natively", "emit_draw_mask", "native_masks"]
 
 WORDS: Final = 624
 """Of the generator's state (N of the paper)."""

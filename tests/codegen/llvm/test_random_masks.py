@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 
+import numpy
 import pytest
 import torch
 
 from dsjit.codegen.llvm import random_masks
 from dsjit.codegen.llvm.engine import assembly
-from dsjit.codegen.llvm.random_masks import draw_mask_natively, emit_draw_mask, native_masks
-from dsjit.codegen.llvm.target import AARCH64_NEON, X86_64_AVX2, X86_64_AVX512, X86_64_SSE2
+from dsjit.codegen.llvm.random_masks import WORDS, NativeMasks, draw_mask_natively, emit_draw_mask
+from dsjit.codegen.llvm.target import AARCH64_NEON, X86_64_AVX2, X86_64_AVX512, X86_64_SSE2, host_target
 from dsjit.ops.generator import generator_state, set_generator_state
 from dsjit.ops.masks import draw_mask
 
@@ -25,12 +26,22 @@ def generator():
     set_generator_state(state)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def native():
-    found = native_masks()
-    if found is None:
-        pytest.skip("torch draws by another method on this machine")
-    return found
+    """The machine code, whether or not torch draws as it does on this machine."""
+    return NativeMasks(host_target())
+
+
+def by_numpy(state, count, probability):
+    """The mask by numpy's Mersenne twister from a generator's state, and its words and the number of the next one."""
+    words = numpy.frombuffer(state.numpy().tobytes()[24:], dtype=numpy.int64, count=WORDS).astype(numpy.uint32)
+    left = int.from_bytes(state.numpy().tobytes()[8:12], "little")
+    twister = numpy.random.MT19937()
+    twister.state = {"bit_generator": "MT19937", "state": {"key": words, "pos": WORDS + 1 - left}}
+    high, low = twister.random_raw(2 * count).astype(numpy.uint64).reshape(-1, 2).T
+    fraction = ((high & numpy.uint64(2**21 - 1)) << numpy.uint64(32) | low) / 2**53
+    after = twister.state["state"]
+    return torch.from_numpy(fraction < probability), (after["key"].tolist(), after["pos"])
 
 
 @pytest.mark.parametrize("words", [0, 1, 2, 623, 624, 625])
@@ -39,10 +50,14 @@ def test_it_goes_on_wherever_the_generator_is(native, count, words):
     generator = torch.Generator().manual_seed(count)
     torch.rand(words, generator=generator)
     state = generator.get_state()
+    expected, (key, place) = by_numpy(state, count, 0.4)
     mask = torch.empty(count, dtype=torch.bool)
     native.draw(state, mask, 0.4)
-    assert torch.equal(mask, torch.empty(count).bernoulli_(0.4, generator=generator).bool())
-    assert torch.equal(state, generator.get_state())
+    assert torch.equal(mask, expected)
+    after = numpy.frombuffer(state.numpy().tobytes()[16:], dtype=numpy.int64, count=1 + WORDS).tolist()
+    assert after == [place, *key]
+    generator.set_state(state)
+    assert torch.rand(1, generator=generator).item() < 1
 
 
 @pytest.mark.parametrize("probability", [0.0, 1.0, 0.1, 0.5, 1e-300, 1 - 2**-53, 2**-53])
@@ -68,26 +83,26 @@ def test_numbers_that_another_kind_of_draw_set_aside_stay():
 
 
 def test_no_number_is_given_twice_when_another_thread_draws_meanwhile(native, monkeypatch):
-    torch.manual_seed(2)
-    stream = draw_mask((4 * LARGE,), 0.5)
-    draw = random_masks.NativeMasks.draw
-
     class Interrupted:
-        taken: torch.Tensor | None = None
+        threads = 0
 
         def draw(self, state, mask, probability):
-            draw(native, state, mask, probability)
-            if self.taken is None:
-                thread = threading.Thread(target=lambda: setattr(self, "taken", draw_mask((LARGE,), 0.5)))
+            native.draw(state, mask, probability)
+            if not self.threads:
+                self.threads += 1
+                thread = threading.Thread(target=torch.rand, args=(10,))
                 thread.start()
                 thread.join()
 
+    torch.manual_seed(2)
+    torch.rand(10)
+    after, expected = generator_state(), torch.empty(LARGE, dtype=torch.bool)
+    native.draw(after, expected, 0.5)
     interrupted = Interrupted()
     monkeypatch.setattr(random_masks, "native_masks", lambda: interrupted)
     torch.manual_seed(2)
-    found = draw_mask_natively((LARGE,), 0.5)
-    assert torch.equal(interrupted.taken, stream[:LARGE])
-    assert torch.equal(found, stream[LARGE : 2 * LARGE])
+    assert torch.equal(draw_mask_natively((LARGE,), 0.5), expected)
+    assert torch.equal(generator_state(), after)
 
 
 def test_where_torch_draws_otherwise_its_own_function_is_called(monkeypatch):
