@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import astuple
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from torch._ops import OpOverload
 
@@ -68,11 +68,13 @@ def native_call(plan: NativePlan, kernel: CompiledKernel | DeviceKernel | None, 
     return KernelCall(kernel, tuple(places), tuple(offsets), astuple(plan.sizes), slots.zero())
 
 
+_NATIVE_ENTRIES: Final[Mapping[Callable[..., Any], Callable[..., Any]]] = {draw_mask: draw_mask_natively}
+"""Functions of machine code for ops that are plain functions."""
+
+
 def library_callable(op: Callable[..., Any]) -> Callable[..., Any]:
     """What a Program calls for a library node: the quickest that does what `op` does."""
-    if op is draw_mask:
-        return draw_mask_natively
-    return fast_callable(op) if isinstance(op, OpOverload) else op
+    return fast_callable(op) if isinstance(op, OpOverload) else _NATIVE_ENTRIES.get(op, op)
 
 
 def refuse(table: memoryview, flag: int) -> None:

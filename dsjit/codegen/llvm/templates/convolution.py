@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dsjit.codegen.llvm.builder import FunctionBuilder, Operand
 from dsjit.codegen.llvm.loops import add, counted_loop, i64, minimum, multiply, subtract
 from dsjit.codegen.llvm.target import Target
+from dsjit.codegen.llvm.templates.arguments import load_arguments
 from dsjit.codegen.llvm.types import vector
 from dsjit.codegen.templates.convolution import ARGUMENTS, BUFFERS, Tile
 
@@ -101,11 +102,7 @@ class _Emitter:
     def emit(self) -> None:
         b, n = self.b, self.n
         b.label("entry")
-        args = Operand("ptr", "%args")
-        for position, name in enumerate((*BUFFERS, *ARGUMENTS)):
-            type_ = "ptr" if name in BUFFERS else "i64"
-            slot = b.offset(args, type_, i64(position))
-            n[name] = b.assign(type_, f"load {type_}, {slot}, align 8", "n")
+        n.update(load_arguments(b, BUFFERS, ARGUMENTS))
         pixels = self.times(n["block_images"], n["block_height"], n["block_width"])
         padded = add(b, pixels, i64(self.tile.rows))
         self.scratch_row = self.times(n["scratch_width"], n["chunk"])

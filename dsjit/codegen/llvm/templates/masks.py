@@ -9,6 +9,7 @@ import torch
 from dsjit.codegen.llvm.builder import FunctionBuilder, Operand
 from dsjit.codegen.llvm.loops import counted_loop, i64, minimum, multiply
 from dsjit.codegen.llvm.target import Target
+from dsjit.codegen.llvm.templates.arguments import load_arguments
 from dsjit.codegen.llvm.types import MEMORY_TYPES, vector
 from dsjit.codegen.templates.masks import BLOCK, BUFFERS, BitsSizes, BitsTemplate
 
@@ -36,13 +37,7 @@ class _Emitter:
     def emit(self, packs: bool) -> None:
         b = self.b
         b.label("entry")
-        args = Operand("ptr", "%args")
-        names = [*BUFFERS, *[field.name for field in fields(BitsSizes)]]
-        types = ["ptr"] * len(BUFFERS) + ["i64"] * (len(names) - len(BUFFERS))
-        n = {
-            name: b.assign(type_, f"load {type_}, {b.offset(args, 'i64', i64(place))}, align 8")
-            for place, (name, type_) in enumerate(zip(names, types, strict=True))
-        }
+        n = load_arguments(b, BUFFERS, [field.name for field in fields(BitsSizes)])
         first = multiply(b, Operand("i64", "%begin"), BLOCK)
         stop = minimum(b, multiply(b, Operand("i64", "%end"), BLOCK), n["elements"])
         whole = b.binary("and", stop, i64(-self.lanes))  # blocks begin at a multiple of it

@@ -8,6 +8,7 @@ from dataclasses import fields
 from dsjit.codegen.llvm.builder import FunctionBuilder, Operand
 from dsjit.codegen.llvm.loops import add, counted_loop, i64, minimum, multiply, subtract
 from dsjit.codegen.llvm.target import Target
+from dsjit.codegen.llvm.templates.arguments import load_arguments
 from dsjit.codegen.llvm.types import MEMORY_TYPES, vector
 from dsjit.codegen.templates.rows import BUFFERS, COLUMNS, AddRowsSizes, AddRowsTemplate
 
@@ -27,13 +28,7 @@ def emit_add_rows(template: AddRowsTemplate, name: str, target: Target) -> str:
         return b.assign(type_, f"load {type_}, {pointer}, align {alignment}")
 
     b.label("entry")
-    args = Operand("ptr", "%args")
-    names = [*BUFFERS, *[field.name for field in fields(AddRowsSizes)]]
-    types = ["ptr"] * len(BUFFERS) + ["i64"] * (len(names) - len(BUFFERS))
-    n = {
-        name: load(type_, b.offset(args, "i64", i64(place)), 8)
-        for place, (name, type_) in enumerate(zip(names, types, strict=True))
-    }
+    n = load_arguments(b, BUFFERS, [field.name for field in fields(AddRowsSizes)])
     first = multiply(b, Operand("i64", "%begin"), COLUMNS)
     stop = minimum(b, multiply(b, Operand("i64", "%end"), COLUMNS), n["columns"])
     width = subtract(b, stop, first)
