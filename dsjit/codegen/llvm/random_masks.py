@@ -5,8 +5,10 @@ it for one number after another, at some 14 ns for an element of a mask; its rec
 least, so that a register full of words can be made at once, at some 1 ns.
 
 A bernoulli number takes two words: the lower 53 bits of both, the first the more significant, as a fraction of 2**53,
-are compared with the probability (ATen/core/DistributionsHelper.h). Where torch draws otherwise (with MKL on Intel's
-processors), what comes out differs, and torch's own function is called.
+are compared with the probability (ATen/core/DistributionsHelper.h). The torch releases that dsjit runs on draw so on
+every processor: ATen's other kernel, with MKL's generator on Intel's, is left out of them
+(ATen/native/cpu/DistributionKernels.cpp asks for `FBCODE_CAFFE2`). In a build that has it, what comes out differs, and
+torch's own function is called.
 """
 
 from __future__ import annotations

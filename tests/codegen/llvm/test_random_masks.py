@@ -10,7 +10,13 @@ import torch
 
 from dsjit.codegen.llvm import random_masks
 from dsjit.codegen.llvm.engine import assembly
-from dsjit.codegen.llvm.random_masks import WORDS, NativeMasks, draw_mask_natively, emit_draw_mask
+from dsjit.codegen.llvm.random_masks import (
+    WORDS,
+    NativeMasks,
+    draw_mask_natively,
+    emit_draw_mask,
+    native_masks,
+)
 from dsjit.codegen.llvm.target import AARCH64_NEON, X86_64_AVX2, X86_64_AVX512, X86_64_SSE2, host_target
 from dsjit.ops.generator import generator_state, set_generator_state
 from dsjit.ops.masks import draw_mask
@@ -103,6 +109,38 @@ def test_no_number_is_given_twice_when_another_thread_draws_meanwhile(native, mo
     torch.manual_seed(2)
     assert torch.equal(draw_mask_natively((LARGE,), 0.5), expected)
     assert torch.equal(generator_state(), after)
+
+
+def test_this_torch_draws_as_the_machine_code_does():
+    """On every processor: no release of torch that dsjit runs on draws masks with MKL, on Intel's neither."""
+    assert native_masks() is not None
+
+
+def with_other_numbers(draw, mask, probability, generator):
+    return draw(mask, probability, generator=generator).logical_not_()
+
+
+def with_another_state(draw, mask, probability, generator):
+    drawn = draw(mask, probability, generator=generator)
+    torch.rand(1, generator=generator)
+    return drawn
+
+
+def seeding_another_generator(draw, mask, probability, generator):
+    """As ATen's kernel with MKL does it: one word seeds a generator that draws the mask."""
+    seed = torch.randint(2**31, (), generator=generator)
+    return draw(mask, probability, generator=torch.Generator().manual_seed(seed.item()))
+
+
+@pytest.mark.parametrize("draws", [with_other_numbers, with_another_state, seeding_another_generator])
+def test_the_machine_code_is_not_used_where_torch_draws_otherwise(draws, monkeypatch):
+    draw = torch.Tensor.bernoulli_
+    monkeypatch.setattr(
+        torch.Tensor,
+        "bernoulli_",
+        lambda mask, probability, *, generator: draws(draw, mask, probability, generator),
+    )
+    assert native_masks.__wrapped__() is None  # what a process does once
 
 
 def test_where_torch_draws_otherwise_its_own_function_is_called(monkeypatch):
