@@ -15,7 +15,7 @@ from dsjit.codegen.templates.rows import AddRowsPlan, plan_add_rows
 from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.planner import LibraryUnit
 from dsjit.fusion.views import Views
-from dsjit.ir.graph import Node, Value
+from dsjit.ir.graph import Node, Value, is_dense
 from dsjit.ops.library import out_variant
 from dsjit.ops.properties import is_dynamic
 from dsjit.ops.strided import strided_view
@@ -71,18 +71,7 @@ def _takes_out(node: Node) -> bool:
         return False
     if is_dynamic(node):  # `out=` would be resized, away from the buffer
         return False
-    return out_variant(node.op) is not None and _is_dense(node.output)
-
-
-def _is_dense(value: Value) -> bool:
-    """Whether the elements fill a stretch of memory without holes or overlaps."""
-    dims = sorted((s, n) for n, s in zip(value.type.shape, value.type.strides, strict=True) if n != 1)
-    expected = 1
-    for stride, size in dims:
-        if stride != expected:
-            return False
-        expected *= size
-    return True
+    return out_variant(node.op) is not None and is_dense(node.output.type.shape, node.output.type.strides)
 
 
 def _aliases(node: Node) -> bool:

@@ -14,13 +14,25 @@ trace time, and what they did to the caller's tensors is listed in `writes`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
 
-__all__ = ["Arg", "Graph", "Node", "Source", "TensorType", "Value", "Write", "map_values", "values_in"]
+__all__ = [
+    "Arg",
+    "Graph",
+    "Node",
+    "Source",
+    "TensorType",
+    "Value",
+    "Write",
+    "contiguous_strides",
+    "is_dense",
+    "map_values",
+    "values_in",
+]
 
 Arg: TypeAlias = Any
 """A `Value`, a Python constant, or a tuple of `Arg`s."""
@@ -99,6 +111,20 @@ def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
         strides.append(step)
         step *= max(size, 1)
     return tuple(reversed(strides))
+
+
+def is_dense(shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether the elements fill a stretch of memory without holes or overlaps."""
+    if 0 in shape:
+        return True
+    expected = 1
+    for stride, size in sorted(zip(strides, shape, strict=True)):
+        if size == 1:
+            continue
+        if stride != expected:
+            return False
+        expected *= size
+    return True
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -12,7 +12,7 @@ from functools import cache, lru_cache
 
 import torch
 
-from dsjit.ir.graph import Arg, TensorType, Value, contiguous_strides
+from dsjit.ir.graph import Arg, TensorType, Value, contiguous_strides, is_dense
 from dsjit.ops.row import Pointwise, Reduction
 
 __all__ = [
@@ -105,27 +105,13 @@ def dense_strides(shape: tuple[int, ...], operands: Iterable[TensorType]) -> tup
     row_major = _row_major(shape)
     for operand in operands:
         if operand.shape == shape:
-            return row_major if operand.strides == row_major or not _is_dense(operand) else operand.strides
+            return operand.strides if is_dense(shape, operand.strides) else row_major
     return row_major
 
 
 @lru_cache(maxsize=4096)
 def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
     return contiguous_strides(shape)
-
-
-def _is_dense(tensor: TensorType) -> bool:
-    """Whether the elements fill a block of memory without holes or overlap."""
-    if tensor.numel == 0:
-        return True
-    expected = 1
-    for stride, size in sorted(zip(tensor.strides, tensor.shape, strict=True)):
-        if size == 1:
-            continue
-        if stride != expected:
-            return False
-        expected *= size
-    return True
 
 
 def pointwise_type(rule: Pointwise, bound: Mapping[str, Arg]) -> TensorType:

@@ -18,6 +18,7 @@ from dsjit.trace.recording.recorder import Recorder
 from dsjit.trace.training.backward import walk_backward
 from dsjit.trace.training.gradients import graph_of, is_spent, keeps_tensors
 from dsjit.trace.training.results import find_results
+from dsjit.trace.training.zero_gradients import ZeroGradients
 
 aten = torch.ops.aten
 
@@ -51,8 +52,8 @@ class RecordedJoint:
 def record_joint(recorder: Recorder, items: Sequence[torch.Tensor | float], name: str) -> RecordedJoint:
     """The end of a recording, whose result and effects hold `items`, when gradients are wanted.
 
-    Runs the backward once, on gradients of zeros. Where Python looked at data, segments hand on what the backward
-    reads; it belongs to the last one. Raises CannotTrace.
+    Runs the backward once, on gradients of zeros (see `ZeroGradients`). Where Python looked at data, segments hand on
+    what the backward reads; it belongs to the last one. Raises CannotTrace.
     """
     memory = recorder.memory
     if recorder.hooked:  # they may do anything, and would run once more than in eager
@@ -77,6 +78,8 @@ def record_joint(recorder: Recorder, items: Sequence[torch.Tensor | float], name
             memory.remember_root(tangent, memory.fresh(tensor_type(tangent)))
         tangent_values = tuple([memory.read(tangent) for tangent in tangents])
         recorder.pause = recorder.resume = _nothing  # the user's code is not running, and nobody watches it
+        if recorder.call is None:
+            recorder.call = ZeroGradients(tangents).run
         try:
             with recorder, recorder.recalling():
                 found = walk_backward(recorder, targets, tangents, ends)
