@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 import numpy
@@ -22,26 +23,37 @@ __all__ = ["ZeroGradients"]
 
 aten = torch.ops.aten
 
-Layout: TypeAlias = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
-"""Shape, strides in elements, dtype."""
 
-LayoutRule: TypeAlias = Callable[[tuple[Any, ...], Mapping[str, Any]], Layout | None]
-"""From the arguments of an op, the layout of its result; None where that is not certain."""
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Of a result. strides: in elements."""
+
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: torch.dtype
+
+
+LayoutRule: TypeAlias = Callable[[tuple[Any, ...], Mapping[str, Any]], tuple[Layout | None, ...]]
+"""From the arguments of an op, the layouts of its results (None for one that is None); () where that is not certain."""
 
 WORTH: Final = 4096
 """Elements of the largest operand from which on an op costs more than to find out that its result is zeros."""
 
 
-def _of_product(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Layout | None:
+def _row_major(shape: Iterable[int], dtype: torch.dtype) -> Layout:
+    sizes = tuple(shape)
+    return Layout(sizes, contiguous_strides(sizes), dtype)
+
+
+def _of_product(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Layout | None, ...]:
     """`mm` and `bmm` return row-major memory (aten/src/ATen/native/LinearAlgebra.cpp, TORCH_META_FUNC)."""
     left, right = args[:2]
     if kwargs or len(args) > 2:
-        return None
-    shape = (*left.shape[:-1], right.shape[-1])
-    return shape, contiguous_strides(shape), left.dtype
+        return ()
+    return (_row_major((*left.shape[:-1], right.shape[-1]), left.dtype),)
 
 
-def _of_map(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Layout | None:
+def _of_map(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Layout | None, ...]:
     """Elementwise on dense operands that are laid out alike: as they are (TensorIterator, `fast_set_up`)."""
     tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
     first = max(tensors, key=torch.Tensor.dim)
@@ -49,51 +61,70 @@ def _of_map(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Layout | None:
     for other in tensors:
         alike = tuple(other.shape) == shape and other.stride() == strides
         if other.dtype is not first.dtype or not (alike or other.dim() == 0):
-            return None
+            return ()
     if any(isinstance(value, torch.memory_format | torch.dtype) for value in (*args, *kwargs.values())):
-        return None
-    return (shape, strides, first.dtype) if first.is_floating_point() and is_dense(shape, strides) else None
+        return ()
+    known = first.is_floating_point() and is_dense(shape, strides)
+    return (Layout(shape, strides, first.dtype),) if known else ()
+
+
+def _of_sum(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Layout | None, ...]:
+    """Row-major (aten/src/ATen/native/ReduceOpsUtils.h, `resize_reduction`)."""
+    operand, dims = args[0], args[1]
+    if kwargs or not dims or not operand.is_floating_point():
+        return ()
+    reduced = {dim % operand.dim() for dim in dims}
+    keeps = len(args) > 2 and args[2]
+    sizes = [1 if d in reduced else size for d, size in enumerate(operand.shape) if keeps or d not in reduced]
+    return (_row_major(sizes, operand.dtype),)
+
+
+def _of_clone(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Layout | None, ...]:
+    if kwargs.get("memory_format") is not torch.contiguous_format:
+        return _of_map(args, kwargs)
+    return (_row_major(args[0].shape, args[0].dtype),)
+
+
+def _of_embedding(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Layout | None, ...]:
+    """The gradient of a table: row-major, `args[2]` rows (aten/src/ATen/native/Embedding.cpp)."""
+    return (_row_major((args[2], args[0].shape[-1]), args[0].dtype),)
 
 
 def _row_major_like(position: int, dtype_at: int | None = None) -> LayoutRule:
     """Row-major, of the shape and dtype of an argument. dtype_at: the position of a dtype that has to be the same."""
 
-    def rule(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Layout | None:
+    def rule(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Layout | None, ...]:
         like = args[position]
         if kwargs or (dtype_at is not None and args[dtype_at] is not like.dtype):
-            return None
-        shape = tuple(like.shape)
-        return shape, contiguous_strides(shape), like.dtype
+            return ()
+        return (_row_major(like.shape, like.dtype),)
 
     return rule
 
 
-def _of_sum(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Layout | None:
-    """Row-major (aten/src/ATen/native/ReduceOpsUtils.h, `resize_reduction`)."""
-    operand, dims = args[0], args[1]
-    if kwargs or not dims or not operand.is_floating_point():
-        return None
-    reduced = {dim % operand.dim() for dim in dims}
-    keeps = len(args) > 2 and args[2]
-    shape = tuple([1 if d in reduced else size for d, size in enumerate(operand.shape) if keeps or d not in reduced])
-    return shape, contiguous_strides(shape), operand.dtype
+def _masked(*likes: int) -> LayoutRule:
+    """Row-major gradients of row-major arguments; the last argument tells which are wanted.
+
+    likes: positions of the arguments, or of their sizes.
+    """
+
+    def rule(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Layout | None, ...]:
+        gradient, wanted = args[0], args[-1]
+        tensors = [arg for arg in args if isinstance(arg, torch.Tensor)]
+        if kwargs or any(each.stride() != contiguous_strides(tuple(each.shape)) for each in tensors):
+            return ()
+        if any(each.dtype is not gradient.dtype for each in tensors):
+            return ()
+        sizes = [args[at].shape if isinstance(args[at], torch.Tensor) else args[at] for at in likes]
+        return tuple(
+            [_row_major(size, gradient.dtype) if ask else None for size, ask in zip(sizes, wanted, strict=True)]
+        )
+
+    return rule
 
 
-def _of_clone(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Layout | None:
-    if kwargs.get("memory_format") is not torch.contiguous_format:
-        return _of_map(args, kwargs)
-    shape = tuple(args[0].shape)
-    return shape, contiguous_strides(shape), args[0].dtype
-
-
-def _of_embedding(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Layout | None:
-    """The gradient of a table: row-major, `args[2]` rows (aten/src/ATen/native/Embedding.cpp)."""
-    shape = (args[2], args[0].shape[-1])
-    return shape, contiguous_strides(shape), args[0].dtype
-
-
-def _unknown(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Layout | None:
-    return None
+def _unknown(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Layout | None, ...]:
+    return ()
 
 
 LINEAR: Final[Mapping[Any, tuple[tuple[int, ...], LayoutRule]]] = {
@@ -103,7 +134,7 @@ LINEAR: Final[Mapping[Any, tuple[tuple[int, ...], LayoutRule]]] = {
     aten._unsafe_view.default: ((0,), _unknown),
     aten.bmm.default: ((0, 1), _of_product),
     aten.clone.default: ((0,), _of_clone),
-    aten.convolution_backward.default: ((0,), _unknown),
+    aten.convolution_backward.default: ((0,), _masked(1, 2, 3)),
     aten.div.Scalar: ((0,), _of_map),
     aten.div.Tensor: ((0,), _of_map),
     aten.elu_backward.default: ((0,), _unknown),
@@ -119,9 +150,9 @@ LINEAR: Final[Mapping[Any, tuple[tuple[int, ...], LayoutRule]]] = {
     aten.mm.default: ((0, 1), _of_product),
     aten.mul.Scalar: ((0,), _of_map),
     aten.mul.Tensor: ((0, 1), _of_map),
-    aten.native_batch_norm_backward.default: ((0,), _unknown),
+    aten.native_batch_norm_backward.default: ((0,), _masked(1, 2, 2)),
     aten.native_dropout_backward.default: ((0,), _unknown),
-    aten.native_layer_norm_backward.default: ((0,), _unknown),
+    aten.native_layer_norm_backward.default: ((0,), _masked(1, 5, 6)),
     aten.neg.default: ((0,), _of_map),
     aten.nll_loss_backward.default: ((0,), _row_major_like(1)),
     aten.select_backward.default: ((0,), _unknown),
@@ -160,10 +191,10 @@ class ZeroGradients:
         if not any(map(self._is_zeros, tensors)):
             return node.op(*args, **kwargs)
         rule = self._rule(node.op, args, tensors)
-        layout = None
+        layouts: tuple[Layout | None, ...] = ()
         if rule is not None and _is_plain(tensors) and max(tensor.numel() for tensor in tensors) >= WORTH:
-            layout = rule(args, kwargs)
-        result = node.op(*args, **kwargs) if layout is None else _zeros(layout, tensors[0].device)
+            layouts = rule(args, kwargs)
+        result = _zeros(layouts, tensors[0].device) if layouts else node.op(*args, **kwargs)
         if rule is not None or (facts.aliases and self._is_zeros(args[0])):
             self._add(tensors_in((result,), {}))
         return result
@@ -188,10 +219,14 @@ def _is_plain(tensors: Sequence[torch.Tensor]) -> bool:
     return all(tensor.layout is torch.strided and tensor.device == first.device for tensor in tensors)
 
 
-def _zeros(layout: Layout, device: torch.device) -> torch.Tensor:
+def _zeros(layouts: Sequence[Layout | None], device: torch.device) -> Any:
+    made = tuple([None if layout is None else _zeros_of(layout, device) for layout in layouts])
+    return made if len(made) > 1 else made[0]
+
+
+def _zeros_of(layout: Layout, device: torch.device) -> torch.Tensor:
     """On the CPU, pages that the system gives when they are first read."""
-    shape, strides, dtype = layout
     if device.type != "cpu":
-        return torch.empty_strided(shape, strides, dtype=dtype, device=device).zero_()
-    memory = torch.from_numpy(numpy.zeros(math.prod(shape) * dtype.itemsize, numpy.uint8))
-    return memory.view(dtype).as_strided(shape, strides)
+        return torch.empty_strided(layout.shape, layout.strides, dtype=layout.dtype, device=device).zero_()
+    memory = torch.from_numpy(numpy.zeros(math.prod(layout.shape) * layout.dtype.itemsize, numpy.uint8))
+    return memory.view(layout.dtype).as_strided(layout.shape, layout.strides)

@@ -17,6 +17,50 @@ TRANSPOSED = torch.randn(80, 64).t()
 IMAGES = torch.zeros(4, 8, 16, 16).to(memory_format=torch.channels_last)
 ROWS = torch.arange(64)
 
+
+def _convolution(
+    image,
+    weight,
+    padding=None,
+    stride=None,
+    dilation=None,
+    transposed=False,
+    groups=1,
+    wanted=(True, True, True),
+    memory_format=torch.contiguous_format,
+    dtype=torch.float32,
+):
+    spatial = len(image) - 2
+    x = torch.randn(image, dtype=dtype).to(memory_format=memory_format)
+    w = torch.randn(weight, dtype=dtype)
+    geometry = (stride or [1] * spatial, padding or [1] * spatial, dilation or [1] * spatial)
+    options = (*map(list, geometry), transposed, [0] * spatial, groups)
+    out = aten.convolution.default(x, w, None, *options)
+    return torch.zeros_like(out), x, w, [out.shape[1]], *options, list(wanted)
+
+
+def _layer_norm(shape, normalized, wanted=(True, True, True)):
+    x = torch.randn(shape)
+    _, mean, rstd = aten.native_layer_norm.default(x, normalized, None, None, 1e-5)
+    return (
+        torch.zeros(shape),
+        x,
+        list(normalized),
+        mean,
+        rstd,
+        torch.ones(normalized),
+        torch.ones(normalized),
+        list(wanted),
+    )
+
+
+def _batch_norm(shape, train=True, wanted=(True, True, True), memory_format=torch.contiguous_format):
+    x = torch.randn(shape).to(memory_format=memory_format)
+    channel = torch.ones(shape[1])
+    saved = (channel, channel) if train else (torch.empty(0), torch.empty(0))
+    return torch.zeros_like(x), x, channel, channel, channel, *saved, train, 1e-5, list(wanted)
+
+
 CASES = [
     (aten.mm.default, (GRADIENT, torch.randn(80, 72))),
     (aten.mm.default, (GRADIENT, torch.randn(72, 80).t())),
@@ -57,6 +101,53 @@ CASES = [
     (aten.nll_loss_backward.default, (torch.tensor(0.0), WIDE, ROWS, None, 1, -100, torch.tensor(64.0))),
     (aten.nll_loss_backward.default, (torch.tensor(0.0), TRANSPOSED, ROWS, None, 1, -100, torch.tensor(64.0))),
     (aten.embedding_dense_backward.default, (GRADIENT, ROWS, 100, -1, False)),
+    *[
+        (aten.convolution_backward.default, case)
+        for case in (
+            _convolution((4, 8, 9, 9), (16, 8, 3, 3)),
+            _convolution((4, 8, 9, 9), (16, 8, 1, 1), padding=(0, 0)),
+            _convolution((4, 8, 9, 9), (16, 8, 3, 3), stride=(2, 2)),
+            _convolution((4, 16, 9, 9), (16, 1, 3, 3), groups=16),
+            _convolution((4, 16, 19, 9), (16, 8, 3, 3), groups=2, dilation=(2, 2)),
+            _convolution((1, 1, 80, 80), (1, 1, 3, 3)),
+            _convolution((4, 16, 1, 90), (16, 16, 1, 3), padding=(0, 1)),
+            _convolution((2, 8, 5, 9, 9), (16, 8, 3, 3, 3)),
+            _convolution((4, 8, 9, 9), (8, 16, 3, 3), transposed=True),
+            _convolution((4, 8, 9, 9), (16, 8, 3, 3), wanted=(False, True, False)),
+            _convolution((4, 8, 9, 9), (16, 8, 3, 3), memory_format=torch.channels_last),
+            _convolution((4, 8, 9, 9), (16, 8, 3, 3), dtype=torch.bfloat16),
+        )
+    ],
+    *[
+        (aten.native_layer_norm_backward.default, case)
+        for case in (
+            _layer_norm((64, 80), (80,)),
+            _layer_norm((4, 9, 10, 16), (10, 16)),
+            _layer_norm((64, 80), (80,), wanted=(False, True, True)),
+            (GRADIENT, WIDE, [80], torch.zeros(64, 1), torch.ones(64, 1), None, None, [True, False, False]),
+            (
+                GRADIENT,
+                TRANSPOSED,
+                [80],
+                torch.zeros(64, 1),
+                torch.ones(64, 1),
+                torch.ones(80),
+                None,
+                [True, True, False],
+            ),
+        )
+    ],
+    *[
+        (aten.native_batch_norm_backward.default, case)
+        for case in (
+            _batch_norm((4, 8, 16, 16)),
+            _batch_norm((64, 80)),
+            _batch_norm((64, 8, 10)),
+            _batch_norm((64, 80), train=False),
+            _batch_norm((4, 8, 16, 16), memory_format=torch.channels_last),
+            _batch_norm((4, 8, 16, 16), wanted=(True, False, False)),
+        )
+    ],
     (aten.select_backward.default, (GRADIENT, [4, 64, 80], 0, 1)),
     (aten.slice_backward.default, (GRADIENT, [64, 90], 1, 0, 80, 1)),
 ]
@@ -73,12 +164,16 @@ def _positional(op, args):
 
 
 @pytest.mark.parametrize(("op", "args"), CASES, ids=[f"{number}-{op}" for number, (op, _) in enumerate(CASES)])
-def test_the_result_is_laid_out_as_eagers(op, args):
+def test_the_results_are_laid_out_as_eagers(op, args):
     args, kwargs = _positional(op, args)
-    expected = op(*args, **kwargs)
-    found = _run(ZeroGradients([args[0]]), op, *args, **kwargs)
-    assert (found.shape, found.stride(), found.dtype) == (expected.shape, expected.stride(), expected.dtype)
-    assert found.count_nonzero() == 0 == expected.count_nonzero()
+    expected, found = op(*args, **kwargs), _run(ZeroGradients([args[0]]), op, *args, **kwargs)
+    assert type(found) is type(expected)
+    pairs = zip(found, expected, strict=True) if isinstance(expected, tuple) else [(found, expected)]
+    for ours, eagers in pairs:
+        assert (ours is None) == (eagers is None)
+        if eagers is not None:
+            assert (ours.shape, ours.stride(), ours.dtype) == (eagers.shape, eagers.stride(), eagers.dtype)
+            assert ours.count_nonzero() == 0 == eagers.count_nonzero()
 
 
 @pytest.mark.parametrize("op", [op for op, (_, rule) in LINEAR.items() if rule.__name__ != "_unknown"], ids=str)
