@@ -89,7 +89,7 @@ def _bert(layers: int, batch: int) -> tuple[nn.Module, tuple[Tensor, ...], Step]
     return language.bert(layers)().train(), (torch.randint(0, language.SMALLEST_VOCABULARY, (batch, 128)),), step
 
 
-def _gpt2(layers: int) -> tuple[nn.Module, tuple[Tensor, ...], Step]:
+def _gpt2(layers: int, batch: int) -> tuple[nn.Module, tuple[Tensor, ...], Step]:
     model = language.gpt2(layers)().train()
     model.config.use_cache = False
 
@@ -97,7 +97,7 @@ def _gpt2(layers: int) -> tuple[nn.Module, tuple[Tensor, ...], Step]:
         logits = model(ids[:, :-1]).logits
         return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
 
-    return model, (torch.randint(0, model.config.vocab_size, (2, 257)),), step
+    return model, (torch.randint(0, model.config.vocab_size, (batch, 257)),), step
 
 
 def _resnet(depth: int) -> tuple[nn.Module, tuple[Tensor, ...], Step]:
@@ -110,7 +110,8 @@ def _resnet(depth: int) -> tuple[nn.Module, tuple[Tensor, ...], Step]:
 WORKLOADS: Final = {
     "bert": Workload("BERT-base, 12 layers, 2x128", lambda: _bert(12, 2)),
     "bert_large_batch": Workload("BERT-base, 12 layers, 8x128", lambda: _bert(12, 8)),
-    "gpt2": Workload("GPT-2 small, 12 layers, 2x256, vocabulary of 50,257", lambda: _gpt2(12)),
+    "gpt2": Workload("GPT-2 small, 12 layers, 2x256, vocabulary of 50,257", lambda: _gpt2(12, 2)),
+    "gpt2_large_batch": Workload("GPT-2 small, 12 layers, 8x256, vocabulary of 50,257", lambda: _gpt2(12, 8)),
     "resnet152": Workload("ResNet-152, batch of 4, 224x224", lambda: _resnet(152)),
 }
 
