@@ -186,11 +186,20 @@ OPTION_ROWS: Final[tuple[OptionRow, ...]] = (
         "offload_dir",
         "None or the name of a directory",
         lambda value: value is None or isinstance(value, str),
-        "Where a call that is differentiated puts what it keeps for its backward, on the CPU: each tensor of 1 MiB or "
+        "Where a call that is differentiated puts what it keeps for its backward: each tensor of 1 MiB or "
         "more goes to a file after its last use, and a thread reads it again ahead of the backward. The file has no "
         "name, so nothing is left behind; what is read is checked. A full disk raises OffloadError before anything is "
         "computed. Under memory_budget, only as much is put there as the budget asks for, and only where that is "
         "faster than to compute it again. None: all is kept in memory.",
+    ),
+    OptionRow(
+        "offload_to_host",
+        "True or False",
+        _is_bool,
+        "Whether a call on a GPU that is differentiated puts what it keeps for its backward into the host's memory: "
+        "each tensor of 1 MiB or more is copied to pinned memory after its last use, and back ahead of the backward, "
+        "on a stream of its own. Takes the place of offload_dir there. Under memory_budget, only as much is put there "
+        "as the budget asks for, and only where that is faster than to compute it again. It changes nothing on a CPU.",
     ),
 )
 
@@ -244,6 +253,7 @@ class Options:
     at_recompile_limit: AtLimit | None = None
     memory_budget: int | str | None = None
     offload_dir: str | None = None
+    offload_to_host: bool = False
 
     def __post_init__(self) -> None:
         for row in OPTION_ROWS:
@@ -267,7 +277,7 @@ class Options:
     @property
     def saves_memory(self) -> bool:
         """Whether calls that are differentiated are to take less memory than they might."""
-        return self.memory_budget is not None or self.offload_dir is not None
+        return self.memory_budget is not None or self.offload_dir is not None or self.offload_to_host
 
 
 DEBUG_LEVELS: Final[tuple[str, ...]] = (

@@ -25,6 +25,7 @@ from dsjit.api.training_groups import OpenTraining
 from dsjit.codegen.interpret import InterpretedProgram, KernelRunner
 from dsjit.codegen.interpreter import run_kernel
 from dsjit.codegen.low_memory import LowMemory
+from dsjit.codegen.offload.stores import HOST_MEMORY, OffloadTier, file_in
 from dsjit.codegen.program import GuestProgram, Program
 from dsjit.codegen.sized_program import SizeSource
 from dsjit.codegen.target import CPU_TARGET, gpu_target
@@ -111,24 +112,24 @@ class Builder:
         options = self.options
         budget = None if options.memory_budget is None else parse_bytes(options.memory_budget)
         on_gpu = options.backend == "triton" and (options.autotune, options.cuda_graphs)
-        key = (options.numerics, on_gpu, budget, options.offload_dir)
+        key = (options.numerics, on_gpu, budget, options.offload_dir, options.offload_to_host)
         structure = (*key, graph_structure(joint.graph), joint.key, joint.regions)
         training = session.trainings.get(structure)
         if training is None:
             with timer.stage("passes"):
                 simple = run_passes(joint.graph, check=session.environment.check > 0, passes=JOINT_PASSES)
             simplified = replace(joint, graph=simple)
-            directory = options.offload_dir
+            tier = offload_tier(options, gpu_of(simple) is not None)
             memory = None
             lowered: tuple[Lowered | None, Lowered | None] = (None, None)
             if budget is None:
                 with timer.stage("partition"):
                     halves = hand_over(partition(simplified, checkpointed_nodes(simplified)))
-                stored = () if directory is None or gpu_of(simple) is not None else offloadable(halves)
-                ways = low_memory(halves, joint.results, stored, directory or "")
+                stored = () if tier is None else offloadable(halves, tier)
+                ways = low_memory(halves, joint.results, stored, tier)
             else:
                 with timer.stage("memory_plan"):
-                    plan = plan_training(simplified, budget, self._lower, directory)
+                    plan = plan_training(simplified, budget, self._lower, tier)
                 halves, memory, ways = plan.partition, plan.memory, (plan.forward, plan.backward)
                 lowered = plan.lowered
             forward = self._graph(halves.forward, timer, ways[0], lowered[0])
@@ -276,3 +277,10 @@ def no_collection() -> Iterator[None]:
 
 def _run_eagerly(graph: Graph, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
     return list(run_reference(graph, inputs))
+
+
+def offload_tier(options: Options, on_gpu: bool) -> OffloadTier | None:
+    """Where a call puts what it keeps for its backward; None for the memory of the device."""
+    if on_gpu and options.offload_to_host:
+        return HOST_MEMORY
+    return None if options.offload_dir is None else file_in(options.offload_dir)

@@ -47,7 +47,7 @@ def jit(function: Any = None, /, **options: Any) -> Any:
     program as long as everything that the code read is unchanged.
 
     Options (see `dsjit.config.OPTION_ROWS`): dynamic, fullgraph, numerics, backend, disable, recompile_limit,
-    at_recompile_limit, memory_budget, offload_dir.
+    at_recompile_limit, memory_budget, offload_dir, offload_to_host.
     Raises OptionError for an unknown option or a bad value, UnsupportedCallableError for what cannot be compiled.
     """
     chosen = Options.from_keywords(options)

@@ -169,8 +169,7 @@ class Explanation:
             table.add_column(heading, overflow="fold")
         alike: dict[tuple[str, str, str, str], list[int]] = {}
         for kept in self.kept:
-            where = "file" if kept.offloaded else "memory"
-            key = (kept.op, str(kept.source), "x".join(map(str, kept.shape)), where)
+            key = (kept.op, str(kept.source), "x".join(map(str, kept.shape)), kept.place)
             alike.setdefault(key, []).append(kept.nbytes)
         for key, sizes in sorted(alike.items(), key=lambda item: -sum(item[1]))[:_KEPT_SHOWN]:
             table.add_row(*map(escape, key), str(len(sizes)), _size(sum(sizes)))
@@ -257,7 +256,7 @@ def _budget_text(memory: TrainingMemory) -> str:
             f"{sum(part.seconds for part in memory.parts) * 1e3:.1f} ms"
         )
     if memory.offloaded:
-        again += f"; {_size(memory.offloaded)} go to a file"
+        again += f"; {_size(memory.offloaded)} go to {memory.tier}"
     return f"memory budget {_size(memory.budget)}: {_size(memory.peak)} are taken at most; {again}"
 
 
@@ -282,7 +281,7 @@ def _memory(training: Training) -> TrainingMemory | None:
 def _kept(training: Training) -> tuple[Kept, ...]:
     way, halves = training.forward.low_memory, training.partition
     stored = [] if way is None else [halves.own[number - training.joint.results] for number in way.stored]
-    return kept_values(training.joint, halves, stored)
+    return kept_values(training.joint, halves, stored, None if way is None else way.tier)
 
 
 def _report(name: str, tree: TraceTree) -> Explanation:

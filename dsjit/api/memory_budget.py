@@ -10,6 +10,7 @@ from dsjit.api.compile import Lowered
 from dsjit.api.memory_model import MemoryModel, memory_model
 from dsjit.codegen.footprint import Footprint
 from dsjit.codegen.low_memory import LowMemory
+from dsjit.codegen.offload.stores import HOST_MEMORY, OffloadTier
 from dsjit.errors import MemoryBudgetError
 from dsjit.ir.graph import Graph, Node, Source, Value
 from dsjit.ir.joint_graph import JointGraph
@@ -41,9 +42,6 @@ NODES_PER_SEGMENT: Final = 8
 OFFLOAD_BYTES: Final = 2**20
 """What is smaller is kept in memory."""
 
-FILE_BYTES_PER_SECOND: Final = 0.8e9
-"""Written to a file or read from it, checksum included: what the page cache of the kernel takes."""
-
 TRIALS: Final = 4
 """How many choices are lowered, at most, to know what they take."""
 
@@ -56,14 +54,14 @@ NEAR: Final = 0.03
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A value that is kept for the backward and that nobody else holds. source: the line that made it. offloaded: to a
-    file."""
+    """A value that is kept for the backward and that nobody else holds. source: the line that made it. place: where it
+    is."""
 
     op: str
     source: Source
     shape: tuple[int, ...]
     nbytes: int
-    offloaded: bool = False
+    place: str = "memory"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +82,8 @@ class TrainingMemory:
     kept: by nobody but the backward. peak: of all that the call and its backward take together, at most: results, what
         is kept, gradients (all that the backward returns), working memory.
     segments, recomputed: parts of the forward, and how many of them the backward computes again.
-    seconds: modelled time that computing again takes (what is free inside kernels is not counted), and files.
-    budget: what was allowed, if anything was said. offloaded: bytes that go to a file meanwhile.
+    seconds: modelled time that computing again takes (what is free inside kernels is not counted), and offloading.
+    budget: what was allowed, if anything was said. offloaded: bytes that go to the tier of this name meanwhile.
     parts: that are computed again, in the order of the forward.
     """
 
@@ -96,6 +94,7 @@ class TrainingMemory:
     seconds: float
     budget: int | None
     offloaded: int = 0
+    tier: str = ""
     parts: tuple[RecomputedPart, ...] = ()
 
 
@@ -114,8 +113,10 @@ Lower: TypeAlias = Callable[[Graph], Lowered]
 """A half."""
 
 
-def kept_values(joint: JointGraph, halves: Partition, stored: Collection[Value]) -> tuple[Kept, ...]:
-    """What is kept besides arguments and results of the call, largest first. stored: in a file."""
+def kept_values(
+    joint: JointGraph, halves: Partition, stored: Collection[Value], tier: OffloadTier | None
+) -> tuple[Kept, ...]:
+    """What is kept besides arguments and results of the call, largest first. stored: in the tier."""
     producers, made = joint.graph.producers(), halves.forward.producers()
     primals = set(joint.graph.inputs)
     found: list[Kept] = []
@@ -124,34 +125,36 @@ def kept_values(joint: JointGraph, halves: Partition, stored: Collection[Value])
             continue
         # What `hand_over` hands over is a copy of what was made, or its bits.
         node = producers[value] if value in producers else producers[made[output].args[0]]
-        found.append(Kept(op_name(node.op), node.source, value.type.shape, value.type.nbytes, value in stored))
+        place = tier.name if tier is not None and value in stored else "memory"
+        found.append(Kept(op_name(node.op), node.source, value.type.shape, value.type.nbytes, place))
     return tuple(sorted(found, key=lambda kept: -kept.nbytes))
 
 
 def low_memory(
-    halves: Partition, results: int, stored: Collection[Value], directory: str
+    halves: Partition, results: int, stored: Collection[Value], tier: OffloadTier | None
 ) -> tuple[LowMemory, LowMemory]:
-    """For a forward of so many results, and its backward. stored: what of `halves.own` goes to a file."""
+    """For a forward of so many results, and its backward. stored: what of `halves.own` goes to the tier."""
     outputs = [results + number for number, value in enumerate(halves.own) if value in stored]
     inputs = [number for number, value in enumerate(halves.kept) if value in stored]
     return (
-        LowMemory(stored=frozenset(outputs), directory=directory),
-        LowMemory(halves.released, fetched=frozenset(inputs), directory=directory),
+        LowMemory(stored=frozenset(outputs), tier=tier),
+        LowMemory(halves.released, fetched=frozenset(inputs), tier=tier),
     )
 
 
-def offloadable(halves: Partition) -> tuple[Value, ...]:
-    """What is kept, is large enough for a file, and nobody else holds: what is kept longest first."""
-    return tuple([value for value in halves.own if value.type.nbytes >= OFFLOAD_BYTES])
+def offloadable(halves: Partition, tier: OffloadTier) -> tuple[Value, ...]:
+    """What is kept, is large enough, is not there already, and nobody else holds: what is kept longest first."""
+    large = [value for value in halves.own if value.type.nbytes >= OFFLOAD_BYTES]
+    return tuple([value for value in large if tier is not HOST_MEMORY or value.type.device.type != "cpu"])
 
 
-def plan_training(joint: JointGraph, budget: int, lower: Lower, directory: str | None = None) -> TrainingPlan:
+def plan_training(joint: JointGraph, budget: int, lower: Lower, tier: OffloadTier | None = None) -> TrainingPlan:
     """A plan that keeps to `budget` bytes, and of those one that computes little again.
 
     Segments of the forward are computed again, each when the backward comes to it (Chen et al., 2016). Which ones, a
     model of the memory says (`memory_model`); what it chose is lowered, which tells what it takes, and chosen anew by
     as much as the model was off.
-    directory: where what is kept may go; then the faster of both ways is taken, by modelled time.
+    tier: where what is kept may go; then the faster of both ways is taken, by modelled time.
 
     Raises MemoryBudgetError, which names the smallest budget that a plan was found for.
     """
@@ -160,8 +163,8 @@ def plan_training(joint: JointGraph, budget: int, lower: Lower, directory: str |
     if plain.memory.peak <= budget:
         return plain
     least = [plain]
-    if directory is not None:
-        least.append(planner.offload(plain, directory))
+    if tier is not None:
+        least.append(planner.offload(plain, tier))
     models = planner.models(plain)
     tried = [*least, *planner.trials(models)]
     if min(plan.memory.peak for plan in tried) > budget:
@@ -230,19 +233,19 @@ class _Planner:
         again = [parts[number] for number in chosen]
         halves = hand_over(partition(self.joint, again))
         lowered = self.lower(halves.forward), self.lower(halves.backward)
-        return self._planned(halves, lowered, again, len(parts), (), "")
+        return self._planned(halves, lowered, again, len(parts), (), None)
 
-    def offload(self, plain: TrainingPlan, directory: str) -> TrainingPlan:
-        """As little as suffices goes to a file, or all that can."""
+    def offload(self, plain: TrainingPlan, tier: OffloadTier) -> TrainingPlan:
+        """As little as suffices goes to the tier, or all that can."""
         halves, lowered = plain.partition, plain.lowered
-        values = offloadable(halves)
+        values = offloadable(halves, tier)
         low, high = 0, len(values)  # the first is too little
-        best = self._planned(halves, lowered, (), 1, values, directory)
+        best = self._planned(halves, lowered, (), 1, values, tier)
         if best.memory.peak > self.budget:
             return best
         while high - low > 1:
             middle = (low + high) // 2
-            plan = self._planned(halves, lowered, (), 1, values[:middle], directory)
+            plan = self._planned(halves, lowered, (), 1, values[:middle], tier)
             if plan.memory.peak <= self.budget:
                 high, best = middle, plan
             else:
@@ -256,9 +259,9 @@ class _Planner:
         chosen: Sequence[Sequence[Node]],
         count: int,
         stored: Collection[Value],
-        directory: str,
+        tier: OffloadTier | None,
     ) -> TrainingPlan:
-        ways = low_memory(halves, self.joint.results, stored, directory)
+        ways = low_memory(halves, self.joint.results, stored, tier)
         forward, backward = (half.footprint(way) for half, way in zip(lowered, ways, strict=True))
         memory = training_memory(self.joint, halves, forward, backward, self.nodes)
         offloaded = sum(value.type.nbytes for value in stored)
@@ -267,9 +270,10 @@ class _Planner:
             kept=memory.kept - offloaded,
             segments=count,
             recomputed=len(chosen),
-            seconds=memory.seconds + 2 * offloaded / FILE_BYTES_PER_SECOND,
+            seconds=memory.seconds + (2 * offloaded / tier.bytes_per_second if tier is not None else 0.0),
             budget=self.budget,
             offloaded=offloaded,
+            tier=tier.name if tier is not None else "",
             parts=tuple([_part(halves, nodes) for nodes in chosen]),
         )
         return TrainingPlan(halves, found, *ways, lowered)

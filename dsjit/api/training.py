@@ -19,7 +19,7 @@ from dsjit.api.compile import Compilation
 from dsjit.api.memory_budget import TrainingMemory
 from dsjit.api.training_groups import Backward, Group, OpenTraining, Point, Runner, make_groups
 from dsjit.codegen.low_memory import LowMemory
-from dsjit.codegen.offload import StoredTensor, TensorInMemory
+from dsjit.codegen.offload.tensors import KeptTensor, TensorInMemory
 from dsjit.codegen.program import GuestProgram, Program
 from dsjit.codegen.sized_program import KEPT_SHAPES, SizedProgram
 from dsjit.errors import DsjitWarning, GradientError
@@ -265,7 +265,7 @@ def _run_op_by_op(graph: Graph | GraphTemplate, point: Point, inputs: Iterable[t
 
 def _in_memory(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
     """The tensors, those in files fetched."""
-    return [tensor.fetch() if isinstance(tensor, StoredTensor | TensorInMemory) else tensor for tensor in tensors]
+    return [tensor.fetch() if isinstance(tensor, KeptTensor) else tensor for tensor in tensors]
 
 
 def _handed_over(tensors: list[torch.Tensor]) -> Iterator[torch.Tensor]:
@@ -305,7 +305,7 @@ class Compiled(torch.autograd.Function):
         # Autograd would hold these until the whole backward has run; hooks of the user's must see them, though.
         hooked = bool(own) and _top_saved_tensors_default_hooks(True) is not None
         ctx.own = [] if hooked else own
-        ctx.in_files = [isinstance(tensor, StoredTensor) for tensor in own] if hooked else []
+        ctx.offloaded = [isinstance(tensor, KeptTensor) for tensor in own] if hooked else []
         ctx.save_for_backward(*[kept[number] for number in group.shared], *(_in_memory(own) if hooked else ()))
         return tuple(run.results)
 
@@ -327,10 +327,10 @@ class Compiled(torch.autograd.Function):
                 f"a backward through {training.joint.graph.name} failed before, and what was kept for it is gone: "
                 "call the function again"
             )
-        if ctx.in_files:
+        if ctx.offloaded:
             first = len(group.shared)
-            stored = zip(every[first:], ctx.in_files, strict=True)
-            every[first:] = [TensorInMemory(tensor) if in_file else tensor for tensor, in_file in stored]
+            stored = zip(every[first:], ctx.offloaded, strict=True)
+            every[first:] = [TensorInMemory(tensor) if offloaded else tensor for tensor, offloaded in stored]
         every += ctx.own
         if ctx.own and not _get_current_graph_task_keep_graph():
             ctx.own = None

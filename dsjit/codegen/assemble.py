@@ -19,7 +19,7 @@ from dsjit.codegen.llvm.engine import CompiledKernel
 from dsjit.codegen.llvm.executor import Call, DeviceKernel
 from dsjit.codegen.low_memory import LARGE_BUFFER, WORTH_A_BREAK, LowMemory, MemorySchedule, memory_schedule
 from dsjit.codegen.native_calls import kernel_call, library_callable, native_call, refuse
-from dsjit.codegen.offload import open_files
+from dsjit.codegen.offload.stores import open_stores
 from dsjit.codegen.placement import Home, Place, Placement, Step, holders, last_reads, place_values
 from dsjit.codegen.program import CPU_EXECUTOR, ArenaTensor, Executor, Program, ProgramParts, address_writer, link
 from dsjit.codegen.steps import NativePlan, library_aliases, never_raising
@@ -177,7 +177,7 @@ class _Assembler:
         if self.low_memory is not None and self.schedule is not None:
             stored = [self.graph.outputs[number].type for number in self.low_memory.stored]
             fetched = [number for _, numbers in sorted(self.schedule.fetched.items()) for number in numbers]
-            opening, names = open_files(stored, fetched, self.low_memory.directory)
+            opening, names = open_stores(stored, fetched, self.low_memory.tier)
             lines += opening
             self.names |= names
         lines.append("b = frame.tensors")
@@ -313,7 +313,7 @@ class _Assembler:
             self._flush()
         for output in schedule.stored.get(number, ()):
             name = self._base_tensor(self.graph.outputs[output])
-            self.lines.append(f"{name} = file.put({name})")
+            self.lines.append(f"{name} = store.put({name})")
         if number == schedule.arena_ends and self.executor is CPU_EXECUTOR:
             self._flush()
             self.lines.append("frame.release()")
@@ -465,7 +465,7 @@ class _Assembler:
                 results.append(name)
         if self.low_memory is not None and self.schedule is not None:
             for number in self.low_memory.stored.difference(*self.schedule.stored.values()):
-                results[number] = f"file.put({results[number]})"
+                results[number] = f"store.put({results[number]})"
         targets = {write.target for write in self.graph.writes}
         copies, in_place = list[str](), list[str]()
         for write in self.graph.writes:

@@ -9,6 +9,7 @@ from itertools import accumulate, pairwise
 from typing import Final
 
 from dsjit.codegen.memory_plan import last_uses
+from dsjit.codegen.offload.stores import OffloadTier
 from dsjit.codegen.placement import Home, Place, Placement, Step, holders, last_reads
 from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.views import Views
@@ -43,14 +44,14 @@ class LowMemory:
 
     released: numbers of inputs that are let go after their last use, as large buffers are. A caller that hands them
         over, as an iterator that holds none, has their memory free for what follows.
-    stored: numbers of outputs that are put into a file of `directory` after their last use; a StoredTensor stands for
-        each. fetched: numbers of inputs that come as such, and are read just before their first use.
+    stored: numbers of outputs that are put into `tier` after their last use; a KeptTensor stands for each. fetched:
+        numbers of inputs that come as such, and are fetched just before their first use.
     """
 
     released: frozenset[int] = frozenset()
     stored: frozenset[int] = frozenset()
     fetched: frozenset[int] = frozenset()
-    directory: str = ""
+    tier: OffloadTier | None = None
 
 
 @dataclass(frozen=True, slots=True)

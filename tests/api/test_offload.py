@@ -12,9 +12,13 @@ import torch
 from torch import nn
 
 import dsjit
+from dsjit.api import builder
 from dsjit.api.entry import jitted_of
-from dsjit.codegen import offload
+from dsjit.codegen.offload import files, stores
+from dsjit.codegen.offload.tensors import read_in_order
+from dsjit.config import Options
 from tests.api.test_memory_budget import Block, arenas, loss_of, measured_peak
+from tests.codegen.offload.test_host import LateCopies
 
 X = torch.randn(1024, 192)
 
@@ -42,7 +46,7 @@ def compiled(network, directory, **options):
 def stored_in(call):
     """How many tensors a forward puts into its file."""
     (tree,) = jitted_of(call).trees
-    return tree.compilations[0].program.source.count("file.put(")
+    return tree.compilations[0].program.source.count("store.put(")
 
 
 def test_gradients_are_bit_for_bit_those_of_what_is_kept_in_memory(network, tmp_path):
@@ -81,7 +85,7 @@ def test_sizes_stay_exact(network, tmp_path):
     call = compiled(network, tmp_path)
     gradients(network, call, X[:512])
     trees = jitted_of(call).trees
-    assert len(trees) == 2 and all("file.put(" in tree.compilations[0].program.source for tree in trees)
+    assert len(trees) == 2 and all("store.put(" in tree.compilations[0].program.source for tree in trees)
 
 
 def test_less_memory_is_taken(network, tmp_path):
@@ -131,7 +135,7 @@ def test_a_full_disk_raises_before_anything_is_computed(network, tmp_path, monke
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(offload.os, "posix_fallocate", full)
+    monkeypatch.setattr(files.os, "posix_fallocate", full)
     with pytest.raises(dsjit.OffloadError, match=r"No space left.*free some room"):
         call(network, X)
     monkeypatch.undo()
@@ -150,7 +154,7 @@ def test_a_directory_that_is_gone_is_named(network, tmp_path):
 def test_what_was_changed_on_the_disk_is_refused(network, tmp_path, monkeypatch):
     call = compiled(network, tmp_path)
     written = os.pwrite
-    monkeypatch.setattr(offload.os, "pwrite", lambda file, content, at: written(file, bytes(len(content)), at))
+    monkeypatch.setattr(files.os, "pwrite", lambda file, content, at: written(file, bytes(len(content)), at))
     loss = call(network, X)
     monkeypatch.undo()
     with pytest.raises(dsjit.OffloadError, match="was changed on the disk"):
@@ -173,7 +177,7 @@ def test_hooks_of_the_users_get_tensors(network, tmp_path):
 def test_explain_tells_what_is_in_files(network, tmp_path):
     call = compiled(network, tmp_path)
     told = dsjit.explain(call)(network, X)
-    assert any(kept.offloaded for kept in told.kept) and not all(kept.offloaded for kept in told.kept)
+    assert any(kept.place == "file" for kept in told.kept) and not all(kept.place == "file" for kept in told.kept)
     assert " file " in str(told)
 
 
@@ -192,20 +196,69 @@ def test_a_budget_puts_no_more_into_files_than_it_has_to(network, tmp_path):
 @pytest.mark.parametrize("shape", [(4,), (3, 5), (0, 2), ()])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.int64, torch.bfloat16])
 def test_a_tensor_comes_back_as_it_was_put(tmp_path, shape, dtype):
-    file = offload.OffloadFile(str(tmp_path), 4096)
+    file = files.OffloadFile(str(tmp_path), 4096)
     tensor = torch.randint(0, 2, shape).to(dtype)
     turned = torch.randn(4, 6).t()
     stored = [file.put(tensor), file.put(turned)]
-    offload.read_in_order(stored[::-1])
+    read_in_order(stored[::-1])
     assert torch.equal(stored[1].fetch(), turned)
     assert stored[1].fetch().stride() == turned.stride()
     assert torch.equal(stored[0].fetch(), tensor) and stored[0].fetch().dtype is dtype
 
 
 def test_only_what_the_same_backward_wants_is_read_ahead(tmp_path):
-    file = offload.OffloadFile(str(tmp_path), 4096)
+    file = files.OffloadFile(str(tmp_path), 4096)
     first, second = (file.put(torch.randn(8)) for _ in range(2))
-    offload.read_in_order((first, second))
+    read_in_order((first, second))
     assert first.following is second
-    offload.read_in_order((first,))
+    read_in_order((first,))
     assert first.following is None
+
+
+def on_a_gpu(monkeypatch):
+    """CPU tensors are taken for a GPU's: what they keep goes to the memory of its host."""
+    monkeypatch.setattr(stores, "CudaCopies", lambda device: LateCopies())
+    tier = stores.OffloadTier("host memory", 1e10)
+    monkeypatch.setattr(builder, "offload_tier", lambda options, on_gpu: tier if options.offload_to_host else None)
+
+
+def test_gradients_are_bit_for_bit_those_of_what_stays_on_the_gpu(network, monkeypatch):
+    on_a_gpu(monkeypatch)
+    plain, call = dsjit.jit(loss_of), dsjit.jit(loss_of, offload_to_host=True)
+    for _ in range(3):
+        for one, other in zip(gradients(network, call), gradients(network, plain), strict=True):
+            assert torch.equal(one, other)
+    assert stored_in(call) >= 3
+    told = dsjit.explain(call)(network, X)
+    assert any(kept.place == "host memory" for kept in told.kept) and " host memory " in str(told)
+
+
+def test_a_budget_puts_no_more_into_host_memory_than_it_has_to(network, monkeypatch):
+    on_a_gpu(monkeypatch)
+    peak = dsjit.explain(dsjit.jit(loss_of, offload_to_host=True, memory_budget="1GiB"))(network, X).training.peak
+    call = dsjit.jit(loss_of, offload_to_host=True, memory_budget=int(0.9 * peak))
+    limited = dsjit.explain(call)(network, X).training
+    assert limited.peak <= limited.budget and limited.offloaded and limited.tier == "host memory"
+    assert "go to host memory" in str(dsjit.explain(call)(network, X))
+
+
+def test_on_the_cpu_nothing_goes_to_the_host(network):
+    call = dsjit.jit(loss_of, offload_to_host=True)
+    gradients(network, call), gradients(network, call)
+    assert stored_in(call) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "on_gpu", "name"),
+    [
+        ({}, True, None),
+        ({"offload_to_host": True}, True, "host memory"),
+        ({"offload_to_host": True}, False, None),
+        ({"offload_dir": "d"}, True, "file"),
+        ({"offload_dir": "d", "offload_to_host": True}, True, "host memory"),
+        ({"offload_dir": "d", "offload_to_host": True}, False, "file"),
+    ],
+)
+def test_where_what_is_kept_goes(options, on_gpu, name):
+    tier = builder.offload_tier(Options(**options), on_gpu)
+    assert (None if tier is None else tier.name) == name

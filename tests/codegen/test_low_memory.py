@@ -12,7 +12,8 @@ from dsjit.api.compile import Compilation, StageTimer, compile_graph
 from dsjit.codegen.footprint import footprint
 from dsjit.codegen.llvm.engine import KernelCache
 from dsjit.codegen.low_memory import LARGE_BUFFER, LowMemory
-from dsjit.codegen.offload import StoredTensor
+from dsjit.codegen.offload.files import StoredTensor
+from dsjit.codegen.offload.stores import file_in
 from dsjit.codegen.program import GuestProgram
 from dsjit.config import Environment
 from dsjit.ir.graph import Graph
@@ -100,7 +101,7 @@ def test_large_buffers_are_no_part_of_the_arena(rows):
 
 def test_stored_outputs_come_as_files_and_fetched_inputs_are_read_from_them(tmp_path):
     inputs = [matrix() for _ in range(4)]
-    storing = compiled(GRAPH, LowMemory(stored=frozenset({0, 1}), directory=str(tmp_path))).program
+    storing = compiled(GRAPH, LowMemory(stored=frozenset({0, 1}), tier=file_in(str(tmp_path)))).program
     expected = compiled(GRAPH, None).program(inputs)
     found = storing(inputs)
     assert [isinstance(each, StoredTensor) for each in found] == [True, True, False]

@@ -12,44 +12,15 @@ import os
 import tempfile
 import weakref
 import zlib
-from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
-from itertools import zip_longest
 from typing import Any
 
 import torch
 
+from dsjit.codegen.offload.tensors import KeptTensor, span
 from dsjit.errors import OffloadError
-from dsjit.ir.graph import TensorType
 
-__all__ = ["OffloadFile", "StoredTensor", "TensorInMemory", "open_files", "read_in_order", "span_bytes"]
-
-
-def span_bytes(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> int:
-    """Bytes from the first to the last element."""
-    if 0 in shape:
-        return 0
-    return (1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))) * itemsize
-
-
-def open_files(
-    stored: Sequence[TensorType], fetched: Sequence[int], directory: str
-) -> tuple[list[str], dict[str, Any]]:
-    """What opens the file of one call and begins to read others, as lines of a Program, and the names in them.
-
-    stored: what will be put into the file. fetched: numbers of the inputs that are in files, in the order of their use.
-    """
-    lines, names = list[str](), dict[str, Any]()
-    if stored:
-        total = sum(span_bytes(type_.shape, type_.strides, type_.dtype.itemsize) for type_ in stored)
-        names["open_file"] = partial(OffloadFile, directory, total)
-        lines.append("file = open_file()")
-    if fetched:
-        names["read_in_order"] = read_in_order
-        lines.append(f"read_in_order(({''.join(f'a{number}, ' for number in fetched)}))")
-    return lines, names
+__all__ = ["OffloadFile", "StoredTensor"]
 
 
 class OffloadFile:
@@ -75,9 +46,10 @@ class OffloadFile:
             ) from error
 
     def put(self, tensor: torch.Tensor) -> StoredTensor:
-        """Write a tensor of the CPU. Raises OffloadError."""
-        nbytes = span_bytes(tensor.shape, tensor.stride(), tensor.itemsize)
-        content = _bytes_of(tensor, nbytes)
+        """Write a tensor. Raises OffloadError."""
+        nbytes = span(tensor.shape, tensor.stride()) * tensor.itemsize
+        on_host = tensor.as_strided((nbytes // tensor.itemsize,), (1,)).cpu()
+        content = _bytes_of(on_host, nbytes)
         try:
             done = 0
             while done < nbytes:
@@ -108,56 +80,29 @@ class OffloadFile:
         return self._reader.submit(self.read, *args)
 
 
-class StoredTensor:
-    """A tensor in a file. following: which one will be wanted after it."""
+class StoredTensor(KeptTensor):
+    """A tensor in a file. `fetch` raises OffloadError when it is not what was put."""
 
     def __init__(self, file: OffloadFile, start: int, nbytes: int, checksum: int, tensor: torch.Tensor) -> None:
         self._file, self._start, self.nbytes, self._checksum = file, start, nbytes, checksum
-        self._shape, self._strides, self._dtype = tensor.shape, tensor.stride(), tensor.dtype
+        self._shape, self._strides = tensor.shape, tensor.stride()
+        self._dtype, self._device = tensor.dtype, tensor.device
         self._ahead: tuple[torch.Tensor, Future[None]] | None = None
-        self.following: StoredTensor | TensorInMemory | None = None
 
     def read_ahead(self) -> None:
-        """Begin to read, in a thread."""
         if self._ahead is None:
-            tensor = torch.empty_strided(self._shape, self._strides, dtype=self._dtype)
-            content = _bytes_of(tensor, self.nbytes)
-            self._ahead = tensor, self._file.submit(self._start, self._checksum, content)
+            content = torch.empty(self.nbytes // self._dtype.itemsize, dtype=self._dtype)
+            reading = self._file.submit(self._start, self._checksum, _bytes_of(content, self.nbytes))
+            self._ahead = content, reading
 
     def fetch(self) -> torch.Tensor:
-        """The tensor, in memory that is the caller's. Raises OffloadError when it is not what was put."""
         self.read_ahead()
         assert self._ahead is not None
-        (tensor, reading), self._ahead = self._ahead, None
+        (content, reading), self._ahead = self._ahead, None
         reading.result()
         if self.following is not None:
             self.following.read_ahead()
-        return tensor
-
-
-@dataclass(slots=True)
-class TensorInMemory:
-    """What stands for a tensor that is wanted as a StoredTensor, and is in memory all the same."""
-
-    tensor: torch.Tensor
-    following: StoredTensor | TensorInMemory | None = None
-
-    def read_ahead(self) -> None:
-        """It is there."""
-
-    def fetch(self) -> torch.Tensor:
-        """The tensor."""
-        if self.following is not None:
-            self.following.read_ahead()
-        return self.tensor
-
-
-def read_in_order(stored: Sequence[StoredTensor | TensorInMemory]) -> None:
-    """Begin with the first; each that is fetched has the next one read meanwhile."""
-    for one, following in zip_longest(stored, stored[1:]):
-        one.following = following  # of another backward, one may have followed before
-    if stored:
-        stored[0].read_ahead()
+        return content.to(self._device).as_strided(self._shape, self._strides)
 
 
 def _bytes_of(tensor: torch.Tensor, nbytes: int) -> memoryview:
