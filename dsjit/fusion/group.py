@@ -73,7 +73,6 @@ class Group:
     needs: dict[Value, list[Access]] = field(default_factory=dict)
     stored: dict[Value, Access] = field(default_factory=dict)
     reduced: dict[Node, IndexMap] = field(default_factory=dict)
-    low: int = 0
     high: int = 0
 
     def new_axis(self, size: int) -> int:

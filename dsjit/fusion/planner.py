@@ -53,7 +53,6 @@ class LibraryUnit:
 
     node: Node
     number: int
-    low: int
     high: int
     view: bool = False
 
@@ -168,7 +167,7 @@ class _Planner:
         self._unite_readers(value)
         consumers = list(self.wanted_by.get(value, ()))
         groups = [unit for unit in consumers if isinstance(unit, Group)]
-        if value not in self.required and self._duplicate(node, position, groups):
+        if value not in self.required and self._duplicate(node, groups):
             return
         groups.sort(key=lambda group: self._gain(node, group), reverse=True)
         for group in groups:
@@ -176,7 +175,7 @@ class _Planner:
             if text is None and not self._may("fusion", node, group):
                 text = NO_FUEL
             if text is None:
-                self._join(node, group, position)
+                self._join(node, group)
                 return
             self.reasons.append(Reason(node, _reader(group, value, self.views), text))
         self._anchor(node, position)
@@ -216,7 +215,7 @@ class _Planner:
                 consumers[group] = None
 
     def _place_library(self, node: Node, position: int) -> None:
-        unit = LibraryUnit(node, len(self.units), position, position, view=is_view(node))
+        unit = LibraryUnit(node, len(self.units), position, view=is_view(node))
         self.units.append(unit)
         self._link(unit, node.outputs)
         if node.effect:
@@ -232,7 +231,7 @@ class _Planner:
                 if consumer is not unit:
                     self.successors.setdefault(unit, {})[consumer] = None
 
-    def _duplicate(self, node: Node, position: int, groups: list[Group]) -> bool:
+    def _duplicate(self, node: Node, groups: list[Group]) -> bool:
         """A value that costs nothing to rebuild is rebuilt by everyone who wants it, and never stored."""
         if len(groups) < 2 or not self.costs.is_free(node, self.info[node]):
             return False
@@ -242,7 +241,7 @@ class _Planner:
         if not self._may("fusion", node, *groups):
             return False
         for group in groups:
-            self._absorb(node, group, position)
+            self._absorb(node, group)
         return True
 
     def _gain(self, node: Node, group: Group) -> int:
@@ -355,21 +354,24 @@ class _Planner:
         return tuple(shape[d] for d in info.dims)
 
     def _reaches(self, start: Unit, goal: Group) -> bool:
-        """Whether `goal` (transitively) uses a result of `start`."""
+        """Whether `goal` (transitively) uses a result of `start`.
+
+        Positions in the program cut nothing short: a way may lead behind `goal`, and back by a unit of several nodes.
+        """
         stack, seen = [start], {start}
         while stack:
             unit = stack.pop()
             for following in self.successors.get(unit, ()):
                 if following is goal:
                     return True
-                if following not in seen and following.low <= goal.high:
+                if following not in seen:
                     seen.add(following)
                     stack.append(following)
         return False
 
     # -- joining -------------------------------------------------------------------------------------------------
 
-    def _join(self, node: Node, group: Group, position: int) -> None:
+    def _join(self, node: Node, group: Group) -> None:
         value = node.output
         accesses = group.needs[value]
         if value in self.required or len(self.wanted_by[value]) > 1:
@@ -383,7 +385,7 @@ class _Planner:
             else:
                 group.reduced[node] = self._anchor_rows(node, group, access)
         self._link(group, (value,))
-        self._absorb(node, group, position)
+        self._absorb(node, group)
 
     def _set_row_index(self, node: Node, group: Group) -> None:
         while True:
@@ -400,16 +402,15 @@ class _Planner:
             group.reduced[node] = index
             return
 
-    def _absorb(self, node: Node, group: Group, position: int) -> None:
+    def _absorb(self, node: Node, group: Group) -> None:
         value = node.output
         group.members[node] = group.needs.pop(value)
         self.wanted_by[value].pop(group)
-        group.low = min(group.low, position)
         for number in range(len(group.members[node])):
             self._want(group, node, number)
 
     def _anchor(self, node: Node, position: int) -> None:
-        group = Group(len(self.units), low=position, high=position)
+        group = Group(len(self.units), high=position)
         self.units.append(group)
         value = node.output
         index = tuple(Affine.axis(group.new_axis(size)) if size != 1 else Affine() for size in value.type.shape)
@@ -420,7 +421,7 @@ class _Planner:
         group.stored[value] = access
         self._link(group, (value,))
         self.wanted_by.setdefault(value, {})[group] = None
-        self._absorb(node, group, position)
+        self._absorb(node, group)
 
     def _anchor_rows(self, node: Node, group: Group, access: Access) -> IndexMap:
         shape = self.info[node].operands[0].value.type.shape

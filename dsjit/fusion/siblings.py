@@ -71,5 +71,4 @@ def absorb_sibling(group: Group, sibling: Group, mapping: dict[int, int]) -> Non
             group.want(value, access(a))
     group.stored.update((value, access(a)) for value, a in sibling.stored.items())
     group.reduced.update((node, index(forms)) for node, forms in sibling.reduced.items())
-    group.low = min(group.low, sibling.low)
     group.high = max(group.high, sibling.high)

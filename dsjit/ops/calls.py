@@ -1,13 +1,16 @@
-"""Calls that ATen makes through arguments which a Graph cannot hold, as functions of tensors alone."""
+"""Calls that ATen makes through arguments or modes which a Graph cannot hold, as functions of tensors alone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import torch
 
-__all__ = ["draw", "fill"]
+__all__ = ["ASK_FOR_GRAD_MODE", "draw", "fill", "in_grad_mode"]
+
+ASK_FOR_GRAD_MODE: Final[frozenset[Any]] = frozenset({torch.ops.aten.mkldnn_rnn_layer.default})
+"""Ops whose results depend on the grad mode: without it they leave out what their backward reads."""
 
 
 def draw(op: Callable[..., Any], state: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -29,3 +32,9 @@ def draw(op: Callable[..., Any], state: torch.Tensor, *args: Any, **kwargs: Any)
 def fill(op: Callable[..., Any], out: torch.Tensor, *args: Any, **kwargs: Any) -> None:
     """`op(*args, out=out, **kwargs)` for what it writes, which is in the dtype of `out`."""
     op(*args, out=out, **kwargs)
+
+
+def in_grad_mode(op: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`op(*args, **kwargs)` as it computes in grad mode, unseen by autograd."""
+    with torch.enable_grad(), torch._C._AutoDispatchBelowAutograd():
+        return op(*args, **kwargs)

@@ -37,6 +37,15 @@ def _index(tensor: torch.Tensor, indices: Sequence[torch.Tensor | None], *, out:
     return aten.index.Tensor_out(tensor, indices, out=out)
 
 
+def _index_put(
+    tensor: torch.Tensor, indices: Sequence[torch.Tensor | None], values: torch.Tensor, accumulate: bool = False
+) -> Any:
+    """`aten.index_put`. The quick entry refuses None among the indices, for a dimension that is taken whole."""
+    if any(index is None for index in indices):
+        return aten.index_put.default(tensor, indices, values, accumulate)
+    return torch.index_put(tensor, indices, values, accumulate)
+
+
 FAST_ENTRIES: Final[Mapping[OpOverload, Callable[..., Any]]] = {
     aten.mm.default: torch.mm,
     aten.bmm.default: torch.bmm,
@@ -55,7 +64,7 @@ FAST_ENTRIES: Final[Mapping[OpOverload, Callable[..., Any]]] = {
     aten.scatter.src: torch.scatter,
     aten.scatter.value: torch.scatter,
     aten.scatter_add.default: torch.scatter_add,
-    aten.index_put.default: torch.index_put,
+    aten.index_put.default: _index_put,
     aten.topk.default: torch.topk,
     aten.sort.default: torch.sort,
     aten.sort.stable: torch.sort,

@@ -36,7 +36,7 @@ CALLS: dict[Any, tuple[tuple[Any, ...], dict[str, Any]]] = {
     aten.scatter.src: ((x(2, 3), 0, INDEX, x(2, 3)), {}),
     aten.scatter.value: ((x(2, 3), 0, INDEX, 1.5), {}),
     aten.scatter_add.default: ((x(2, 3), 0, INDEX, x(2, 3)), {}),
-    aten.index_put.default: ((x(4), (torch.tensor([1, 2]),), x(2), True), {}),
+    aten.index_put.default: ((x(4, 3), (None, torch.tensor([1, 2])), x(4, 2), True), {}),
     aten.topk.default: ((x(3, 9), 2), {}),
     aten.sort.default: ((x(3, 9), 1, True), {}),
     aten.sort.stable: ((x(3, 9),), {"stable": True, "dim": 0}),

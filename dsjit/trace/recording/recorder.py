@@ -40,11 +40,11 @@ from dsjit.trace.recording.list_writes import LIST_WRITES
 from dsjit.trace.recording.memory import CannotTrace, Memory, RootView, TracedTensor, result_type, tensor_type
 from dsjit.trace.recording.partial_overlap import lies_within
 from dsjit.trace.recording.schema import (
-    HONEST_TWINS,
     LAYOUT_QUESTIONS,
     UNDECLARED_WRITES,
     functional_dtype,
     functional_variant,
+    honest_call,
     traits,
     updates_statistics,
 )
@@ -345,7 +345,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if not lies_within(tensors[0], args[0] if differentiated else self.memory.root_of(args[0])):
                 raise CannotTrace("as_strided reaches memory that is not the tensor's own")
             func, read_args = strided_view, (*read_args[:3], offset)
-        func = HONEST_TWINS.get(func, func)
+        func, read_args = honest_call(func, read_args)
         outputs = tuple(self.memory.fresh(result_type(t)) for t in tensors)
         node = Node(func, read_args, read_kwargs, outputs, source, effect=facts.random)
         self.memory.nodes.append(node)

@@ -9,15 +9,16 @@ from typing import Any, Final
 import torch
 
 from dsjit.ir.graph import Arg, Value
+from dsjit.ops.calls import ASK_FOR_GRAD_MODE, in_grad_mode
 from dsjit.trace.recording.memory import CannotTrace
 
 __all__ = [
-    "HONEST_TWINS",
     "LAYOUT_QUESTIONS",
     "UNDECLARED_WRITES",
     "OpTraits",
     "functional_dtype",
     "functional_variant",
+    "honest_call",
     "traits",
     "updates_statistics",
 ]
@@ -97,6 +98,13 @@ def traits(op: Any) -> OpTraits:
         metadata=torch.Tag.inplace_view in op.tags or schema.name in ("aten::resize_", "aten::set_"),
         foreign=op.namespace not in ("aten", "prims"),
     )
+
+
+def honest_call(func: Any, args: tuple[Arg, ...]) -> tuple[Any, tuple[Arg, ...]]:
+    """What stands in the Graph for a call: an op that computes the same whatever the mode, and whose schema is true."""
+    if func in ASK_FOR_GRAD_MODE and torch.is_grad_enabled():
+        return in_grad_mode, (func, *args)
+    return HONEST_TWINS.get(func, func), args
 
 
 @cache

@@ -1,0 +1,74 @@
+"""What training whole models found in dsjit, reduced: each case ran eagerly, or op by op, for a fault of dsjit's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+import dsjit
+from tests.api.checks import call_compiled, counters_of
+
+Gradients = list[torch.Tensor]
+
+
+def gradients_of(call: Callable[[], torch.Tensor], module: nn.Module) -> Gradients:
+    module.zero_grad()
+    call().backward()
+    return [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+
+
+@pytest.mark.parametrize(
+    "module",
+    [nn.LSTM(6, 8), nn.LSTM(6, 8, num_layers=2, batch_first=True), nn.LSTM(6, 8, bidirectional=True)],
+    ids=["one layer", "two layers", "both ways"],
+)
+@pytest.mark.filterwarnings("error::dsjit.DsjitWarning")
+def test_an_lstm_is_trained_by_a_compiled_program(module: nn.LSTM) -> None:
+    """Programs run without grad mode, in which oneDNN's layer left out what its backward reads."""
+    jitted = dsjit.jit(module)
+    for rows in (3, 3, 3, 5, 5):
+        x = torch.randn(rows, 4, 6)
+        found = gradients_of(lambda x=x: jitted(x)[0].sin().sum(), module)
+        torch.testing.assert_close(found, gradients_of(lambda x=x: module(x)[0].sin().sum(), module))
+    with torch.no_grad():
+        jitted(x)
+        torch.testing.assert_close(call_compiled(jitted, x), module(x))
+    assert counters_of(jitted).calls_eager == 0
+
+
+@pytest.mark.filterwarnings("error::dsjit.DsjitWarning")
+def test_the_gradient_of_elements_behind_a_whole_dimension_is_compiled() -> None:
+    """The quick entry of `index_put` refuses None among the indices, which stands for that dimension."""
+    rows = torch.tensor([0, 1, 2])
+    scale = nn.ParameterList([nn.Parameter(torch.randn(4, 4))])
+    jitted = dsjit.jit(lambda x: (x * scale[0])[:, rows, rows].sin().sum())
+    for _ in range(3):
+        x = torch.randn(5, 4, 4)
+        found = gradients_of(lambda x=x: jitted(x), scale)
+        torch.testing.assert_close(found, gradients_of(lambda x=x: jitted.__wrapped__(x), scale))
+
+
+def test_a_kernel_is_not_joined_with_what_needs_it_by_way_of_a_later_one() -> None:
+    """The search for a way between two kernels left out those that begin behind the second: fusion made a cycle."""
+    x, mean = torch.randn(4, 6), torch.zeros(6)
+
+    def step(layer: nn.Linear) -> torch.Tensor:
+        layer.zero_grad()
+        y = layer(x)
+        columns = torch.zeros(4, 12)
+        columns[:, ::2] = y
+        y.relu_()
+        put = y.index_put((torch.tensor([0, 1]),), torch.tensor(2.0))
+        loss = (y - mean).abs_().sum() + put.pow(2).sum()
+        loss.backward()
+        return loss
+
+    jitted = dsjit.jit(step)
+    layer = nn.Linear(6, 6)
+    for _ in range(2):
+        jitted(layer)
+    found = (call_compiled(jitted, layer), [parameter.grad for parameter in layer.parameters()])
+    torch.testing.assert_close(found, (step(layer), [parameter.grad for parameter in layer.parameters()]))
