@@ -471,7 +471,7 @@ class _Assembler:
         for write in self.graph.writes:
             source, target = self._tensor(write.value), self._tensor(write.target)
             if source == target:
-                in_place += [target] if write.value is not write.target else []
+                in_place += [target] if write.counted and write.value is not write.target else []
                 continue
             if self._owner(write.value) in targets:
                 # What is written was another target's old content: take it before any target changes.
@@ -479,7 +479,7 @@ class _Assembler:
                 self.names["clone"] = torch.clone
                 self.lines.append(f"{saved} = clone({source})")
                 source = saved
-            copies.append(f"{target}.copy_({source})")
+            copies.append(f"{target}{'' if write.counted else '.data'}.copy_({source})")
         self.lines += copies
         if in_place:  # autograd has to know, as it does of copies
             self.names["increment_version"] = increment_version

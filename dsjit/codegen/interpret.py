@@ -46,7 +46,9 @@ class InterpretedProgram:
                     self._look(value, known)
                 known.update(zip(node.outputs, evaluate_node(node, known), strict=True))
         outputs = [self._look(value, known).clone(memory_format=torch.preserve_format) for value in self.graph.outputs]
-        written = [(known[write.target], self._look(write.value, known).clone()) for write in self.graph.writes]
+        written = [
+            (write.opened(known[write.target]), self._look(write.value, known).clone()) for write in self.graph.writes
+        ]
         for target, content in written:
             target.copy_(content)
         return outputs

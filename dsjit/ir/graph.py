@@ -174,11 +174,20 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """At the end of the run, `target` (a Graph input) is overwritten in place with `value` (same shape and dtype)."""
+    """At the end of the run, `target` (a Graph input) is overwritten in place with `value` (same shape and dtype).
+
+    counted: autograd counts the write, and refuses a backward that was to read what was there before. It does not count
+        what batch norm does to its running statistics, and writes to `tensor.data`.
+    """
 
     target: Value
     value: Value
     source: Source = UNKNOWN_SOURCE
+    counted: bool = True
+
+    def opened(self, target: torch.Tensor) -> torch.Tensor:
+        """What to copy to, for `target` to be written, and the write to be counted or not."""
+        return target if self.counted else target.data
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dsjit.ir.graph import Arg, Graph, Node, TensorType, Value, Write, map_values
+from dsjit.ir.graph import Arg, Graph, Node, TensorType, Value, map_values
 from dsjit.ir.polynomial import Polynomial, PolynomialFit, Quotient, quotients_of
 from dsjit.ir.probes import probe_points
 from dsjit.ir.template import Mismatch, Template, TemplateMaker, fill
@@ -169,7 +169,7 @@ def _build(example: Graph, structure: tuple[Any, ...]) -> Graph:
         nodes.append(Node(op, resolved, named, tuple([define(v) for v in made]), node.source, mutates, effect))
     writes = tuple(
         [
-            Write(resolve(target), resolve(value), write.source)
+            replace(write, target=resolve(target), value=resolve(value))
             for write, (target, value) in zip(example.writes, described_writes, strict=True)
         ]
     )

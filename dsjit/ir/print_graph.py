@@ -151,7 +151,8 @@ def _tail(graph: Graph, names: Mapping[Value, str], *, comment: bool) -> list[st
     if graph.outputs and graph.writes:
         lines.append(f"results = {_returned(graph, names)}")
     for write in graph.writes:
-        lines.append(f"{names[write.target]}.copy_({names[write.value]}){note(write.source)}")
+        data = "" if write.counted else ".data"
+        lines.append(f"{names[write.target]}{data}.copy_({names[write.value]}){note(write.source)}")
     if graph.outputs and graph.writes:
         lines.append("return results")
     elif graph.outputs:

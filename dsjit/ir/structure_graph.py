@@ -45,7 +45,7 @@ def graph_structure(graph: Graph, *, names: Mapping[int, int] | None = None) -> 
     if names is not None:
         return nodes, constants
     outputs = tuple([number(value) for value in graph.outputs])
-    writes = tuple([(number(write.target), number(write.value)) for write in graph.writes])
+    writes = tuple([(number(write.target), number(write.value), write.counted) for write in graph.writes])
     donated = tuple([number(value) for value in graph.inputs if value in graph.donated])
     return inputs, constants, nodes, outputs, writes, donated
 

@@ -38,7 +38,7 @@ def _index(tensor: torch.Tensor, indices: Sequence[torch.Tensor | None], *, out:
 
 
 def _index_put(
-    tensor: torch.Tensor, indices: Sequence[torch.Tensor | None], values: torch.Tensor, accumulate: bool = False
+    tensor: torch.Tensor, indices: tuple[torch.Tensor | None, ...], values: torch.Tensor, accumulate: bool = False
 ) -> Any:
     """`aten.index_put`. The quick entry refuses None among the indices, for a dimension that is taken whole."""
     if any(index is None for index in indices):

@@ -32,7 +32,7 @@ def run_reference(graph: Graph, inputs: Sequence[torch.Tensor]) -> tuple[torch.T
             env.update(zip(node.outputs, evaluate_node(node, env), strict=True))
         written = [env[write.value].clone() for write in graph.writes]
         for write, value in zip(graph.writes, written, strict=True):
-            env[write.target].copy_(value)
+            write.opened(env[write.target]).copy_(value)
     return tuple(env[value] for value in graph.outputs)
 
 

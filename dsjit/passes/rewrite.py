@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dsjit.ir.graph import Arg, Graph, Node, Value, Write
+from dsjit.ir.graph import Arg, Graph, Node, Value
 
 __all__ = [
     "inputs_of",
@@ -88,7 +88,7 @@ def rebuild(
     outputs, writes = graph.outputs, graph.writes
     if mapping:
         outputs = tuple([mapping.get(value, value) for value in outputs])
-        writes = tuple([Write(w.target, mapping.get(w.value, w.value), w.source) for w in writes])
+        writes = tuple([replace(w, value=mapping.get(w.value, w.value)) for w in writes])
     return replace(
         graph,
         nodes=tuple(nodes),

@@ -102,6 +102,11 @@ def _at_home(record: TracedTensor) -> TracedTensor:
     return record
 
 
+def _counted_writes(tensor: torch.Tensor) -> int | None:
+    """How many writes to its memory autograd has counted; None for one of inference mode, which has no count."""
+    return None if tensor.is_inference() else tensor._version
+
+
 def _covers(one: TensorType, other: TensorType) -> bool:
     """Whether they are the same memory, element for element, in other shapes."""
     same = one.dtype is other.dtype and one.numel == other.numel
@@ -132,7 +137,8 @@ class Memory:
     writes_with_history: whether one was written in grad mode, so that autograd knows the write.
     inputs: the outside tensors that were read, with their Values, in order. returned: by memory, the tensor object that
         was located first. regions: what inputs that share memory were merged into; `prologue` are the Nodes that come
-        before all others, which make of a region what its members held. left: by id, what inputs were that have other
+        before all others, which make of a region what its members held. counts: by id, how many writes autograd had
+        counted when an input was met. left: by id, what inputs were that have other
         memory now.
     """
 
@@ -141,6 +147,7 @@ class Memory:
         self.sources = sources
         self.nodes: list[Node] = []
         self.inputs: list[tuple[Value, torch.Tensor]] = []
+        self.counts: dict[int, int | None] = {}
         self.tensors: dict[int, TracedTensor] = {}
         self.storages: dict[int, Storage] = {}
         self.returned: dict[int, int] = {}
@@ -248,6 +255,7 @@ class Memory:
         self._note_gradient(tensor)
         value = self.fresh(tensor_type(tensor))
         self.inputs.append((value, tensor))
+        self.counts[id(tensor)] = _counted_writes(tensor)
         if storage is None:
             return self.remember_root(tensor, value, tensor)
         offset = int(tensor.storage_offset())
@@ -406,7 +414,10 @@ class Memory:
         for value, tensor in self.inputs:
             record = self.left.get(id(tensor)) or self.lookup(tensor)
             if record is not None and record.storage.version and record.storage.input is tensor:
-                found.append(Write(value, record.storage.current, record.storage.source or self.sources.current()))
+                source = record.storage.source or self.sources.current()
+                count = _counted_writes(tensor)
+                counted = count is None or count != self.counts[id(tensor)]
+                found.append(Write(value, record.storage.current, source, counted))
         for region in self.regions:
             storage = region.storage
             if storage.version:
