@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import dsjit
 from tests.api.checks import call_compiled, counters_of
 
+Options = dict[str, Any]
 Gradients = list[torch.Tensor]
 
 
@@ -114,3 +117,25 @@ def test_autograd_counts_the_writes_of_a_compiled_call_that_it_counts_in_eager(g
                 assert mine._version == theirs._version, name
     assert counters_of(jitted).calls_compiled >= 2
     torch.testing.assert_close(module.state_dict(), eager.state_dict())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"padding": "valid"}, {"padding": "same"}, {"padding": "valid", "groups": 4}, {"dilation": [2]}],
+    ids=str,
+)
+@pytest.mark.filterwarnings("error::dsjit.DsjitWarning")
+def test_the_gradient_of_a_convolution_with_one_number_for_both_dimensions_is_compiled(options: Options) -> None:
+    """Autograd keeps `padding="valid"` as one number, where the layouts of the backward were chosen by two."""
+    first = nn.Conv2d(4, 4, 3, padding=1)
+    weights = nn.ModuleList([first, nn.Conv2d(4, 4, 3, groups=options.get("groups", 1), bias=False)])
+
+    def convolved(x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(first(x).relu(), weights[1].weight, **options).sin().sum()
+
+    jitted = dsjit.jit(convolved)
+    for _ in range(3):
+        x = torch.randn(2, 4, 9, 9)
+        found = gradients_of(lambda x=x: jitted(x), weights)
+        expected = gradients_of(lambda x=x: convolved(x), weights)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -36,6 +36,13 @@ HONEST_TWINS: Final[dict[Any, Any]] = {
 """Ops that keep from their schema that they return views, or a tensor without memory; and those that do the same
 openly."""
 
+_WINDOWS: Final[dict[Any, tuple[int, tuple[int, ...]]]] = {
+    aten.convolution.default: (1, (3, 4, 5, 7)),
+    aten.convolution_backward.default: (2, (4, 5, 6, 8)),
+}
+"""Where a convolution takes its weight, and where a number for each dimension of the window, or one for all of them
+(as autograd keeps `padding="valid"`)."""
+
 UNDECLARED_WRITES: dict[str, tuple[int, ...]] = {
     # These update their running statistics although the schema does not say so
     # (aten/src/ATen/native/Normalization.cpp); harmless when the flag that enables it is off.
@@ -101,10 +108,18 @@ def traits(op: Any) -> OpTraits:
 
 
 def honest_call(func: Any, args: tuple[Arg, ...]) -> tuple[Any, tuple[Arg, ...]]:
-    """What stands in the Graph for a call: an op that computes the same whatever the mode, and whose schema is true."""
+    """What stands in the Graph for a call: an op that computes the same whatever the mode, whose schema is
+    true, with its arguments written out."""
     if func in ASK_FOR_GRAD_MODE and torch.is_grad_enabled():
         return in_grad_mode, (func, *args)
+    if func in _WINDOWS:
+        return func, _with_whole_windows(args, *_WINDOWS[func])
     return HONEST_TWINS.get(func, func), args
+
+
+def _with_whole_windows(args: tuple[Arg, ...], weight: int, places: tuple[int, ...]) -> tuple[Arg, ...]:
+    rank = len(args[weight].type.shape) - 2
+    return tuple([arg * rank if place in places and len(arg) == 1 else arg for place, arg in enumerate(args)])
 
 
 @cache
