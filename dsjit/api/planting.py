@@ -136,6 +136,8 @@ class Planter:
         try:
             done = self._plant(build, may_loop=True)
         except _Contradiction:
+            done = False
+        if not done:  # what comes after a loop may look at what one of its rounds alone had
             self._start()
             self._follow_way()
             done = self._plant(build, may_loop=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -139,3 +140,33 @@ def test_the_gradient_of_a_convolution_with_one_number_for_both_dimensions_is_co
         found = gradients_of(lambda x=x: jitted(x), weights)
         expected = gradients_of(lambda x=x: convolved(x), weights)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("error::dsjit.DsjitWarning")
+def test_a_loop_may_be_followed_by_looks_at_the_counters_of_its_rounds() -> None:
+    """What a loop hands on does not hold those of earlier rounds: there was no program, but an AssertionError."""
+
+    def step(layer: nn.Linear, optimizer: torch.optim.Optimizer, x: torch.Tensor) -> torch.Tensor:
+        z = torch.zeros_like(x)
+        with torch.no_grad():
+            for _ in range(30):
+                after = torch.tanh(0.3 * layer(z) + x)
+                if (after - z).abs().max() < 1e-4:
+                    break
+                z = after
+        optimizer.zero_grad()
+        loss = torch.tanh(0.3 * layer(z) + x).pow(2).mean()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    for _ in range(2):  # the first one imports what the second one finds
+        torch.manual_seed(1)
+        layer, jitted = nn.Linear(8, 8), dsjit.jit(step)
+        reference = copy.deepcopy(layer)
+        optimizers = [torch.optim.SGD(each.parameters(), lr=0.05, momentum=0.9) for each in (layer, reference)]
+        for _ in range(4):
+            x = torch.randn(4, 8)
+            torch.testing.assert_close(jitted(layer, optimizers[0], x), step(reference, optimizers[1], x))
+        assert jitted.counters.calls_eager == 0
+        torch.testing.assert_close(layer.state_dict(), reference.state_dict())
