@@ -24,6 +24,7 @@ def test_the_documented_defaults() -> None:
         "at_recompile_limit": None,
         "memory_budget": None,
         "offload_dir": None,
+        "offload_to_host": False,
     }
     assert defaults(Environment) == {
         "debug": 0,

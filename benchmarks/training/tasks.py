@@ -24,10 +24,12 @@ from benchmarks.worker import WARM_CALLS, Cold, State, read_counters, reset_coun
 __all__ = [
     "StepMemory",
     "gradient_error",
+    "in_double",
     "loss_curve",
     "measure_cold_step",
     "measure_memory",
     "measure_steps",
+    "relative_distance",
     "save_float64_gradients",
 ]
 
@@ -120,7 +122,7 @@ def save_float64_gradients(state: State, file: str) -> None:
     """The gradients of the first step in float64 arithmetic, with the random draws of float32, into `file`."""
     workload = catalog.find(state.workload)
     model, inputs = workload.build()
-    trainee = Trainee(workload, model.double(), _double(inputs))
+    trainee = Trainee(workload, model.double(), in_double(inputs))
     torch.manual_seed(STEP_SEED)
     with Float64Arithmetic():  # type: ignore[no-untyped-call]
         loss: Tensor = model(*trainee.inputs)
@@ -130,7 +132,8 @@ def save_float64_gradients(state: State, file: str) -> None:
     torch.save(trainee.gradients(), file)
 
 
-def _double(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def in_double(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Copies in float64 of what is in floating point."""
     return tuple(
         each.detach().double().requires_grad_(each.requires_grad) if each.is_floating_point() else each
         for each in inputs
@@ -144,10 +147,12 @@ def gradient_error(state: State, file: str) -> float:
     trainee.reset()
     torch.manual_seed(STEP_SEED)
     trainee.step()
-    return _relative_distance(trainee.gradients(), torch.load(Path(file), mmap=True))
+    return relative_distance(trainee.gradients(), torch.load(Path(file), mmap=True))
 
 
-def _relative_distance(gradients: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
+def relative_distance(gradients: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
+    """Root mean square distance of all gradients, relative to that of the reference. Raises ValueError where one side
+    has gradients that the other has not."""
     if gradients.keys() != reference.keys():
         raise ValueError(f"gradients of {sorted(gradients.keys() ^ reference.keys())} are on one side only")
     apart = sum(float((gradients[name].double() - exact).square().sum()) for name, exact in reference.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
+import math
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW
 
+from benchmarks import gradients
 from benchmarks.contenders import CONTENDERS, DSJIT, EAGER, FREEZING
 from benchmarks.machine import describe
 from benchmarks.report import markdown
@@ -134,6 +136,15 @@ def test_dsjit_trains_as_eager_does(small: None, name: str, tmp_path: Path) -> N
         assert 0 < error < 1e-6
         assert losses == pytest.approx(found["eager"][1], rel=1e-4)
         assert losses[-1] < losses[0] / 2
+
+
+def test_each_seed_makes_another_batch_whose_gradients_are_near_float64(small: None) -> None:
+    one, other = gradients.measure(catalog.find("forward"), (1, 2))
+    assert (one.seed, other.seed) == (1, 2)
+    for each in (one, other):
+        assert 0 < each.eager < 1e-6 and 0 < each.dsjit < 1e-6
+    assert one.eager != other.eager
+    assert gradients.pooled([3.0, 4.0]) == pytest.approx(math.sqrt(12.5))
 
 
 def test_the_loss_curve_needs_a_trainee() -> None:
