@@ -10,7 +10,6 @@ Legality, score and reason are apart: `why_not` names what forbids a node to joi
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
@@ -20,6 +19,7 @@ import torch
 
 from dsjit.fusion.affine import Affine, IndexMap, NotAffine, digits, linearize
 from dsjit.fusion.costs import Costs
+from dsjit.fusion.dependences import Dependences
 from dsjit.fusion.group import Access, Group, covers
 from dsjit.fusion.limits import Limits
 from dsjit.fusion.operands import LIBRARY, GatheredSource, NodeInfo, NodeKind, describe, operand_access
@@ -101,7 +101,7 @@ class _Planner:
     reasons: list[Reason] = field(default_factory=list)
     wanted_by: dict[Value, dict[Unit, None]] = field(default_factory=dict)
     required: dict[Value, None] = field(default_factory=dict)
-    successors: dict[Unit, dict[Unit, None]] = field(default_factory=dict)
+    dependences: Dependences[Unit] = field(default_factory=Dependences)
     last_effect: LibraryUnit | None = None
 
     def run(self) -> FusionPlan:
@@ -112,7 +112,7 @@ class _Planner:
         for value in list(self.wanted_by):
             self._unite_readers(value)
         self.units.reverse()
-        return FusionPlan(tuple(_in_order(self.units, self.successors)), self.info, self.views, tuple(self.reasons))
+        return FusionPlan(tuple(self.dependences.in_order(self.units)), self.info, self.views, tuple(self.reasons))
 
     # -- what is wanted ------------------------------------------------------------------------------------------
 
@@ -199,7 +199,7 @@ class _Planner:
             return False
         if len(group.needs) + len(sibling.needs) > self.limits.buffers:
             return False
-        return not self._reaches(group, sibling) and not self._reaches(sibling, group)
+        return not self.dependences.reaches(group, sibling) and not self.dependences.reaches(sibling, group)
 
     def _unite(self, group: Group, sibling: Group, mapping: dict[int, int]) -> None:
         for value in sibling.needs:
@@ -207,12 +207,7 @@ class _Planner:
             self.wanted_by[value][group] = None
         absorb_sibling(group, sibling, mapping)
         self.units.remove(sibling)
-        following = self.successors.pop(sibling, {})
-        self.successors.setdefault(group, {}).update(following)
-        for consumers in self.successors.values():
-            if sibling in consumers:
-                del consumers[sibling]
-                consumers[group] = None
+        self.dependences.merge(group, sibling)
 
     def _place_library(self, node: Node, position: int) -> None:
         unit = LibraryUnit(node, len(self.units), position, view=is_view(node))
@@ -220,7 +215,7 @@ class _Planner:
         self._link(unit, node.outputs)
         if node.effect:
             if self.last_effect is not None:
-                self.successors.setdefault(unit, {})[self.last_effect] = None
+                self.dependences.add(unit, self.last_effect)
             self.last_effect = unit
         for value in dict.fromkeys(node.inputs()):
             self._require(value, unit)
@@ -229,7 +224,7 @@ class _Planner:
         for value in values:
             for consumer in self.wanted_by.get(value, ()):
                 if consumer is not unit:
-                    self.successors.setdefault(unit, {})[consumer] = None
+                    self.dependences.add(unit, consumer)
 
     def _duplicate(self, node: Node, groups: list[Group]) -> bool:
         """A value that costs nothing to rebuild is rebuilt by everyone who wants it, and never stored."""
@@ -264,7 +259,7 @@ class _Planner:
         if stored and not any(self._storable(value, access, group) for access in accesses):
             return "its result is wanted in memory too, and this kernel does not visit each element once"
         for other in consumers:
-            if other is not group and self._reaches(other, group):
+            if other is not group and self.dependences.reaches(other, group):
                 return "another consumer of its result must run before this kernel"
         if self.info[node].kind is NodeKind.REDUCTION:
             return self._why_not_reduce(node, group, accesses)
@@ -352,22 +347,6 @@ class _Planner:
         info = self.info[node]
         shape = info.operands[0].value.type.shape
         return tuple(shape[d] for d in info.dims)
-
-    def _reaches(self, start: Unit, goal: Group) -> bool:
-        """Whether `goal` (transitively) uses a result of `start`.
-
-        Positions in the program cut nothing short: a way may lead behind `goal`, and back by a unit of several nodes.
-        """
-        stack, seen = [start], {start}
-        while stack:
-            unit = stack.pop()
-            for following in self.successors.get(unit, ()):
-                if following is goal:
-                    return True
-                if following not in seen:
-                    seen.add(following)
-                    stack.append(following)
-        return False
 
     # -- joining -------------------------------------------------------------------------------------------------
 
@@ -457,39 +436,3 @@ def _reader(group: Group, value: Value, views: Views) -> Node | None:
         if any(views.base(operand) is value for operand in node.inputs()):
             return node
     return None
-
-
-def _in_order(units: list[Unit], successors: Mapping[Unit, Mapping[Unit, None]]) -> list[Unit]:
-    """Topological order, as near to program order as the dependences allow.
-
-    A unit that siblings from far behind have joined comes where what depends on it is due, lest all of that waits.
-    """
-    ordered = _topological(units, successors, {unit: unit.high for unit in units})
-    due: dict[Unit, int] = {}
-    for unit in reversed(ordered):
-        due[unit] = min([unit.high, *[due[following] for following in successors.get(unit, ())]])
-    if all(unit.high == due[unit] for unit in units):
-        return ordered
-    return _topological(units, successors, due)
-
-
-def _topological(
-    units: list[Unit], successors: Mapping[Unit, Mapping[Unit, None]], due: Mapping[Unit, int]
-) -> list[Unit]:
-    """Of the units that can run, always the one that is due first."""
-    pending = dict.fromkeys(units, 0)
-    for consumers in successors.values():
-        for unit in consumers:
-            pending[unit] += 1
-    ready = [(due[unit], unit.number, unit) for unit in units if not pending[unit]]
-    heapq.heapify(ready)
-    ordered: list[Unit] = []
-    while ready:
-        _, _, unit = heapq.heappop(ready)
-        ordered.append(unit)
-        for following in successors.get(unit, ()):
-            pending[following] -= 1
-            if not pending[following]:
-                heapq.heappush(ready, (due[following], following.number, following))
-    assert len(ordered) == len(units), "fusion made a cycle"
-    return ordered

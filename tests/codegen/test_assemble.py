@@ -37,6 +37,16 @@ class Assembled:
         return step
 
 
+def used_by_a_group_around_products(
+    x: torch.Tensor, y: torch.Tensor, a: torch.Tensor, b: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The last product of `exp(y)` and the first use of it: a kernel of both needs what is computed in between, from
+    `exp(x)`, which therefore cannot be one with the kernel that uses both."""
+    first, second = x.exp(), y.exp()
+    both = first + second
+    return both, (b @ (first.view(-1, x.shape[-1]) @ a)) * second
+
+
 def assembled(graph: Graph) -> Assembled:
     graph = run_passes(graph, check=True)
     plan = plan_fusion(graph, Limits(), torch.device("cpu"))
@@ -77,6 +87,10 @@ PROGRAMS = {
     "a view of a library result": (lambda x: torch.sort(x, 1)[0].t() * 2, (X,)),
     "a view of a kernel's result, by a library": (lambda x: torch.cumsum((x + 1).t(), 0), (X,)),
     "a library call on an input": (lambda x: torch.cumsum(x.t(), 1), (X,)),
+    "a group of nodes from far apart": (
+        used_by_a_group_around_products,
+        (torch.linspace(0.0, 1.0, 64).view(4, 4, 4), SQUARE, SQUARE, torch.ones(4, 16)),
+    ),
     "no elements": (lambda x: (x[:0] + 1, torch.cumsum(x[:0], 0)), (X,)),
     "a dimension of 1": (lambda x: torch.cumsum(x[:, :1] * 2, 0), (X,)),
     "a scalar": (lambda x: (x.sum() * 2).reshape(()), (X,)),
