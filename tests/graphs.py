@@ -22,9 +22,12 @@ from dsjit.ops.cross_entropy import linear_cross_entropy
 from dsjit.ops.direct_convolution import direct_convolution
 from dsjit.ops.embedding_gradient import add_embedding_gradient
 from dsjit.ops.masks import draw_mask, pack_mask, unpack_mask
+from dsjit.ops.wide_product import wide_product
 
 DTYPES = {name: dtype for dtype, name in SHORT_NAMES.items()}
-FUNCTIONS = (add_embedding_gradient, direct_convolution, draw_mask, linear_cross_entropy, pack_mask, unpack_mask)
+FUNCTIONS = (
+    add_embedding_gradient, direct_convolution, draw_mask, linear_cross_entropy, pack_mask, unpack_mask, wide_product,
+)  # fmt: skip
 """Ops that are plain functions; printed Graphs call them by name."""
 
 SOURCE = Source("model.py", 12, "forward", "")

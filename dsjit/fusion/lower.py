@@ -462,7 +462,7 @@ def kernel_name(nodes: tuple[Node, ...]) -> str:
     """A readable name from the ops, in program order, repeats dropped."""
     names: list[str] = []
     for node in nodes:
-        name = str(getattr(node.op, "_opname", node.op)).strip("_")
+        name = getattr(node.op, "_opname", node.op.__name__).strip("_")
         if name not in names:
             names.append(name)
     shown = names if len(names) <= 6 else [*names[:3], "etc", *names[-2:]]

@@ -2,7 +2,9 @@
 
 Why: the logits of a language model are its largest activation by far, and eager holds them several times: as such,
 as logarithms of probabilities, and as two gradients. `linear_cross_entropy` takes a few rows at a time through forward
-and backward. What it keeps are the gradients of its operands, whose bytes do not grow with rows times classes.
+and backward. What it keeps are the gradients of its operands, whose bytes do not grow with rows times classes. Those of
+bfloat16 and float16 are kept in float32: they are rounded once, when they are multiplied by the gradient of the loss.
+Logits in reduced precision may be converted to float32 first, by the model or by autocast.
 
 Before:
     def graph(x0: f32[1024, 16], x1: f32[8192, 16], x2: i64[1024], x3: f32[()]):
@@ -17,7 +19,7 @@ Before:
 After:
     def graph(x0: f32[1024, 16], x1: f32[8192, 16], x2: i64[1024], x3: f32[()]):
         t4 = aten.t.default(x1)
-        t5, t6, t7 = linear_cross_entropy(x0, t4, None, x2, 1, -100, [True, False, False])
+        t5, t6, t7 = linear_cross_entropy(x0, t4, None, x2, 1, -100, [True, False, False], False)
         t8 = aten.mul.Tensor(t7, x3)
         return t5, t8
 """
@@ -30,7 +32,9 @@ from typing import Final
 
 import torch
 
-from dsjit.ir.graph import Graph, Node, TensorType, Value
+from dsjit.ir.dtypes import FLOATING, compute_dtype
+from dsjit.ir.graph import Graph, Node, TensorType, Value, contiguous_strides
+from dsjit.ops.builder import Builder
 from dsjit.ops.cross_entropy import MEAN, SUM, linear_cross_entropy
 from dsjit.passes.dce import eliminate_dead_code
 
@@ -58,8 +62,9 @@ def chunk_cross_entropy(graph: Graph) -> Graph:
     for loss in losses:
         layer = finder.layer_of(loss)
         if layer is not None and _is_worth_it(layer):
-            replaced.update(_in_chunks(layer, number))
-            number += 5
+            builder = Builder(number, loss.source)
+            replaced.update(_in_chunks(layer, builder))
+            number = builder.next_id
     if not replaced:
         return graph
     nodes = [new for node in graph.nodes for new in replaced.get(node, (node,))]
@@ -68,13 +73,15 @@ def chunk_cross_entropy(graph: Graph) -> Graph:
 
 @dataclass(slots=True)
 class _Layer:
-    """Of the logits hidden @ matrix + bias. tangent: the gradient of the loss. The lists are of nodes that compute
-    gradients from that of the logits; `d_weight` those that give the matrix's as (classes, features)."""
+    """Of the logits hidden @ matrix + bias. widened: whether they are converted to float32. tangent: the gradient of
+    the loss. The lists are of nodes that compute gradients from that of the logits; `d_weight` those that give the
+    matrix's as (classes, features)."""
 
     loss: Node
     hidden: Value
     matrix: Value
     bias: Value | None
+    widened: bool = False
     tangent: Value | None = None
     d_hidden: list[Node] = field(default_factory=list)
     d_weight: list[Node] = field(default_factory=list)
@@ -93,17 +100,22 @@ class _Finder:
         if weight is not None or reduction not in (MEAN, SUM) or len(logarithms.type.shape) != 2:
             return None
         softmax = self._maker(logarithms)
-        if softmax is None or softmax.op is not aten._log_softmax.default or softmax.args[2]:
+        if softmax is None or softmax.op is not aten._log_softmax.default:
             return None
-        logits = softmax.args[0]
-        if softmax.args[1] not in (-1, len(logits.type.shape) - 1) or logits.type.dtype is not logarithms.type.dtype:
+        logits, readers = softmax.args[0], [softmax]
+        if softmax.args[1] not in (-1, len(logits.type.shape) - 1):
             return None
         product = self._maker(logits)
+        if product is not None and _widens(product):
+            if [node for _, node in self._readers(product.output)] != readers:
+                return None
+            readers, product = [product], self._maker(product.args[0])
         layer = None if product is None else _operands(loss, product)
         if layer is None or product is None or product.output.type.shape != logarithms.type.shape:
             return None
+        layer.widened = logarithms.type.dtype is not product.output.type.dtype
         backwards = [node for _, node in self._readers(softmax.output) if node is not loss]
-        if [node for _, node in self._readers(product.output)] != [softmax] or len(backwards) not in (0, 2):
+        if [node for _, node in self._readers(product.output)] != readers or len(backwards) not in (0, 2):
             return None
         return layer if not backwards or self._read_backward(layer, softmax.output, backwards) else None
 
@@ -123,7 +135,13 @@ class _Finder:
         if self._root(second.args[1]) is not logarithms:
             return False
         layer.tangent = first.args[0]
-        return all(self._read_gradient(layer, value, node) for value, node in self._readers(second.output))
+        readers = list(self._readers(second.output))
+        narrow = layer.hidden.type.dtype
+        if second.output.type.dtype is not narrow:
+            if not all(_is_cast(node, narrow) for _, node in readers):
+                return False
+            readers = [each for _, node in readers for each in self._readers(node.output)]
+        return all(self._read_gradient(layer, value, node) for value, node in readers)
 
     def _read_gradient(self, layer: _Layer, gradient: Value, node: Node) -> bool:
         if node.op is aten.t.default and node.output not in self.results:
@@ -188,48 +206,63 @@ def _operands(loss: Node, product: Node) -> _Layer | None:
     return None
 
 
-def _is_worth_it(layer: _Layer) -> bool:
-    hidden, matrix = layer.hidden.type, layer.matrix.type
-    if hidden.dtype not in (torch.float32, torch.float64):
+def _widens(node: Node) -> bool:
+    return node.op is aten._to_copy.default and _is_cast(node, compute_dtype(node.args[0].type.dtype))
+
+
+def _is_cast(node: Node, dtype: torch.dtype) -> bool:
+    """Whether it changes the dtype, to this one, and nothing else."""
+    if node.op is not aten._to_copy.default:
         return False
-    logits = hidden.shape[0] * matrix.shape[1] * hidden.dtype.itemsize
-    gradients = (hidden.nbytes if layer.d_hidden else 0) + (matrix.nbytes if layer.d_matrix or layer.d_weight else 0)
-    return logits >= max(SMALLEST_LOGITS, GAIN * gradients)
+    before, after = node.args[0].type, node.output.type
+    return after.dtype is dtype is not before.dtype and replace(after, dtype=before.dtype) == before
 
 
-def _in_chunks(layer: _Layer, number: int) -> dict[Node, tuple[Node, ...]]:
-    """What stands in the place of nodes."""
-    hidden, matrix = layer.hidden.type, layer.matrix.type
-    features, classes = matrix.shape
-    weight = TensorType((classes, features), matrix.dtype, (features, 1), matrix.device)
+def _is_worth_it(layer: _Layer) -> bool:
+    if layer.hidden.type.dtype not in FLOATING:
+        return False
+    operands = ((layer.hidden, layer.d_hidden), (layer.matrix, layer.d_matrix or layer.d_weight))
+    kept = sum([_gradient_type(value.type, value.type.shape).nbytes for value, nodes in operands if nodes])
+    logarithms: TensorType = layer.loss.args[0].type
+    return logarithms.nbytes >= max(SMALLEST_LOGITS, GAIN * kept)
+
+
+def _gradient_type(like: TensorType, shape: tuple[int, ...]) -> TensorType:
+    """Of the gradient of such an operand, until it is rounded."""
+    return TensorType(shape, compute_dtype(like.dtype), contiguous_strides(shape), like.device)
+
+
+def _in_chunks(layer: _Layer, b: Builder) -> dict[Node, tuple[Node, ...]]:
+    """What stands in the place of nodes. b: takes the op, and numbers what is new."""
+    loss, (features, classes) = layer.loss, layer.matrix.type.shape
     wanted = (bool(layer.d_hidden), bool(layer.d_weight or layer.d_matrix), bool(layer.d_bias))
-    contiguous = TensorType(hidden.shape, hidden.dtype, (features, 1), hidden.device)
-    bias = TensorType((classes,), matrix.dtype, (1,), matrix.device)
-    d_hidden, d_weight, d_bias = (
-        Value(number + place, type_) for place, type_ in enumerate((contiguous, weight, bias))
+    shapes = (layer.hidden.type.shape, (classes, features), (classes,))
+    types = [
+        _gradient_type(layer.matrix.type, shape) for shape, is_wanted in zip(shapes, wanted, strict=True) if is_wanted
+    ]
+    _, target, _, reduction, ignore_index = loss.args
+    args = (layer.hidden, layer.matrix, layer.bias, target, reduction, ignore_index, wanted, layer.widened)
+    gradients = iter(b.call_typed(linear_cross_entropy, tuple(types), *args))
+    d_hidden, d_weight, d_bias = (next(gradients) if is_wanted else None for is_wanted in wanted)
+    found: dict[Node, tuple[Node, ...]] = {loss: (replace(b.nodes[0], outputs=(*loss.outputs, *b.nodes[0].outputs)),)}
+    readers = (
+        (d_hidden, layer.d_hidden, ()),
+        (d_weight, layer.d_weight, ()),
+        (d_weight, layer.d_matrix, (aten.t.default,)),
+        (d_bias, [node for node in layer.d_bias if len(node.output.type.shape) == 1], ()),
+        (
+            d_bias,
+            [node for node in layer.d_bias if len(node.output.type.shape) == 2],
+            (aten.view.default, (1, classes)),
+        ),
     )
-    _, target, _, reduction, ignore_index = layer.loss.args
-    args = (layer.hidden, layer.matrix, layer.bias, target, reduction, ignore_index, wanted)
-    gradients = [value for value, is_wanted in zip((d_hidden, d_weight, d_bias), wanted, strict=True) if is_wanted]
-    loss = layer.loss
-    found: dict[Node, tuple[Node, ...]] = {
-        loss: (Node(linear_cross_entropy, args, {}, (*loss.outputs, *gradients), loss.source),)
-    }
-    transposed = TensorType((features, classes), matrix.dtype, (1, features), matrix.device)
-    row = TensorType((1, classes), matrix.dtype, (classes, 1), matrix.device)
-    viewed = Value(number + 3, transposed)
-    turn = Node(aten.t.default, (d_weight,), {}, (viewed,), loss.source)
-    rows = Value(number + 4, row)
-    lay = Node(aten.view.default, (d_bias, (1, classes)), {}, (rows,), loss.source)
-
-    def scaled(nodes: Sequence[Node], value: Value, before: tuple[Node, ...] = ()) -> None:
-        for place, node in enumerate(nodes):
-            made = Node(aten.mul.Tensor, (value, layer.tangent), {}, node.outputs, node.source)
-            found[node] = (*(before if place == 0 else ()), made)
-
-    scaled(layer.d_hidden, d_hidden)
-    scaled(layer.d_weight, d_weight)
-    scaled(layer.d_matrix, viewed, (turn,))
-    scaled([node for node in layer.d_bias if len(node.output.type.shape) == 1], d_bias)
-    scaled([node for node in layer.d_bias if len(node.output.type.shape) == 2], rows, (lay,))
+    for gradient, nodes, view in readers:
+        for node in nodes:
+            steps = Builder(b.next_id, node.source)
+            seen = steps.call(view[0], gradient, *view[1:]) if view else gradient
+            scaled = steps.call(aten.mul.Tensor, seen, layer.tangent)
+            if scaled.type.dtype is not node.output.type.dtype:
+                steps.call(aten._to_copy.default, scaled, dtype=node.output.type.dtype)
+            b.next_id = steps.next_id
+            found[node] = (*steps.nodes[:-1], replace(steps.nodes[-1], outputs=node.outputs))
     return found

@@ -5,9 +5,13 @@ Written with ops, a chunk is the product that makes its logits, one kernel that 
 exponentials, loss, gradient), and a product for each operand that wants a gradient. Logits are those of a chunk still:
 the pass comes when products of equal operands are merged already.
 
+In bfloat16 and float16, what the kernel computes is float32, rounded where eager rounds: logits by their product, the
+logarithms of probabilities (unless logits are converted to float32 first), and the gradient. Products of the gradient
+are float32 until all chunks are added up.
+
 Before:
     def graph(x0: f32[128, 8], x1: f32[8, 4096], x2: i64[128]):
-        t3, t4, t5 = linear_cross_entropy(x0, x1, None, x2, 2, -100, [False, True, False])
+        t3, t4, t5 = linear_cross_entropy(x0, x1, None, x2, 2, -100, [False, True, False], False)
         return t3, t5
 After:
     def graph(x0: f32[128, 8], x1: f32[8, 4096], x2: i64[128]):
@@ -57,9 +61,11 @@ from typing import Final
 
 import torch
 
+from dsjit.ir.dtypes import compute_dtype
 from dsjit.ir.graph import Graph, Node, TensorType, Value, contiguous_strides
 from dsjit.ops.builder import Builder
-from dsjit.ops.cross_entropy import MEAN, linear_cross_entropy
+from dsjit.ops.cross_entropy import MEAN, UNITS, linear_cross_entropy
+from dsjit.ops.wide_product import wide_product
 from dsjit.passes.rewrite import substitute
 
 __all__ = ["spread_cross_entropy"]
@@ -102,16 +108,26 @@ class _Spread:
     reduction: int
     ignore_index: int
     wanted: tuple[bool, bool, bool]
+    widened: bool
+
+    @property
+    def wide(self) -> torch.dtype:
+        """In which a chunk is computed between its products."""
+        return compute_dtype(self.hidden.type.dtype)
 
     def nodes(self, outputs: tuple[Value, ...]) -> list[Node]:
         b, (rows, _) = self.builder, self.hidden.type.shape
-        dtype, classes = self.hidden.type.dtype, self.matrix.type.shape[1]
-        zero = b.call(aten.full.default, (), 0.0, dtype=dtype, device=self.hidden.type.device)
+        dtype, wide, classes = self.hidden.type.dtype, self.wide, self.matrix.type.shape[1]
+        zero = b.call(aten.full.default, (), 0.0, dtype=wide, device=self.hidden.type.device)
         counted = b.call(aten.ne.Scalar, self.target, self.ignore_index)
-        count = b.call(aten._to_copy.default, b.call(aten.sum.dim_IntList, counted, (0,)), dtype=dtype)
-        share = b.call(aten._to_copy.default, counted, dtype=dtype)
-        if self.reduction == MEAN:
-            share = b.call(aten.div.Tensor, share, b.call(aten.clamp_min.default, count, 1))
+        count = b.call(aten._to_copy.default, b.call(aten.sum.dim_IntList, counted, (0,)), dtype=wide)
+        share = b.call(aten._to_copy.default, counted, dtype=wide)
+        divisor = b.call(aten.clamp_min.default, count, 1) if self.reduction == MEAN else None
+        unit = UNITS.get(dtype)
+        if unit is not None:
+            share = b.call(aten.mul.Tensor, share, unit)
+        elif divisor is not None:
+            share = b.call(aten.div.Tensor, share, divisor)
         share = b.call(aten.unsqueeze.default, share, 1)
         numbers, column = self._classes(counted)
         losses: list[Value] = []
@@ -121,33 +137,23 @@ class _Spread:
         step = -(-rows // pieces)
         for start in range(0, rows, step):
             part = [self._rows(value, start, min(start + step, rows)) for value in (self.hidden, column, share)]
-            logits = self._product(part[0], self.matrix)
-            if self.bias is not None:
-                logits = b.call(aten.add.Tensor, logits, self.bias)
-            shifted = b.call(aten.sub.Tensor, logits, b.call(aten.amax.default, logits, (1,), True))
-            weights = b.call(aten.exp.default, shifted)
-            total = b.call(aten.sum.dim_IntList, weights, (1,), True)
-            chosen = b.call(aten.eq.Tensor, numbers, part[1])
-            own = b.call(aten.sum.dim_IntList, b.call(aten.where.self, chosen, shifted, zero), (1,))
-            logarithm = b.call(aten.squeeze.dim, b.call(aten.log.default, total), 1)
-            losses.append(b.call(aten.sub.Tensor, logarithm, own))
-            if not any(self.wanted):
-                continue
-            scaled = b.call(aten.mul.Tensor, weights, b.call(aten.div.Tensor, part[2], total))
-            gradient = b.call(aten.sub.Tensor, scaled, b.call(aten.where.self, chosen, part[2], zero))
+            loss, gradient = self._along_rows(self._logits(part[0]), numbers, part[1], part[2], zero)
+            losses.append(loss)
             if self.wanted[0]:
                 d_hidden.append(self._product(gradient, b.call(aten.t.default, self.matrix)))
             if self.wanted[1]:
                 d_weight = self._added(d_weight, self._product(b.call(aten.t.default, gradient), part[0]))
             if self.wanted[2]:
-                d_bias = self._added(d_bias, b.call(aten.sum.dim_IntList, gradient, (0,)))
+                d_bias = self._added(d_bias, b.call(aten.sum.dim_IntList, gradient, (0,), dtype=wide))
         loss = b.call(aten.where.self, counted, self._joined(losses), zero)
         loss = b.call(aten.sum.dim_IntList, loss, (0,), dtype=torch.float64)
         if self.reduction == MEAN:
             loss = b.call(aten.div.Tensor, loss, count)
-        results = [b.call(aten._to_copy.default, loss, dtype=dtype), count]
-        results += [self._joined(d_hidden)] if d_hidden else []
-        results += [value for value in (d_weight, d_bias) if value is not None]
+        gradients = [self._joined(d_hidden)] if d_hidden else []
+        gradients += [value for value in (d_weight, d_bias) if value is not None]
+        if unit is not None:
+            gradients = [self._shared(gradient, unit, divisor) for gradient in gradients]
+        results = [self._cast(value, outputs[0].type.dtype) for value in (loss, count)] + gradients
         named = dict(zip(results, outputs, strict=True))
         return [
             replace(substitute(node, named), outputs=tuple([named.get(value, value) for value in node.outputs]))
@@ -176,13 +182,57 @@ class _Spread:
     def _rows(self, value: Value, start: int, stop: int) -> Value:
         return self.builder.call(aten.slice.Tensor, value, 0, start, stop)
 
+    def _logits(self, hidden: Value) -> Value:
+        """In `wide`, rounded once."""
+        b, type_ = self.builder, self.hidden.type
+        shape = (hidden.type.shape[0], self.matrix.type.shape[1])
+        product = (_contiguous(shape, type_.dtype, type_.device),)
+        if self.bias is None:
+            (logits,) = b.call_typed(aten.mm.default, product, hidden, self.matrix)
+        else:
+            (logits,) = b.call_typed(aten.addmm.default, product, self.bias, hidden, self.matrix)
+        return self._cast(logits, self.wide)
+
+    def _along_rows(
+        self, logits: Value, numbers: Value, column: Value, share: Value, zero: Value
+    ) -> tuple[Value, Value]:
+        """The losses of the rows, and the gradient of logits, in the dtype of hidden."""
+        b, dtype = self.builder, self.hidden.type.dtype
+        shifted = b.call(aten.sub.Tensor, logits, b.call(aten.amax.default, logits, (1,), True))
+        weights = b.call(aten.exp.default, shifted)
+        total = b.call(aten.sum.dim_IntList, weights, (1,), True)
+        chosen = b.call(aten.eq.Tensor, numbers, column)
+        if self.wide is dtype or self.widened:
+            own = b.call(aten.sum.dim_IntList, b.call(aten.where.self, chosen, shifted, zero), (1,))
+            logarithm = b.call(aten.squeeze.dim, b.call(aten.log.default, total), 1)
+            loss = b.call(aten.sub.Tensor, logarithm, own)
+            scaled = b.call(aten.mul.Tensor, weights, b.call(aten.div.Tensor, share, total))
+        else:
+            exact = b.call(aten.sub.Tensor, shifted, b.call(aten.log.default, total))
+            rounded = self._cast(self._cast(exact, dtype), self.wide)
+            own = b.call(aten.sum.dim_IntList, b.call(aten.where.self, chosen, rounded, zero), (1,))
+            loss = b.call(aten.neg.default, own)
+            scaled = b.call(aten.mul.Tensor, b.call(aten.exp.default, rounded), share)
+        gradient = b.call(aten.sub.Tensor, scaled, b.call(aten.where.self, chosen, share, zero))
+        return loss, self._cast(gradient, dtype)
+
     def _product(self, left: Value, right: Value) -> Value:
+        """In `wide`, not rounded to less."""
         shape = (left.type.shape[0], right.type.shape[1])
-        type_ = _contiguous(shape, left.type.dtype, left.type.device)
-        return self.builder.call_typed(aten.mm.default, (type_,), left, right)[0]
+        type_ = _contiguous(shape, self.wide, left.type.device)
+        op = aten.mm.default if self.wide is left.type.dtype else wide_product
+        return self.builder.call_typed(op, (type_,), left, right)[0]
+
+    def _shared(self, gradient: Value, unit: float, divisor: Value | None) -> Value:
+        """What was computed for shares of `unit`, for those that rows have."""
+        gradient = self.builder.call(aten.mul.Tensor, gradient, 1 / unit)
+        return gradient if divisor is None else self.builder.call(aten.div.Tensor, gradient, divisor)
 
     def _added(self, before: Value | None, value: Value) -> Value:
         return value if before is None else self.builder.call(aten.add.Tensor, before, value)
+
+    def _cast(self, value: Value, dtype: torch.dtype) -> Value:
+        return value if value.type.dtype is dtype else self.builder.call(aten._to_copy.default, value, dtype=dtype)
 
     def _joined(self, parts: list[Value]) -> Value:
         if len(parts) == 1:

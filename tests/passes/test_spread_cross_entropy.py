@@ -24,6 +24,8 @@ from tests.codegen.triton.machines import InterpretingDriver, interpreting_machi
 from tests.codegen.triton.test_tuning import FakeMeter
 from tests.graphs import graph_from_text
 
+aten = torch.ops.aten
+
 ROWS, FEATURES, CLASSES = 100, 8, 96
 CHUNKS = 3
 
@@ -35,27 +37,43 @@ def _small_chunks(monkeypatch):
     monkeypatch.setattr(spread_cross_entropy, "LEAST_ROWS", 36)  # 34 rows, so that the last chunk is shorter
 
 
+FORMS = {
+    "float32": (torch.float32, False),
+    "bfloat16": (torch.bfloat16, False),
+    "float16": (torch.float16, False),
+    "bfloat16, converted": (torch.bfloat16, True),
+    "float16, converted": (torch.float16, True),
+}
+"""dtypes, and whether logits are converted to float32."""
+
+forms = pytest.mark.parametrize(("dtype", "widened"), FORMS.values(), ids=FORMS)
+
+
 def layer(hidden, weight, bias, target):
     return F.cross_entropy(F.linear(hidden, weight, bias), target)
+
+
+def converting_layer(hidden, weight, bias, target):
+    return F.cross_entropy(F.linear(hidden, weight, bias).float(), target)
 
 
 def operands(dtype=torch.float32):
     generator = torch.Generator().manual_seed(0)
     shapes = ((ROWS, FEATURES), (CLASSES, FEATURES), (CLASSES,))
-    tensors = [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for shape in shapes]
+    tensors = [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
     target = torch.randint(0, CLASSES, (ROWS,), generator=generator)
     target[[3, 90]] = -100
     return tensors, target
 
 
-def graph(dtype, reduction, bias, wanted):
+def graph(dtype, reduction, bias, wanted, widened=False):
     results = ", ".join(f"t{number}" for number in range(4, 6 + sum(wanted)))
     name = SHORT_NAMES[dtype]
     return graph_from_text(
         f"def graph(x0: {name}[{ROWS}, {FEATURES}], x1: {name}[{FEATURES}, {CLASSES}], x2: {name}[{CLASSES}], "
         f"x3: i64[{ROWS}]):\n"
         f"    {results} = linear_cross_entropy("
-        f"x0, x1, {'x2' if bias else None}, x3, {reduction}, -100, {list(wanted)})\n"
+        f"x0, x1, {'x2' if bias else None}, x3, {reduction}, -100, {list(wanted)}, {widened})\n"
         f"    return {results}\n"
     )
 
@@ -84,37 +102,44 @@ class NoLibrary(Tuner):
         return int(what[0] == "library or kernel")
 
 
-def test_a_program_of_four_kernels_for_each_chunk_is_as_precise_as_the_op(tmp_path):
-    before = graph(torch.float32, MEAN, True, (True, True, False))
+@forms
+def test_a_program_of_four_kernels_for_each_chunk_is_as_precise_as_the_op(tmp_path, dtype, widened):
+    before = graph(dtype, MEAN, True, (True, True, False), widened)
     driver = InterpretingDriver()
     machine = interpreting_machine(driver, NoLibrary(FakeMeter(float), Choices(tmp_path / "choices.json")))
     compilation = compile_gpu_graph(
         before, "eager", Environment(check=1), machine, StageTimer(), None, autotune="measure"
     )
-    exact = run_reference(graph(torch.float64, MEAN, True, (True, True, False)), inputs(torch.float64))
-    single = [tensor.float() if tensor.is_floating_point() else tensor for tensor in inputs(torch.float64)]
+    given = inputs(dtype)
+    wide = [tensor.double() if tensor.is_floating_point() else tensor for tensor in given]
+    exact = run_reference(graph(torch.float64, MEAN, True, (True, True, False)), wide)
+    expected = run_reference(before, given)
     for _ in range(2):
-        eager = run_reference(before, single)
-        for found, one, truth in zip(compilation.program(single), eager, exact, strict=True):
+        for found, one, truth in zip(compilation.program(given), expected, exact, strict=True):
+            assert found.dtype is one.dtype
             error, allowed = ((each - truth).square().mean().sqrt() for each in (found, one))
-            assert error <= max(1.5 * allowed, torch.finfo(torch.float32).eps * truth.abs().max())
-    before_and_after = 4
+            assert error <= max(1.5 * allowed, torch.finfo(found.dtype).eps * truth.abs().max())
+    before_and_after = 3 if dtype is torch.float16 else 4  # its shares are divided by the count at the end
     assert len(driver.launched) == 2 * (4 * CHUNKS + before_and_after)
 
 
-def test_a_chunk_is_three_products_and_one_kernel_along_its_rows():
-    tensors, target = operands()
-    units = list(gpu_units(layer, (*tensors, target)))
-    assert units.count("aten.mm.default") == 3 * CHUNKS
-    kernels = [unit.kernel for unit in units if isinstance(unit, FusedKernel)]
-    assert sum("amax" in kernel.name for kernel in kernels) == CHUNKS
+@forms
+def test_a_chunk_is_three_products_and_one_kernel_along_its_rows(dtype, widened):
+    (hidden, weight, _), target = operands(dtype)
+    units = list(gpu_units(converting_layer if widened else layer, (hidden, weight, None, target)))
+    calls = [unit for unit in units if isinstance(unit, str)]
+    assert calls.count("aten.mm.default") + calls.count("wide_product") == 3 * CHUNKS
+    along_rows = {aten.amax.default, aten.exp.default, aten.log.default}
+    kernels = [{node.op for node in unit.nodes} for unit in units if isinstance(unit, FusedKernel)]
+    assert sum(along_rows <= ops for ops in kernels) == sum(bool(along_rows & ops) for ops in kernels) == CHUNKS
 
 
+@forms
 @pytest.mark.parametrize("target", KNOWN_TARGETS)
-def test_its_kernels_compile_without_spills(target):
+def test_its_kernels_compile_without_spills(target, dtype, widened):
     machine = TritonTarget.parse(target)
-    tensors, classes = operands()
-    for unit in gpu_units(layer, (*tensors, classes)):
+    tensors, classes = operands(dtype)
+    for unit in gpu_units(converting_layer if widened else layer, (*tensors, classes)):
         if isinstance(unit, FusedKernel):
             code = compile_source(emit_for_target(unit.kernel, machine), machine)
             assert resources(code).spills == 0, code.source.text

@@ -1,9 +1,9 @@
 """Matrix products as Kernels, with what follows them in the same Kernel.
 
-A library computes a product best when nothing follows it that must read the result again. Here, `aten.mm`, `bmm` and
-`addmm` become a Kernel. The map that alone reads the product becomes the end of it: bias, activation, residual. A map
-that makes an operand of no more bytes than it has, for this product alone, is computed where the operand is read: a
-weight in int8 times its scales is never there in bfloat16.
+A library computes a product best when nothing follows it that must read the result again. Here, `aten.mm`, `bmm`,
+`addmm` and `wide_product` become a Kernel. The map that alone reads the product becomes the end of it: bias,
+activation, residual. A map that makes an operand of no more bytes than it has, for this product alone, is computed
+where the operand is read: a weight in int8 times its scales is never there in bfloat16.
 What the Kernel means is said by its statements, as always; that its sum may be done by matrix units is `Reduce.matrix`.
 
 Before:
@@ -50,12 +50,15 @@ from dsjit.ir.kernel import (
     known,
 )
 from dsjit.ops.binding import bind
+from dsjit.ops.wide_product import wide_product
 
 __all__ = ["PRODUCT_OPS", "FusedProduct", "fuse_products", "matrix_precision"]
 
 aten = torch.ops.aten
 
-PRODUCT_OPS: Final = frozenset({aten.mm.default, aten.bmm.default, aten.addmm.default, aten._scaled_mm.default})
+PRODUCT_OPS: Final = frozenset(
+    {aten.mm.default, aten.bmm.default, aten.addmm.default, aten._scaled_mm.default, wide_product}
+)
 _DTYPES: Final = frozenset({torch.float32, torch.bfloat16, torch.float16})
 _DEPTH: Final = "k"
 """The axis of the sum."""
@@ -175,7 +178,10 @@ class _Product:
             return None
         if out.dtype not in _DTYPES or not out.is_contiguous or 0 in out.shape:
             return None
-        if any(value.type.dtype is not out.dtype or value.type.device != out.device for value in tensors):
+        operand = tensors[-1].type.dtype
+        if node.op is not wide_product and operand is not out.dtype:
+            return None
+        if any(value.type.dtype is not operand or value.type.device != out.device for value in tensors):
             return None
         *lead, rows, columns = out.shape
         matrices = [matrix_of(value, views) for value in tensors[-2:]]
@@ -186,7 +192,7 @@ class _Product:
             return None
         alpha, beta = (float(node.kwargs.get(name, 1)) for name in ("alpha", "beta"))
         sizes = (lead[0] if lead else 1, rows, columns, depth)
-        return _Product(node, left, right, bias, alpha, beta, sizes, precision, out.dtype)
+        return _Product(node, left, right, bias, alpha, beta, sizes, precision, operand)
 
     def with_prologues(self, makers: Sequence[FusedKernel]) -> _Product:
         """With those of `makers` computed where they are read that are maps of as many bytes as they make, or fewer:

@@ -17,6 +17,7 @@ from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.planner import LibraryUnit
 from dsjit.ir.graph import Arg, TensorType, Value, map_values
 from dsjit.ir.kernel import Kernel
+from dsjit.ir.print_graph import op_name
 
 __all__ = ["Meter", "Run", "Tuner", "measured_preference", "saves_traffic"]
 
@@ -85,7 +86,8 @@ def saves_traffic(choice: FusedProduct | FusedAttention) -> bool:
         return choice.saves_traffic
     (loop, *_) = choice.fused.kernel.blocks
     exact = getattr(loop.body[-1], "matrix", None) == "exact"
-    return bool(choice.kernels) and not (exact and choice.library.node.output.type.dtype is torch.float32)
+    operands = {value.type.dtype for value in choice.library.node.inputs()}
+    return bool(choice.kernels) and not (exact and operands == {torch.float32})
 
 
 class Kernels(Protocol):
@@ -121,7 +123,7 @@ def measured_preference(tuner: Tuner, kernels: Kernels, fast: bool) -> Callable[
             units = choice.replaced
             return _in_a_row([kernel(unit) if isinstance(unit, FusedKernel) else call(unit) for unit in units])
 
-        ops = [str(unit.node.op) for unit in choice.replaced if isinstance(unit, LibraryUnit)]
+        ops = [op_name(unit.node.op) for unit in choice.replaced if isinstance(unit, LibraryUnit)]
         what = ("library or kernel", *ops, *[text for each in choice.replacing for text in kernels.texts(each.kernel)])
         runs = (library, lambda: _in_a_row([kernel(fused) for fused in choice.replacing]))
         return tuner.best(what, runs) == 1
