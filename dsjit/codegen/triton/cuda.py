@@ -26,6 +26,9 @@ _LAUNCH_PARAM_END: Final = 0
 _LAUNCH_PARAM_BUFFER_POINTER: Final = 1
 _LAUNCH_PARAM_BUFFER_SIZE: Final = 2
 
+_INVALID_CONTEXT: Final = 201
+"""Of a call in a thread that has no context yet."""
+
 _STATIC_SHARED_BYTES: Final = 48 * 1024
 """More shared memory than this must be asked for."""
 
@@ -41,12 +44,13 @@ def cuda_target(device: torch.device) -> TritonTarget:
 class CudaDriver:
     """Of one device, which must be the current one whenever a method is called.
 
-    current_stream: the handle of torch's current stream on it. library: the driver's functions.
+    current_stream: the handle of torch's current stream on it. library: the driver's functions. device: its number.
     modules: what is loaded, by its binary: handles of module and function.
     """
 
     current_stream: Callable[[], int]
     library: Any = field(default_factory=lambda: _library())
+    device: int = 0
     modules: dict[bytes, tuple[Any, int]] = field(default_factory=dict)
 
     def version(self) -> int:
@@ -61,7 +65,11 @@ class CudaDriver:
         if known is not None:
             return known[1]
         module, function = ctypes.c_void_p(), ctypes.c_void_p()
-        self._check(self.library.cuModuleLoadData(ctypes.byref(module), code.binary), code)
+        status = self.library.cuModuleLoadData(ctypes.byref(module), code.binary)
+        if status == _INVALID_CONTEXT:
+            self._enter_context(code)
+            status = self.library.cuModuleLoadData(ctypes.byref(module), code.binary)
+        self._check(status, code)
         self._check(self.library.cuModuleGetFunction(ctypes.byref(function), module, code.name.encode()), code)
         if code.shared > _STATIC_SHARED_BYTES:
             attribute = _MAX_DYNAMIC_SHARED_SIZE_BYTES
@@ -93,10 +101,21 @@ class CudaDriver:
             with lock:  # the driver copies the arguments before it returns
                 write(owned[0], 0, *words)
                 status = launch(function, programs, 1, 1, threads, 1, 1, shared, stream(), None, extra)
+                if status == _INVALID_CONTEXT:
+                    self._enter_context(code)
+                    status = launch(function, programs, 1, 1, threads, 1, 1, shared, stream(), None, extra)
             if status:
                 self._check(status, code)
 
         return queue
+
+    def _enter_context(self, code: GpuCode) -> None:
+        """Makes the context that torch uses that of this thread. The runtime does so when it first needs one; a thread
+        that got its memory from torch's cache, on the device that is the current one, has called nothing yet that
+        does."""
+        context = ctypes.c_void_p()
+        self._check(self.library.cuDevicePrimaryCtxRetain(ctypes.byref(context), ctypes.c_int(self.device)), code)
+        self._check(self.library.cuCtxSetCurrent(context), code)
 
     def _check(self, status: int, code: GpuCode) -> None:
         if status:

@@ -30,7 +30,7 @@ _FLUSHED_BYTES: Final = 1 << 28
 def cuda_machine(device: torch.device) -> GpuMachine:
     """device: with an index. Raises BackendError when there is no driver."""
     stream = partial(torch._C._cuda_getCurrentRawStream, device.index)
-    driver = CudaDriver(stream)
+    driver = CudaDriver(stream, device=device.index)
     event = partial(torch.cuda.Event, enable_timing=True)
     kernels = GpuKernelCache(cuda_target(device), driver, compile_source)
     tuner = Tuner(CudaMeter(device, driver.version()), Choices(choices_file()))

@@ -47,6 +47,13 @@ _MADE: Final = 32
 """Elements of an operand for each thread, where they are computed in registers and not just loaded."""
 
 
+_REGISTERS: Final = 65536
+"""Of a processor, 32 bits each."""
+
+_OTHER_REGISTERS: Final = 96
+"""Of each thread, beyond its sums, about: addresses, operands, what comes after the loop."""
+
+
 def product_tiles(contraction: Contraction, target: TritonTarget) -> tuple[ProductTile, ...]:
     """At least one, the best by the model first; the pipeline of each is within the target's shared memory."""
     scalar = contraction.operand is torch.float32 and contraction.precision == "exact"
@@ -102,7 +109,10 @@ def _is_worth(tile: ProductTile, contraction: Contraction) -> bool:
 def _clocks(tile: ProductTile, contraction: Contraction, target: TritonTarget, scalar: bool) -> float:
     batch, rows, columns, depth = contraction.sizes
     programs = batch * -(-rows // tile.rows) * -(-columns // tile.columns)
-    resident = max(1, min(4, target.shared_bytes // max(1, shared_bytes(tile, contraction)), 16 // tile.warps))
+    threads = 32 * tile.warps
+    held = threads * min(255, tile.rows * tile.columns // threads + _OTHER_REGISTERS)
+    shared = max(1, shared_bytes(tile, contraction))
+    resident = max(1, min(4, target.shared_bytes // shared, 16 // tile.warps, _REGISTERS // held))
     waves = -(-programs // (target.processors * resident))
     steps = -(-depth // tile.depth)
     kind = "scalar" if scalar else "tf32" if contraction.operand is torch.float32 else "matrix"

@@ -79,13 +79,23 @@ def test_an_empty_grid_is_not_launched() -> None:
 class Library:
     """Stands for libcuda: notes what it is asked, and fails when told to."""
 
-    def __init__(self, status: int = 0) -> None:
+    def __init__(self, status: int = 0, has_context: bool = True) -> None:
         self.status = status
+        self.has_context = has_context
         self.calls: list[tuple] = []
 
     def cuModuleLoadData(self, module, image):
         self.calls.append(("load", image))
-        return self.status
+        return self.status if self.has_context else 201
+
+    def cuDevicePrimaryCtxRetain(self, context, device):
+        context._obj.value = 1000 + device.value
+        return 0
+
+    def cuCtxSetCurrent(self, context):
+        self.calls.append(("context", context.value))
+        self.has_context = True
+        return 0
 
     def cuModuleGetFunction(self, function, module, name):
         function._obj.value = 77
@@ -97,6 +107,8 @@ class Library:
         return 0
 
     def cuLaunchKernel(self, function, *rest):
+        if not self.has_context:
+            return 201
         extra = rest[-1]
         size = ctypes.cast(extra[3], ctypes.POINTER(ctypes.c_size_t)).contents.value
         assert (extra[0], extra[2], extra[4]) == (1, 2, None)
@@ -106,6 +118,18 @@ class Library:
     def cuGetErrorString(self, status, text):
         text._obj.value = b"out of luck"
         return 0
+
+
+def test_a_thread_without_a_context_gets_that_of_the_device() -> None:
+    library = Library(has_context=False)
+    driver = CudaDriver(lambda: 0, library, device=3)
+    code = code_of(emit_kernel(softmax(4, 10), 132), TARGET)
+    assert driver.load(code) == 77
+    assert library.calls == [("load", code.binary), ("context", 1003), ("load", code.binary), ("function", b"softmax")]
+    library.calls.clear()
+    library.has_context = False
+    driver.prepare(77, 12, code)((64, 128))
+    assert [name for name, *_ in library.calls] == ["context", "launch"]
 
 
 def test_cuda_is_asked_for_a_module_once_and_for_launches_on_the_current_stream() -> None:

@@ -237,6 +237,22 @@ def test_products_of_float8_use_its_instructions(target: str) -> None:
     assert ".e4m3" in code.assembly or "f8f6f4" in code.assembly
 
 
+@pytest.mark.parametrize(("dtype", "precision"), [(bf16, "exact"), (torch.float16, "exact"), (f32, "tf32")])
+@pytest.mark.parametrize("rows", [4096, 512])
+def test_large_products_stream_whole_lines_into_wgmma(
+    rows: int, dtype: torch.dtype, precision: MatrixPrecision
+) -> None:
+    fused, _, _ = kernel_of(linear_gelu, drawn(((rows, 1024), (4096, 1024), (4096,)), dtype), precision)
+    source = candidates(fused.kernel, H100)[0]
+    line = 128
+    assert dict(source.constants)["KBLOCK"] * dtype.itemsize >= line
+    assert source.schedule.stages is not None and source.schedule.stages >= 3
+    assembly = compile_source(source, H100).assembly
+    assert "wgmma.mma_async" in assembly and "mma.sync" not in assembly
+    assert "cp.async.cg.shared.global" in assembly
+    assert "st.global.v4.b32" in assembly
+
+
 @pytest.mark.parametrize("target", ["cuda:sm_80", "cuda:sm_90", "cuda:sm_100", "hip:gfx942"])
 @pytest.mark.parametrize(("dtype", "precision"), [(bf16, "exact"), (f32, "tf32"), (f32, "exact")])
 def test_the_best_candidate_fits_the_target(target: str, dtype: torch.dtype, precision: MatrixPrecision) -> None:
