@@ -44,7 +44,8 @@ _SQUARE: Final = 32
 """Both sides of a two-dimensional tile: a line of 128 bytes of float32 each way."""
 
 _PERSISTENT: Final = 4096
-"""Elements of the longest row that is held in registers."""
+"""Elements of the longest row that is held in registers; where bodies are short, twice as long, as 16 warps of 16
+elements a thread leave room for other programs on the processor. A longer row is read again for each block."""
 
 _ROWS_TILE: Final = 2048
 """Elements of a tile of rows."""
@@ -162,7 +163,6 @@ def _rows(kernel: Kernel, outer: tuple[Axis, ...], blocks: tuple[Block, ...], pr
     along_outer = any(axis.name == kernel.vector_axis for axis in kernel.outer)
     rows = _typical(outer)
     longest = max([_typical(block.axes) for block in blocks if block.axes])
-    persistent = _persistent_limit(kernel.params, weight)
     if along_outer:
         # Neighbouring rows are neighbours in memory: a line of them.
         across = min(_SQUARE, _power_of_2(rows))
@@ -170,6 +170,7 @@ def _rows(kernel: Kernel, outer: tuple[Axis, ...], blocks: tuple[Block, ...], pr
         across = max(1, min(_power_of_2(rows), budget // _power_of_2(longest)))
         while across > 1 and rows < 2 * processors * across:
             across //= 2
+    persistent = _persistent_limit(kernel.params, weight, across)
     tiles: dict[tuple[Axis, ...], Tile] = {}
     found: list[Tile | None] = []
     for block in blocks:
@@ -188,8 +189,10 @@ def _rows(kernel: Kernel, outer: tuple[Axis, ...], blocks: tuple[Block, ...], pr
     return Schedule((Tile("x", outer, across),), blocks, tuple(found), _warps(elements, blocks))
 
 
-def _persistent_limit(params: Sequence[Param], weight: int) -> int:
+def _persistent_limit(params: Sequence[Param], weight: int, across: int) -> int:
     wide = any(param.dtype.itemsize == 8 for param in params)
+    if across == 1 and weight <= _HEAVY and not wide:
+        return 2 * _PERSISTENT
     return _PERSISTENT // ((2 if wide else 1) * (2 if weight > 2 * _HEAVY else 1))
 
 
