@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Final
 
 from dsjit.codegen.assemble import assemble, assemble_parts
 from dsjit.codegen.footprint import Footprint, Timeline, footprint, memory_timeline
@@ -32,6 +33,8 @@ from dsjit.ir.graph import Graph, Node
 from dsjit.ir.graph_template import GraphTemplate
 from dsjit.ir.print_graph import print_graph
 from dsjit.ir.print_kernel import print_kernel
+from dsjit.ir.probes import LOWEST
+from dsjit.ir.template import Mismatch
 from dsjit.ir.verify_kernel import verify_kernel
 from dsjit.passes.fuel import Fuel
 from dsjit.passes.pipeline import SIZED_PASSES, run_passes
@@ -47,6 +50,10 @@ __all__ = [
     "lower_units",
     "print_stages",
 ]
+
+PROBED_FROM: Final = (LOWEST, 4 * LOWEST, 16 * LOWEST)
+"""Least sizes of the points at which a template is probed. Passes choose by sizes here and there (a reduction is split
+from so many elements on). Where the points lie on both sides of such a bound, others are tried, beyond it."""
 
 
 @dataclass(slots=True)
@@ -254,18 +261,25 @@ def compile_template(
     Raises Mismatch when the choices lead to programs of different structure, and what `compile_graph` raises.
     """
     fast = numerics == "fast"
-    fit = template.probes(typical)
-    points = fit.points
     with timer.stage("passes"):
-        captured = [template.at(point) for point in points]
-        fuels = [None if fuel is None else fuel.fork() for _ in points]
-        optimized = [
-            run_passes(graph, check=environment.check > 0, passes=SIZED_PASSES, fuel=own)
-            for graph, own in zip(captured, fuels, strict=True)
-        ]
+        for lowest in PROBED_FROM:
+            fit = template.probes(typical, lowest)
+            points = fit.points
+            captured = [template.at(point) for point in points]
+            fuels = [None if fuel is None else fuel.fork() for _ in points]
+            optimized = [
+                run_passes(graph, check=environment.check > 0, passes=SIZED_PASSES, fuel=own)
+                for graph, own in zip(captured, fuels, strict=True)
+            ]
+            if all(_same_ops(graph, optimized[0]) for graph in optimized):
+                break
+        else:
+            raise Mismatch("other sizes are optimised in another way")
     with timer.stage("fusion"):
         limits, device = CPU_TARGET.limits, CPU_TARGET.device
-        plans = [plan_fusion(graph, limits, device, own) for graph, own in zip(optimized, fuels, strict=True)]
+        plans = [plan_fusion(optimized[0], limits, device, fuels[0])]
+        for graph, own in zip(optimized[1:], fuels[1:], strict=True):
+            plans.append(plan_fusion(graph, limits, device, own, like=plans[0]))
     if fuel is not None and fuels[0] is not None:
         burnt = len(fuel.done)
         fuel.adopt(fuels[0])
@@ -306,6 +320,10 @@ def compile_template(
     )  # fmt: skip
     print_stages(compilation, environment.debug, result.ir_text)
     return compilation
+
+
+def _same_ops(graph: Graph, other: Graph) -> bool:
+    return [node.op for node in graph.nodes] == [node.op for node in other.nodes]
 
 
 def print_stages(compilation: Compilation, level: int, text: str) -> None:

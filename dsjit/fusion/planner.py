@@ -13,12 +13,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import torch
 
 from dsjit.fusion.affine import Affine, IndexMap, NotAffine, digits, linearize
 from dsjit.fusion.costs import Costs
+from dsjit.fusion.decisions import Decisions
 from dsjit.fusion.dependences import Dependences
 from dsjit.fusion.group import Access, Group, covers
 from dsjit.fusion.limits import Limits
@@ -26,6 +27,7 @@ from dsjit.fusion.operands import LIBRARY, GatheredSource, NodeInfo, NodeKind, d
 from dsjit.fusion.siblings import absorb_sibling, axis_map
 from dsjit.fusion.views import Views, is_view
 from dsjit.ir.graph import Graph, Node, Value
+from dsjit.ir.template import Mismatch
 from dsjit.ops.properties import may_raise
 from dsjit.passes.fuel import Fuel, Rewrite, RewriteKind
 
@@ -62,28 +64,41 @@ Unit: TypeAlias = Group | LibraryUnit
 
 @dataclass(frozen=True, slots=True)
 class FusionPlan:
-    """Units in an order in which they can run, and why producers stayed apart from their consumers."""
+    """Units in an order in which they can run, and why producers stayed apart from their consumers.
+
+    decisions: what was decided by sizes, attempt by attempt, the last of which became the plan.
+    """
 
     units: tuple[Unit, ...]
     info: Mapping[Node, NodeInfo]
     views: Views
     reasons: tuple[Reason, ...]
+    decisions: tuple[tuple[Any, ...], ...] = ()
 
 
-def plan_fusion(graph: Graph, limits: Limits, device: torch.device, fuel: Fuel | None = None) -> FusionPlan:
+def plan_fusion(
+    graph: Graph, limits: Limits, device: torch.device, fuel: Fuel | None = None, like: FusionPlan | None = None
+) -> FusionPlan:
     """Partition the nodes of `graph` into groups fused for `device`, and library calls.
 
     fuel: each op that goes into a kernel burns some, and so does each fusion.
+    like: a plan of the same program at other sizes; this one is to have its form. Raises Mismatch when it cannot.
     """
     opaque: dict[Node, None] = {}
+    taken: list[tuple[Any, ...]] = []
     while True:
         attempt = None if fuel is None else fuel.fork()
-        planner = _Planner(graph, limits, device, Views(graph.producers(), dict(opaque)), attempt)
+        if like is not None and len(taken) == len(like.decisions):
+            raise Mismatch("other sizes want other views in memory")
+        decisions = Decisions(None if like is None else like.decisions[len(taken)])
+        views = Views(graph.producers(), dict(opaque))
+        planner = _Planner(graph, limits, device, views, decisions, attempt)
         plan = planner.run()
+        taken.append(tuple(decisions.taken))
         if len(planner.views.opaque) == len(opaque):
             if fuel is not None and attempt is not None:
                 fuel.adopt(attempt)
-            return plan
+            return replace(plan, decisions=tuple(taken))
         # A view turned out to need memory of its own after others had looked through it: plan again, knowing it.
         opaque = planner.views.opaque
 
@@ -94,6 +109,7 @@ class _Planner:
     limits: Limits
     device: torch.device
     views: Views
+    decisions: Decisions
     fuel: Fuel | None = None
     costs: Costs = field(default_factory=Costs)
     info: dict[Node, NodeInfo] = field(default_factory=dict)
@@ -169,8 +185,7 @@ class _Planner:
         groups = [unit for unit in consumers if isinstance(unit, Group)]
         if value not in self.required and self._duplicate(node, groups):
             return
-        groups.sort(key=lambda group: self._gain(node, group), reverse=True)
-        for group in groups:
+        for group in self._by_gain(node, groups):
             text = self.why_not(node, group, consumers)
             if text is None and not self._may("fusion", node, group):
                 text = NO_FUEL
@@ -228,7 +243,7 @@ class _Planner:
 
     def _duplicate(self, node: Node, groups: list[Group]) -> bool:
         """A value that costs nothing to rebuild is rebuilt by everyone who wants it, and never stored."""
-        if len(groups) < 2 or not self.costs.is_free(node, self.info[node]):
+        if len(groups) < 2 or not self._is_free(node):
             return False
         for group in groups:
             if len(group.members) >= self.limits.members:
@@ -238,6 +253,14 @@ class _Planner:
         for group in groups:
             self._absorb(node, group)
         return True
+
+    def _by_gain(self, node: Node, groups: list[Group]) -> list[Group]:
+        """The one first that it saves most to fuse `node` into."""
+        if len(groups) < 2:
+            return groups
+        by_gain = sorted(groups, key=lambda group: self._gain(node, group), reverse=True)
+        order = self.decisions.take(("order", str(node.op)), lambda: [groups.index(group) for group in by_gain])
+        return [groups[number] for number in order]
 
     def _gain(self, node: Node, group: Group) -> int:
         """Bytes that fusing `node` into `group` saves: the re-read, and the write when nobody else wants it."""
@@ -263,9 +286,12 @@ class _Planner:
                 return "another consumer of its result must run before this kernel"
         if self.info[node].kind is NodeKind.REDUCTION:
             return self._why_not_reduce(node, group, accesses)
-        if len(accesses) > self.limits.duplicates and not self.costs.is_free(node, self.info[node]):
+        if len(accesses) > self.limits.duplicates and not self._is_free(node):
             return f"it would be computed {len(accesses)} times for each element"
-        return self._why_not_recompute(node, group, accesses)
+        return self.decisions.take(("recompute", str(node.op)), lambda: self._why_not_recompute(node, group, accesses))
+
+    def _is_free(self, node: Node) -> bool:
+        return self.decisions.take(("free", str(node.op)), lambda: self.costs.is_free(node, self.info[node]))
 
     def _storable(self, value: Value, access: Access, group: Group) -> bool:
         if not covers(access, value.type.shape, group.sizes):
@@ -303,7 +329,9 @@ class _Planner:
             row = [axis for axis in group.order if axis not in axes]
         extent = prod(self._reduced_shape(node))
         points = group.extent(axes)
-        if points < self.limits.rows and extent > self.limits.row_elements:
+        if self.decisions.take(
+            ("rows", str(node.op)), lambda: points < self.limits.rows and extent > self.limits.row_elements
+        ):
             return f"only {points} rows of {extent} elements: too few to share among threads"
         if not row:
             return None  # the kernel's points become the rows, and the reduction brings the loop over them

@@ -10,7 +10,7 @@ import torch
 
 from dsjit.ir.graph import Arg, Graph, Node, TensorType, Value, map_values
 from dsjit.ir.polynomial import Polynomial, PolynomialFit, Quotient, quotients_of
-from dsjit.ir.probes import probe_points
+from dsjit.ir.probes import LOWEST, probe_points
 from dsjit.ir.template import Mismatch, Template, TemplateMaker, fill
 
 __all__ = ["GraphTemplate", "integers_in", "make_graph_template"]
@@ -40,9 +40,10 @@ class GraphTemplate:
         fit = self.probes(typical)
         return make_graph_template([rewrite(self.at(point)) for point in fit.points], TemplateMaker(fit))
 
-    def probes(self, typical: Sequence[int]) -> PolynomialFit:
-        """Choices of sizes, by which a compiler of Graphs is probed. Raises Mismatch when there are too few."""
-        points = probe_points(typical, integers_in(self.example), self.sizes)
+    def probes(self, typical: Sequence[int], lowest: int = LOWEST) -> PolynomialFit:
+        """Choices of sizes, by which a compiler of Graphs is probed: near `typical`, or from `lowest` on where that is
+        more. Raises Mismatch when there are too few."""
+        points = probe_points(typical, integers_in(self.example), self.sizes, lowest)
         if points is None:
             raise Mismatch("sizes that are divided cannot be told apart")
         return PolynomialFit(points, self.quotients)

@@ -11,18 +11,21 @@ import numpy as np
 
 from dsjit.ir.polynomial import FreePoint, Polynomial, Quotient, quotients_of
 
-__all__ = ["leg_points", "probe_points"]
+__all__ = ["LOWEST", "leg_points", "probe_points"]
 
 PROBES: Final = 4
 LEGS: Final = 5
 
+LOWEST: Final = 17
+
 
 def probe_points(
-    typical: Sequence[int], avoid: Collection[int], sizes: Sequence[Polynomial] = ()
+    typical: Sequence[int], avoid: Collection[int], sizes: Sequence[Polynomial] = (), lowest: int = LOWEST
 ) -> tuple[tuple[int, ...], ...] | None:
     """Points near `typical`, of primes that differ from each other and from the numbers in `avoid`. No coordinate is an
     affine form of two others, as 53, 59, 61, 67 is of 23, 29, 31, 37: what is found at such points is ambiguous.
 
+    lowest: of the numbers, where `typical` is less.
     sizes: what is computed from the sizes. Where something is divided there, the points are others near; None when
     there are none at which all of them differ.
     """
@@ -32,7 +35,7 @@ def probe_points(
     taken = set(avoid)
     for size in typical:
         column: list[int] = []
-        for prime in _primes_from(max(size, 17)):
+        for prime in _primes_from(max(size, lowest)):
             if prime not in taken and (len(column) < PROBES - 1 or _tells_apart([*column, prime], columns)):
                 column.append(prime)
                 taken.add(prime)

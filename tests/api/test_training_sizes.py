@@ -50,6 +50,21 @@ class Image(nn.Module):
         return self.head(self.layers(x).mean((2, 3))).square().mean(), None
 
 
+class Narrowing(nn.Module):
+    """What passes and fusion do with it depends on sizes: few sums of many elements, small maps of many channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.MaxPool2d(16),
+            nn.Conv2d(8, 160, 1), nn.BatchNorm2d(160), nn.ReLU6(),
+        )  # fmt: skip
+        self.head = nn.Linear(160, 5)
+
+    def forward(self, x):
+        return self.head(self.layers(x).mean((2, 3))).square().mean(), None
+
+
 def tokens(size, generator):
     return torch.randint(0, 17, size, generator=generator)
 
@@ -58,12 +73,17 @@ def pixels(size, generator):
     return torch.randn(size[0], 3, 8, 8, generator=generator)
 
 
+def many_pixels(size, generator):
+    return torch.randn(size[0], 3, 32, 32, generator=generator)
+
+
 @pytest.mark.parametrize(
     ("make", "inputs", "sizes"),
     [
         (Block, tokens, [(4, 7), (3, 7), (5, 7), (2, 7), (9, 7)]),
         (Block, tokens, [(4, 7), (3, 5), (4, 9), (6, 6)]),
         (Image, pixels, [(4,), (3,), (7,), (2,)]),
+        (Narrowing, many_pixels, [(8,), (6,), (5,), (40,), (2,)]),
     ],
 )
 def test_the_second_size_is_the_last_that_is_traced(make, inputs, sizes):
