@@ -36,6 +36,7 @@ from dsjit.ir.dtypes import FLOATING, compute_dtype
 from dsjit.ir.graph import Graph, Node, TensorType, Value, contiguous_strides
 from dsjit.ops.builder import Builder
 from dsjit.ops.cross_entropy import MEAN, SUM, linear_cross_entropy
+from dsjit.ops.wide_product import has_matrix_units
 from dsjit.passes.dce import eliminate_dead_code
 
 __all__ = ["chunk_cross_entropy"]
@@ -219,8 +220,11 @@ def _is_cast(node: Node, dtype: torch.dtype) -> bool:
 
 
 def _is_worth_it(layer: _Layer) -> bool:
-    if layer.hidden.type.dtype not in FLOATING:
+    hidden = layer.hidden.type
+    if hidden.dtype not in FLOATING:
         return False
+    if hidden.device.type == "cpu" and has_matrix_units(hidden.dtype):
+        return False  # two of the products are float32's in chunks, which would take several times as long
     operands = ((layer.hidden, layer.d_hidden), (layer.matrix, layer.d_matrix or layer.d_weight))
     kept = sum([_gradient_type(value.type, value.type.shape).nbytes for value, nodes in operands if nodes])
     logarithms: TensorType = layer.loss.args[0].type

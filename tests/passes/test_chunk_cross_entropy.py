@@ -19,6 +19,7 @@ ROWS, FEATURES, CLASSES = 96, 8, 120
 @pytest.fixture(autouse=True)
 def _small_logits_count(monkeypatch):
     monkeypatch.setattr(module, "SMALLEST_LOGITS", 1)
+    monkeypatch.setattr(module, "has_matrix_units", lambda dtype: False)
 
 
 def linear(h, w, b, y, **options):
@@ -234,6 +235,13 @@ def test_is_left_alone_when_logits_or_their_gradients_have_other_readers(functio
 def test_is_left_alone_when_the_gradients_are_larger_than_the_logits(monkeypatch):
     monkeypatch.setattr(module, "GAIN", 100)
     assert_as_eager(linear, chunked=False)
+
+
+def test_where_narrow_products_are_fast_they_stay_whole(monkeypatch):
+    monkeypatch.setattr(module, "has_matrix_units", lambda dtype: dtype is torch.bfloat16)
+    in_bfloat16, in_float16 = graph_from_text(ROUNDED_BY_LOG_SOFTMAX), graph_from_text(CONVERTED_BY_LOG_SOFTMAX)
+    assert module.chunk_cross_entropy(in_bfloat16) is in_bfloat16
+    assert module.chunk_cross_entropy(in_float16) is not in_float16
 
 
 @pytest.mark.parametrize("function", [linear, converted_to_float32])

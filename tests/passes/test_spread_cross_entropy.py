@@ -33,6 +33,7 @@ CHUNKS = 3
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
     monkeypatch.setattr(chunk_cross_entropy, "SMALLEST_LOGITS", 1)
+    monkeypatch.setattr(chunk_cross_entropy, "has_matrix_units", lambda dtype: False)
     monkeypatch.setattr(spread_cross_entropy, "CHUNK_BYTES", 1)
     monkeypatch.setattr(spread_cross_entropy, "LEAST_ROWS", 36)  # 34 rows, so that the last chunk is shorter
 
