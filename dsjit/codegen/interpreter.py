@@ -104,9 +104,10 @@ class _Memory:
     def __init__(self, param: Param, buffer: torch.Tensor | np.ndarray[Any, Any], offset: int) -> None:
         self.name = param.name
         self.is_bfloat16 = param.dtype is torch.bfloat16
+        self.float8 = param.dtype if param.dtype in FLOAT8 else None
         if isinstance(buffer, torch.Tensor):
             raw = buffer.detach()
-            raw = raw.float() if param.dtype in FLOAT8 else raw
+            raw = raw.view(torch.uint8) if self.float8 is not None else raw
             buffer = (raw.view(torch.int16) if self.is_bfloat16 else raw).numpy()
         self.array = buffer.view(np.uint16) if self.is_bfloat16 else buffer
         self.offset = offset
@@ -119,9 +120,13 @@ class _Memory:
 
     def read(self, index: int) -> Scalar:
         value = self.array[self.position(index)]
+        if self.float8 is not None:
+            return torch.tensor([value]).view(self.float8).float().numpy()[0]
         return (np.uint32(value) << np.uint32(16)).view(np.float32) if self.is_bfloat16 else value
 
     def write(self, index: int, value: Scalar) -> None:
+        if self.float8 is not None:
+            value = torch.tensor([float(value)]).to(self.float8).view(torch.uint8).numpy()[0]
         if self.is_bfloat16:
             value = np.uint16(value.view(np.uint32) >> np.uint32(16))
         self.array[self.position(index)] = value
@@ -219,13 +224,13 @@ def _python_scalar(value: float | int | bool) -> Scalar:
 
 @np.errstate(all="ignore")
 def cast_scalar(value: Scalar, dtype: torch.dtype) -> Scalar:
-    """`value` converted to `dtype` as eager does: through float32 on the way to bfloat16 and float16, and with this
+    """`value` converted to `dtype` as eager does: through float32 on the way to what is narrower, and with this
     machine's answer for a float that the integer dtype cannot hold."""
     if dtype is torch.bool:
         return np.bool_(value != 0)
-    if isinstance(value, np.floating) and not is_floating(dtype):
+    if isinstance(value, np.floating) and not is_floating(dtype) and dtype not in FLOAT8:
         return torch.from_numpy(np.array([value])).to(dtype).numpy()[0]
-    if dtype is torch.bfloat16:
+    if dtype is torch.bfloat16 or dtype in FLOAT8:
         return torch.tensor([float(np.float32(value))], dtype=torch.float32).to(dtype).to(torch.float32).numpy()[0]
     if dtype is torch.float16:
         return np.float16(np.float32(value))

@@ -16,7 +16,7 @@ from dsjit.ir.graph import Node, Value
 from dsjit.ops.binding import bind
 from dsjit.ops.gathers import Gather, gather_of
 from dsjit.ops.row import Pointwise, Reduction
-from dsjit.ops.table import row_of
+from dsjit.ops.table import can_hold, row_of
 
 __all__ = ["GatheredSource", "IndexOperand", "NodeInfo", "NodeKind", "Operand", "describe", "operand_access"]
 
@@ -120,7 +120,8 @@ def describe(node: Node, limits: Limits, device: torch.device) -> NodeInfo:
     row = row_of(node.op)
     if row is None or not isinstance(row.rule, Pointwise | Reduction):
         return LIBRARY
-    if not _fits(node.output, device) or not all(_fits(value, device) for value in node.inputs()):
+    values = (node.output, *node.inputs())
+    if not all(_has_points(value, device) and can_hold(node.op, value) for value in values):
         return LIBRARY
     if row.when is not None and not row.when(node):
         return LIBRARY
@@ -131,8 +132,8 @@ def describe(node: Node, limits: Limits, device: torch.device) -> NodeInfo:
         assert isinstance(operand, Value)
         dims = rule.dims(bound, len(operand.type.shape))
         return NodeInfo(NodeKind.REDUCTION, (Operand(operand),), rule, dims)
-    values = dict.fromkeys(bound[name] for name in rule.tensors)
-    return NodeInfo(NodeKind.POINTWISE, tuple(Operand(value) for value in values if isinstance(value, Value)), rule)
+    operands = dict.fromkeys(bound[name] for name in rule.tensors)
+    return NodeInfo(NodeKind.POINTWISE, tuple(Operand(value) for value in operands if isinstance(value, Value)), rule)
 
 
 def _describe_concat(node: Node, limits: Limits, device: torch.device) -> NodeInfo:
@@ -166,8 +167,11 @@ def _describe_gather(node: Node, gather: Gather, device: torch.device) -> NodeIn
 
 
 def _fits(value: Value, device: torch.device) -> bool:
-    type_ = value.type
-    return type_.dtype in KERNEL_DTYPES and type_.device == device and 0 not in type_.shape
+    return value.type.dtype in KERNEL_DTYPES and _has_points(value, device)
+
+
+def _has_points(value: Value, device: torch.device) -> bool:
+    return value.type.device == device and 0 not in value.type.shape
 
 
 def operand_access(

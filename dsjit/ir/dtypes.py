@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Final
 
 import torch
@@ -13,6 +14,7 @@ __all__ = [
     "KERNEL_DTYPES",
     "SHORT_NAMES",
     "compute_dtype",
+    "float8_beyond",
     "is_floating",
     "is_integral",
     "short_name",
@@ -35,7 +37,15 @@ SHORT_NAMES: Final[dict[torch.dtype, str]] = {
 KERNEL_DTYPES: Final[frozenset[torch.dtype]] = frozenset(SHORT_NAMES)
 
 FLOAT8: Final[frozenset[torch.dtype]] = frozenset({torch.float8_e4m3fn, torch.float8_e5m2})
-"""Kernels can load these and convert them to float32, where matrix products take them; nothing else."""
+"""Kernels can load and store these, and convert them to float32 and from it; matrix products take them as they are."""
+
+
+@cache
+def float8_beyond(dtype: torch.dtype) -> int:
+    """The bits of what eager makes of numbers beyond the range: for e5m2 infinity; for e4m3fn NaN or, in later versions
+    of torch, the largest number."""
+    return int(torch.tensor([torch.inf]).to(dtype).view(torch.uint8).item())
+
 
 FLOATING: Final[frozenset[torch.dtype]] = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float16})
 
@@ -55,10 +65,10 @@ def is_integral(dtype: torch.dtype) -> bool:
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype in which eager computes a pointwise op whose result has `dtype`.
 
-    bf16 and fp16 compute in fp32 and round once at the op's end (`at::opmath_type` in ATen); every other
-    dtype computes in itself.
+    bf16 and fp16 compute in fp32 and round once at the op's end (`at::opmath_type` in ATen), and so do those of 8 bits;
+    every other dtype computes in itself.
     """
-    if dtype is torch.bfloat16 or dtype is torch.float16:
+    if dtype is torch.bfloat16 or dtype is torch.float16 or dtype in FLOAT8:
         return torch.float32
     return dtype
 

@@ -31,9 +31,9 @@ leaves them with contents that mean nothing; whoever runs it raises IndexError t
 Sizes: a Kernel for many shapes takes some of its integers as parameters. `bind_sizes` gives the Kernel for one shape,
 which is what the other one means there.
 
-Numbers: `float16` and `bfloat16` values can be loaded, stored and cast only, and float8 ones loaded and cast; every
-scalar op works in float32, float64, an integer dtype or bool. There is no implicit conversion, no contraction and no
-reassociation, except that the order in which `Reduce` combines elements is unspecified.
+Numbers: `float16`, `bfloat16` and float8 values can be loaded, stored and cast only; every scalar op works in float32,
+float64, an integer dtype or bool. There is no implicit conversion, no contraction and no reassociation, except that the
+order in which `Reduce` combines elements is unspecified.
 
 The Python interpreter (`codegen.interpreter`) is the definition of what a Kernel means.
 """

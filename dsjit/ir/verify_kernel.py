@@ -54,7 +54,7 @@ class _Checker:
         for param in self.kernel.params:
             if param.name in self.params:
                 raise self.fail(f"param {param.name} is declared twice")
-            if param.dtype not in KERNEL_DTYPES and not (param.dtype in FLOAT8 and param.access == "read"):
+            if param.dtype not in KERNEL_DTYPES and param.dtype not in FLOAT8:
                 raise self.fail(f"param {param.name} has dtype {param.dtype}, which kernels cannot hold")
             if param.access not in ("read", "write", "readwrite"):
                 raise self.fail(f"param {param.name} has access {param.access!r}")
@@ -150,7 +150,7 @@ class _Checker:
                 return self.check_apply(statement, [dtype_of(arg) for arg in statement.args])
             case Cast():
                 dtype_of(statement.arg)
-                if statement.dtype not in KERNEL_DTYPES:
+                if statement.dtype not in KERNEL_DTYPES and statement.dtype not in FLOAT8:
                     raise self.fail(f"casts to {statement.dtype}, which kernels cannot hold: {statement}")
                 return statement.dtype
             case Reduce():

@@ -8,7 +8,7 @@ from typing import Final, TypeAlias
 
 import torch
 
-from dsjit.ir.dtypes import compute_dtype
+from dsjit.ir.dtypes import FLOAT8, compute_dtype
 from dsjit.ir.graph import Arg, Node, Value
 from dsjit.ops.binding import bind
 from dsjit.ops.inference import number_dtype, promoted_dtype
@@ -19,6 +19,8 @@ __all__ = ["evaluate"]
 Number: TypeAlias = float | int | bool
 
 REDUCED: Final = (torch.bfloat16, torch.float16)
+
+_NARROW: Final = frozenset(REDUCED) | FLOAT8
 
 EXACT_OPS: Final = frozenset(
     {"neg", "abs", "maximum", "minimum", "fmax", "fmin", "copysign", "floor", "ceil", "trunc", "round", "trunc_rem",
@@ -106,11 +108,11 @@ class _RoundingBuilder:
 
 
 def convert(b: ScalarBuilder, a: Scalar, dtype: torch.dtype) -> Scalar:
-    """`a` in `dtype`. What is not fp32 reaches bf16 and fp16 through fp32, as in ATen (`c10::BFloat16(float)`)."""
+    """`a` in `dtype`. What is not fp32 reaches what is narrower through fp32, as in ATen (`c10::BFloat16(float)`)."""
     current = b.dtype_of(a)
     if current is dtype:
         return a
-    if dtype in REDUCED or current in REDUCED:
+    if dtype in _NARROW or current in _NARROW:
         if current is not torch.float32:
             a = b.cast(a, torch.float32)
         if dtype is torch.float32:

@@ -6,16 +6,17 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
+import torch
 from torch._ops import OpOverload
 
-from dsjit.ir.dtypes import KERNEL_DTYPES
-from dsjit.ir.graph import Node
+from dsjit.ir.dtypes import FLOAT8, KERNEL_DTYPES
+from dsjit.ir.graph import Node, Value
 from dsjit.ops import reductions, views
 from dsjit.ops.decompositions import DECOMPOSITION_ROWS
 from dsjit.ops.pointwise import POINTWISE_ROWS
 from dsjit.ops.row import Decomposition, OpRow, Pointwise, Reduction, View
 
-__all__ = ["OP_TABLE", "row_of", "rule_of"]
+__all__ = ["OP_TABLE", "can_hold", "row_of", "rule_of"]
 
 OP_TABLE: Final[Mapping[str, OpRow]] = MappingProxyType(
     {**POINTWISE_ROWS, **reductions.ROWS, **views.ROWS, **DECOMPOSITION_ROWS}
@@ -26,6 +27,14 @@ _BY_QUALIFIED_NAME: Final[Mapping[str, OpRow]] = {
     name.replace(".", "::", 1).removesuffix(".default"): row for name, row in OP_TABLE.items()
 }
 """Rows by the name that an `OpOverload` carries: `aten::add.Tensor`, `aten::abs`."""
+
+
+aten = torch.ops.aten
+
+_CONVERSIONS: Final[frozenset[Callable[..., Any]]] = frozenset(
+    {aten._to_copy.default, aten.clone.default, aten.copy.default}
+)
+"""What kernels do with numbers of float8."""
 
 
 def row_of(op: Callable[..., Any]) -> OpRow | None:
@@ -48,7 +57,9 @@ def rule_of(node: Node) -> Pointwise | Reduction | View | Decomposition | None:
         return None
     if isinstance(row.rule, View):
         return row.rule
-    for value in (*node.inputs(), *node.outputs):
-        if value.type.dtype not in KERNEL_DTYPES:
-            return None
-    return row.rule
+    return row.rule if all(can_hold(node.op, value) for value in (*node.inputs(), *node.outputs)) else None
+
+
+def can_hold(op: Callable[..., Any], value: Value) -> bool:
+    """Whether kernels hold the dtype of an operand or of a result of `op`."""
+    return value.type.dtype in KERNEL_DTYPES or (value.type.dtype in FLOAT8 and op in _CONVERSIONS)

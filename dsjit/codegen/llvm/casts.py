@@ -7,27 +7,25 @@ from typing import Final
 import torch
 
 from dsjit.codegen.llvm.builder import FunctionBuilder, Operand, element, lanes, with_element
+from dsjit.codegen.llvm.float8 import from_float8, to_float8
 from dsjit.codegen.llvm.target import Target
-from dsjit.codegen.llvm.types import REGISTER_TYPES, literal, splat
-from dsjit.ir.dtypes import is_floating
+from dsjit.codegen.llvm.types import REGISTER_TYPES, literal, number
+from dsjit.ir.dtypes import FLOAT8, is_floating
 
-__all__ = ["cast_value", "number", "round_to_bfloat16"]
-
-
-def number(like: Operand, text: str) -> Operand:
-    """The constant `text`, in the type of `like` (a splat for a vector)."""
-    if like.type.startswith("<"):
-        return splat(lanes(like.type), Operand(element(like.type), text))
-    return Operand(like.type, text)
+__all__ = ["cast_value", "round_to_bfloat16"]
 
 
 def cast_value(b: FunctionBuilder, target: Target, a: Operand, source: torch.dtype, to: torch.dtype) -> Operand:
     """`a`, the register form of a value of dtype `source`, converted to the register form of `to`.
 
-    Every conversion to bfloat16 or float16 goes through float32, as `c10::BFloat16` and `c10::Half` have it.
+    Every conversion to bfloat16, float16 or float8 goes through float32, as `c10::BFloat16` and its like have it.
     """
     if source is to:
         return a
+    if source in FLOAT8:
+        return cast_value(b, target, from_float8(b, a, source), torch.float32, to)
+    if to in FLOAT8:
+        return to_float8(b, cast_value(b, target, a, source, torch.float32), to)
     if source is torch.bfloat16:
         return a if to is torch.float32 else cast_value(b, target, a, torch.float32, to)
     if source is torch.float16:

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from dsjit.codegen.llvm.builder import FunctionBuilder, Operand, lanes, mangle
-from dsjit.codegen.llvm.casts import number
 from dsjit.codegen.llvm.loops import i64, multiply
 from dsjit.codegen.llvm.target import Target
-from dsjit.codegen.llvm.types import MEMORY_TYPES, first_lanes, lane_numbers, literal, splat, vector
+from dsjit.codegen.llvm.types import MEMORY_TYPES, first_lanes, lane_numbers, literal, number, splat, vector
 
 __all__ = ["Mask", "gather_lanes", "load_lanes", "load_scalar", "prefetch", "store_lanes", "store_scalar"]
 

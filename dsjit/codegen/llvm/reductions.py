@@ -12,9 +12,8 @@ from typing import Final
 import torch
 
 from dsjit.codegen.llvm.builder import FunctionBuilder, Operand, element, lanes
-from dsjit.codegen.llvm.casts import number
 from dsjit.codegen.llvm.spellings import SPELLINGS, Spelling
-from dsjit.codegen.llvm.types import REGISTER_TYPES, literal, splat
+from dsjit.codegen.llvm.types import REGISTER_TYPES, literal, number, splat
 from dsjit.ir.dtypes import is_floating
 from dsjit.ir.kernel import Reduce
 

@@ -8,8 +8,7 @@ from typing import Final, TypeAlias
 import torch
 
 from dsjit.codegen.llvm.builder import FunctionBuilder, Operand, element, mangle
-from dsjit.codegen.llvm.casts import number
-from dsjit.codegen.llvm.types import literal
+from dsjit.codegen.llvm.types import literal, number
 from dsjit.ir.dtypes import is_floating
 
 __all__ = ["FAST_SPELLINGS", "SPELLINGS", "Spelling"]

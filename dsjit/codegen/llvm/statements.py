@@ -10,7 +10,7 @@ from typing import Final
 import torch
 
 from dsjit.codegen.llvm.builder import FunctionBuilder, Operand
-from dsjit.codegen.llvm.casts import cast_value, number
+from dsjit.codegen.llvm.casts import cast_value
 from dsjit.codegen.llvm.loops import add, i64, multiply, static, subtract
 from dsjit.codegen.llvm.math import MATH
 from dsjit.codegen.llvm.memory import (
@@ -25,7 +25,7 @@ from dsjit.codegen.llvm.memory import (
 from dsjit.codegen.llvm.reductions import accumulate
 from dsjit.codegen.llvm.spellings import Spelling
 from dsjit.codegen.llvm.target import Target
-from dsjit.codegen.llvm.types import MEMORY_TYPES, constant, lane_numbers, splat, vector
+from dsjit.codegen.llvm.types import MEMORY_TYPES, constant, lane_numbers, number, splat, vector
 from dsjit.ir.kernel import (
     Apply,
     Cast,

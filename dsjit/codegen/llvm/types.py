@@ -8,10 +8,20 @@ from typing import Final
 
 import torch
 
-from dsjit.codegen.llvm.builder import Operand
+from dsjit.codegen.llvm.builder import Operand, element, lanes
 from dsjit.ir.dtypes import is_floating
 
-__all__ = ["MEMORY_TYPES", "REGISTER_TYPES", "constant", "first_lanes", "lane_numbers", "literal", "splat", "vector"]
+__all__ = [
+    "MEMORY_TYPES",
+    "REGISTER_TYPES",
+    "constant",
+    "first_lanes",
+    "lane_numbers",
+    "literal",
+    "number",
+    "splat",
+    "vector",
+]
 
 MEMORY_TYPES: Final[dict[torch.dtype, str]] = {
     torch.float64: "double",
@@ -24,6 +34,8 @@ MEMORY_TYPES: Final[dict[torch.dtype, str]] = {
     torch.int8: "i8",
     torch.uint8: "i8",
     torch.bool: "i8",
+    torch.float8_e4m3fn: "i8",
+    torch.float8_e5m2: "i8",
 }
 
 REGISTER_TYPES: Final[dict[torch.dtype, str]] = {
@@ -31,7 +43,7 @@ REGISTER_TYPES: Final[dict[torch.dtype, str]] = {
     torch.bfloat16: "float",
     torch.bool: "i1",
 }
-"""A bfloat16 value lives in a float register whose lower 16 bits are 0: widening it is free."""
+"""A bfloat16 value lives in a float register whose lower 16 bits are 0: widening it is free. float8 stays as it is."""
 
 
 def vector(lanes: int, element: str) -> str:
@@ -70,6 +82,13 @@ def constant(value: float | int | bool, dtype: torch.dtype) -> Operand:
 def splat(lanes: int, scalar: Operand) -> Operand:
     """The vector constant with `scalar`, itself a constant, in each lane."""
     return Operand(vector(lanes, scalar.type), f"splat ({scalar})")
+
+
+def number(like: Operand, text: str) -> Operand:
+    """The constant `text`, in the type of `like` (a splat for a vector)."""
+    if like.type.startswith("<"):
+        return splat(lanes(like.type), Operand(element(like.type), text))
+    return Operand(like.type, text)
 
 
 @cache

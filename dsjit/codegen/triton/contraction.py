@@ -146,7 +146,9 @@ def emit_contraction(
     depth = Tile("k", contraction.depth, tile.depth, looped=True)
     blocks = (kernel.blocks[0], Block((), contraction.after))
     schedule = Schedule((*batch, rows, columns), blocks, (depth, None), tile.warps, tile.stages)
-    return _ContractionEmitter(kernel, schedule, name or identifier(kernel.name), contraction=contraction).emit()
+    return _ContractionEmitter(
+        kernel, schedule, name or identifier(kernel.name), float8_as_bits=False, contraction=contraction
+    ).emit()
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ from dsjit.codegen.triton.reductions import Accumulator, Reduction, reduction_of
 from dsjit.codegen.triton.schedule import Schedule, Tile, needs_wide_index
 from dsjit.codegen.triton.source import KernelSource, origin_comments, source_of
 from dsjit.codegen.triton.spellings import HELPERS, SPELLINGS, helpers_of
-from dsjit.codegen.triton.types import TRITON_TYPES, literal, typed_number
+from dsjit.codegen.triton.types import TRITON_TYPES, as_taken, literal, typed_number
 from dsjit.errors import BackendError
 from dsjit.ir.dtypes import is_floating
 from dsjit.ir.graph import Source
@@ -101,6 +101,7 @@ class KernelEmitter:
     stores: dict[str, _Stored] = field(default_factory=dict)
     loaded: set[str] = field(default_factory=set)
     fills: bool = False
+    float8_as_bits: bool = True
     tiles: dict[str, Tile] = field(init=False)
     layout: Layout = field(init=False)
     wide: bool = field(init=False)
@@ -125,7 +126,7 @@ class KernelEmitter:
         self._blocks()
         if not self.lines:
             self._line("pass")
-        params = tuple([replace(param, name=self.names[param.name]) for param in kernel.params])
+        params = tuple([as_taken(param, self.names[param.name], self.float8_as_bits) for param in kernel.params])
         constants = tuple(dict.fromkeys([(tile.constant, tile.block) for tile in self.tiles.values()]))
         arguments = [param.name for param in params] + list(sizes.values())
         arguments += [f"{name}: tl.constexpr" for name, _ in constants]
@@ -310,7 +311,7 @@ class KernelEmitter:
                     self.values[statement.result] = arg
                     return
                 dtype = statement.dtype
-                text, tiles = cast_text(arg.name, arg.dtype, dtype), arg.tiles
+                text, tiles = cast_text(arg.name, arg.dtype, dtype, self._use, self.float8_as_bits), arg.tiles
         self._define(statement.result, text, dtype, tiles, (text, dtype), source_of(statement))
 
     def _constant(self, statement: Constant) -> str:

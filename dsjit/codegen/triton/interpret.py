@@ -66,7 +66,11 @@ def interpret_source(
     function, kernel = _interpreted(source), source.kernel
     starts = {name: buffer[(offsets or {}).get(name, 0) :] for name, buffer in buffers.items()}
     values = sizes or {}
-    args = [*[starts[param.name] for param in kernel.params], *[values[size.name] for size in kernel.sizes]]
+    taken = zip(kernel.params, source.params, strict=True)
+    given = [
+        starts[param.name] if own.dtype is param.dtype else starts[param.name].view(own.dtype) for param, own in taken
+    ]
+    args = [*given, *[values[size.name] for size in kernel.sizes]]
     with _ONE_AT_A_TIME, np.errstate(all="ignore"), _corrected():
         try:
             function[(source.schedule.program_count(values),)](*args, **dict(source.constants))

@@ -55,6 +55,47 @@ def maximum(a, b):
 def minimum(a, b):
     return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)
 """),
+    "from_float8_e4m3fn": Helper("""\
+@triton.jit
+def from_float8_e4m3fn(bits):
+    code = bits & 0x7F
+    small = (code.to(tl.float32) * 0.001953125).to(tl.int32, bitcast=True)
+    number = tl.where(code < 8, small, (code << 20) + 0x3C000000)
+    number = tl.where(code == 0x7F, 0x7FF00000, number) | ((bits & 0x80) << 24)
+    return number.to(tl.float32, bitcast=True)
+"""),
+    "from_float8_e5m2": Helper("""\
+@triton.jit
+def from_float8_e5m2(bits):
+    code = bits & 0x7F
+    small = (code.to(tl.float32) * 1.52587890625e-05).to(tl.int32, bitcast=True)
+    number = tl.where(code < 4, small, (code << 21) + 0x38000000)
+    number = tl.where(code >= 0x7C, (code << 21) | 0x7F800000, number) | ((bits & 0x80) << 24)
+    return number.to(tl.float32, bitcast=True)
+"""),
+    "to_float8_e4m3fn": Helper("""\
+@triton.jit
+def to_float8_e4m3fn(x, beyond: tl.constexpr):
+    bits = x.to(tl.int32, bitcast=True)
+    size = bits & 0x7FFFFFFF
+    code = ((size + 0x7FFFF + ((size >> 20) & 1)) >> 20) - 960
+    # The last bit of 2**14 is worth the step between the smallest numbers.
+    small = (size.to(tl.float32, bitcast=True) + 16384.0).to(tl.int32, bitcast=True) - 0x46800000
+    code = tl.where(size < 0x3C800000, small, code)
+    code = tl.where(size > 0x43E80000, beyond, code)
+    return tl.where(size > 0x7F800000, 0x7F, code) | ((bits >> 24) & 0x80)
+"""),
+    "to_float8_e5m2": Helper("""\
+@triton.jit
+def to_float8_e5m2(x, beyond: tl.constexpr):
+    bits = x.to(tl.int32, bitcast=True)
+    size = bits & 0x7FFFFFFF
+    code = ((size + 0xFFFFF + ((size >> 21) & 1)) >> 21) - 448
+    small = (size.to(tl.float32, bitcast=True) + 128.0).to(tl.int32, bitcast=True) - 0x43000000
+    code = tl.where(size < 0x38800000, small, code)
+    code = tl.where(size >= 0x47700000, beyond, code)
+    return tl.where(size > 0x7F800000, 0x7F, code) | ((bits >> 24) & 0x80)
+"""),
     "total": Helper("""\
 @triton.jit
 def total(a, b):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Final
 
 import torch
 
 from dsjit.ir.dtypes import FLOAT8, is_floating
+from dsjit.ir.kernel import Param
 
-__all__ = ["POINTER_TYPES", "TRITON_TYPES", "literal", "typed_number"]
+__all__ = ["POINTER_TYPES", "TRITON_TYPES", "as_taken", "literal", "typed_number"]
 
 TRITON_TYPES: Final[dict[torch.dtype, str]] = {
     torch.float64: "tl.float64",
@@ -41,6 +43,11 @@ POINTER_TYPES: Final[dict[torch.dtype, str]] = {
     torch.float8_e5m2: "*fp8e5",
 }
 """Of a buffer, in the signature that a kernel is compiled for."""
+
+
+def as_taken(param: Param, name: str, float8_as_bits: bool) -> Param:
+    """What a function takes for a buffer. float8_as_bits: older GPUs have no pointers to float8."""
+    return replace(param, name=name, dtype=torch.uint8 if float8_as_bits and param.dtype in FLOAT8 else param.dtype)
 
 
 def literal(value: float | int | bool, dtype: torch.dtype) -> str:
