@@ -150,6 +150,10 @@ class _Lowering:
         for node, accesses in group.members.items():
             if self._is_positional(node):
                 others.append(self._position(node))
+            others.extend(guard.form for access in accesses for guard in access.guards)
+            if self.info[node].kind is NodeKind.CONCAT:  # its parts may be numbers that nothing is loaded for
+                parts = [operand.access(access) for access in accesses for operand in self.info[node].operands]
+                others.extend(guard.form for part in parts for guard in part.guards)
             if self.info[node].kind is NodeKind.GATHER:
                 for access in accesses:
                     base, source = self._operands(node, access)[0]

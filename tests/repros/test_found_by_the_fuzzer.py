@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dsjit
-from tests.api.checks import call_compiled
+from tests.api.checks import call_compiled, check
 
 
 def test_a_shape_that_is_returned_holds_numbers_when_sizes_are_open() -> None:
@@ -289,3 +289,14 @@ def test_a_view_without_elements_is_written_in_a_differentiated_call() -> None:
         x = torch.randn(0, 5).requires_grad_()
         jitted(x).sum().backward()
         assert x.grad is not None and x.grad.shape == (0, 5)
+
+
+@pytest.mark.parametrize("join", [torch.stack, torch.cat])
+def test_parts_that_are_numbers_stand_where_they_belong(join):
+    def function(x):
+        filled = x.clone()
+        filled.fill_(2)
+        return join([filled * number for number in range(3)]), x + 1
+
+    check(function, torch.randn(9, 2), exact=True)
+    check(function, torch.zeros(2, 9, dtype=torch.int16).t(), exact=True)
