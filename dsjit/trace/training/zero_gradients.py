@@ -192,9 +192,9 @@ class ZeroGradients:
             return node.op(*args, **kwargs)
         rule = self._rule(node.op, args, tensors)
         layouts: tuple[Layout | None, ...] = ()
-        if rule is not None and _is_plain(tensors) and max(tensor.numel() for tensor in tensors) >= WORTH:
+        if rule is not None and _are_plain(tensors) and max(tensor.numel() for tensor in tensors) >= WORTH:
             layouts = rule(args, kwargs)
-        result = _zeros(layouts, tensors[0].device) if layouts else node.op(*args, **kwargs)
+        result = _zeros(layouts) if layouts else node.op(*args, **kwargs)
         if rule is not None or (facts.aliases and self._is_zeros(args[0])):
             self._add(tensors_in((result,), {}))
         return result
@@ -214,19 +214,17 @@ class ZeroGradients:
         return known is not None and known() is tensor
 
 
-def _is_plain(tensors: Sequence[torch.Tensor]) -> bool:
-    first = tensors[0]
-    return all(tensor.layout is torch.strided and tensor.device == first.device for tensor in tensors)
+def _are_plain(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether the layout rules hold: they are those of CPUs' kernels."""
+    return all(tensor.layout is torch.strided and tensor.device.type == "cpu" for tensor in tensors)
 
 
-def _zeros(layouts: Sequence[Layout | None], device: torch.device) -> Any:
-    made = tuple([None if layout is None else _zeros_of(layout, device) for layout in layouts])
+def _zeros(layouts: Sequence[Layout | None]) -> Any:
+    made = tuple([None if layout is None else _zeros_of(layout) for layout in layouts])
     return made if len(made) > 1 else made[0]
 
 
-def _zeros_of(layout: Layout, device: torch.device) -> torch.Tensor:
-    """On the CPU, pages that the system gives when they are first read."""
-    if device.type != "cpu":
-        return torch.empty_strided(layout.shape, layout.strides, dtype=layout.dtype, device=device).zero_()
+def _zeros_of(layout: Layout) -> torch.Tensor:
+    """Pages that the system gives when they are first read."""
     memory = torch.from_numpy(numpy.zeros(math.prod(layout.shape) * layout.dtype.itemsize, numpy.uint8))
     return memory.view(layout.dtype).as_strided(layout.shape, layout.strides)
