@@ -279,6 +279,11 @@ class Options:
         """Whether calls that are differentiated are to take less memory than they might."""
         return self.memory_budget is not None or self.offload_dir is not None or self.offload_to_host
 
+    @property
+    def specializes(self) -> bool:
+        """Whether a program for exact sizes may be much faster than one for many."""
+        return self.backend == "triton" and self.dynamic is not True and (self.autotune != "off" or self.cuda_graphs)
+
 
 DEBUG_LEVELS: Final[tuple[str, ...]] = (
     "nothing",

@@ -13,8 +13,9 @@ from typing import Final
 import torch
 
 from dsjit.api.checking import checked_program
-from dsjit.api.compile import Compilation, Lowered, StageTimer, compile_graph, compile_template, lower_graph
-from dsjit.api.compile_gpu import compile_gpu_graph, gpu_of
+from dsjit.api.compile import Compilation, Lowered, StageTimer, compile_graph, lower_graph
+from dsjit.api.compile_gpu import compile_gpu_graph, compile_gpu_template, gpu_of
+from dsjit.api.compile_sizes import compile_template
 from dsjit.api.memory_budget import low_memory, offloadable, plan_training
 from dsjit.api.session import Session
 from dsjit.api.split_program import SplitProgram
@@ -111,8 +112,7 @@ class Builder:
         session = self.session
         options = self.options
         budget = None if options.memory_budget is None else parse_bytes(options.memory_budget)
-        on_gpu = options.backend == "triton" and (options.autotune, options.cuda_graphs)
-        key = (options.numerics, on_gpu, budget, options.offload_dir, options.offload_to_host)
+        key = (options.numerics, self._kernels_key(), budget, options.offload_dir, options.offload_to_host)
         structure = (*key, graph_structure(joint.graph), joint.key, joint.regions)
         training = session.trainings.get(structure)
         if training is None:
@@ -145,7 +145,7 @@ class Builder:
         """The same for many sizes. sizes: of the segment. Raises Mismatch when no program serves them all."""
         session = self.session
         key = (
-            self.options.numerics, joint.example.structure, joint.example.regions, joint.sources,
+            self.options.numerics, self._kernels_key(), joint.example.structure, joint.example.regions, joint.sources,
             joint.template.quotients,
         )  # fmt: skip
         structure = (*key, *map(graph_structure, joint.template.canonical()))
@@ -185,8 +185,18 @@ class Builder:
         """places: where the sizes are read. Raises Mismatch."""
         session = self.session
         sources = tuple([SizeSource(*place) for place in places])
+        structure = (places, template.quotients, *map(graph_structure, template.canonical()))
+        gpu = self._gpu(template.example)
+        if gpu is not None:
+            return self._found_or_made(
+                ("triton", *structure),
+                lambda dump: compile_gpu_template(
+                    template, sources, typical, self.options.numerics, session.environment, session.gpu(gpu), timer,
+                    dump, session.fuel,
+                ),
+            )  # fmt: skip
         return self._found_or_made(
-            (places, template.quotients, *map(graph_structure, template.canonical())),
+            structure,
             lambda dump: compile_template(
                 template, sources, typical, self.options.numerics, session.environment, session.kernels, timer,
                 dump, session.fuel,
@@ -202,8 +212,16 @@ class Builder:
             known = lowered if lowered is not None and lowered.captured is graph else None
             return self._graph(graph, StageTimer(), low_memory, known)
 
+    def _kernels_key(self) -> Hashable:
+        """What options say of kernels, where a GPU may run them."""
+        return self.options.backend == "triton" and (self.options.autotune, self.options.cuda_graphs)
+
+    def _gpu(self, graph: Graph) -> torch.device | None:
+        """What the Graph's kernels are for, if that is a GPU."""
+        return gpu_of(graph) if self.options.backend == "triton" else None
+
     def _lower(self, graph: Graph) -> Lowered:
-        gpu = gpu_of(graph) if self.options.backend == "triton" else None
+        gpu = self._gpu(graph)
         target = CPU_TARGET if gpu is None else gpu_target(gpu)
         return lower_graph(graph, self.options.numerics, target, StageTimer())
 
@@ -216,7 +234,7 @@ class Builder:
     ) -> Compilation:
         """lowered: for the CPU, of this Graph."""
         session, numerics = self.session, self.options.numerics
-        gpu = gpu_of(graph) if self.options.backend == "triton" else None
+        gpu = self._gpu(graph)
         if gpu is not None:
             return self._found_or_made(
                 ("triton", self.options.autotune, self.options.cuda_graphs, graph_structure(graph), low_memory),

@@ -7,9 +7,8 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Final
 
-from dsjit.codegen.assemble import assemble, assemble_parts
+from dsjit.codegen.assemble import assemble
 from dsjit.codegen.footprint import Footprint, Timeline, footprint, memory_timeline
 from dsjit.codegen.llvm.engine import CompiledKernel, KernelCache, Lookup
 from dsjit.codegen.llvm.executor import DeviceKernel
@@ -17,7 +16,7 @@ from dsjit.codegen.llvm.templates.emit import Template
 from dsjit.codegen.low_memory import LowMemory
 from dsjit.codegen.placement import Step
 from dsjit.codegen.program import Program
-from dsjit.codegen.sized_program import SizedProgram, SizeSource, kernels_for_sizes, make_sized_program
+from dsjit.codegen.sized_program import SizedProgram
 from dsjit.codegen.steps import NativePlan, choose_steps, templates_of
 from dsjit.codegen.target import CPU_TARGET, Target
 from dsjit.codegen.triton.program import GpuProgram
@@ -30,30 +29,24 @@ from dsjit.fusion.group import Group
 from dsjit.fusion.lower import FusedKernel, lower_group
 from dsjit.fusion.planner import FusionPlan, LibraryUnit, plan_fusion
 from dsjit.ir.graph import Graph, Node
-from dsjit.ir.graph_template import GraphTemplate
 from dsjit.ir.print_graph import print_graph
 from dsjit.ir.print_kernel import print_kernel
-from dsjit.ir.probes import LOWEST
-from dsjit.ir.template import Mismatch
 from dsjit.ir.verify_kernel import verify_kernel
 from dsjit.passes.fuel import Fuel
-from dsjit.passes.pipeline import SIZED_PASSES, run_passes
+from dsjit.passes.pipeline import run_passes
 
 __all__ = [
     "Compilation",
     "Lowered",
     "StageTimer",
+    "by_work",
     "compile_graph",
     "compile_part",
-    "compile_template",
+    "dump_rewrites",
     "lower_graph",
     "lower_units",
     "print_stages",
 ]
-
-PROBED_FROM: Final = (LOWEST, 4 * LOWEST, 16 * LOWEST)
-"""Least sizes of the points at which a template is probed. Passes choose by sizes here and there (a reduction is split
-from so many elements on). Where the points lie on both sides of such a bound, others are tried, beyond it."""
 
 
 @dataclass(slots=True)
@@ -140,7 +133,7 @@ def lower_graph(
         plan = plan_fusion(optimized, target.limits, target.device, fuel)
     with timer.stage("lowering"):
         units = lower_units(plan, numerics == "fast")
-        steps, native = choose_steps(units, plan.views)
+        steps, native = choose_steps(units, plan.views, target)
     return Lowered(graph, optimized, plan, tuple(units), tuple(steps), native)
 
 
@@ -177,7 +170,7 @@ def compile_graph(
     checks = environment.check > 0
     if lowered is None or checks or dump is not None or fuel is not None:
         lowered = lower_graph(graph, numerics, CPU_TARGET, timer, check=checks, on_stage=on_stage, fuel=fuel)
-    _dump_rewrites(dump, fuel, burnt)
+    dump_rewrites(dump, fuel, burnt)
     optimized, plan, steps, native = lowered.optimized, lowered.plan, lowered.steps, lowered.native
     fused = [unit for unit in lowered.units if isinstance(unit, FusedKernel)]
     if environment.check:
@@ -189,7 +182,7 @@ def compile_graph(
     with timer.stage("codegen"):
         templates = templates_of(native)
         result = cache.compile_kernels([*[kernel.kernel for kernel in fused], *templates.values()], fast)
-        compiled = _by_work(fused, templates, result)
+        compiled = by_work(fused, templates, result)
     if dump is not None and result.ir_text:
         dump.write("module.ll", result.ir_text)
     with timer.stage("assembly"):
@@ -205,7 +198,7 @@ def compile_graph(
     return compilation
 
 
-def _by_work(
+def by_work(
     fused: Sequence[FusedKernel], templates: Mapping[Node, Template], result: Lookup
 ) -> dict[FusedKernel | Node, CompiledKernel]:
     """The machine code of each fused kernel, and of each node that has a template."""
@@ -215,7 +208,7 @@ def _by_work(
     }
 
 
-def _dump_rewrites(dump: Dump | None, fuel: Fuel | None, burnt: int) -> None:
+def dump_rewrites(dump: Dump | None, fuel: Fuel | None, burnt: int) -> None:
     """Which rewrites were done after the first `burnt` of the process, each with its number."""
     if dump is not None and fuel is not None:
         lines = [f"{burnt + number}: {rewrite}\n" for number, rewrite in enumerate(fuel.done[burnt:], 1)]
@@ -237,93 +230,11 @@ def compile_part(graph: Graph, numerics: Numerics, cache: KernelCache) -> Progra
     fast = numerics == "fast"
     plan = plan_fusion(graph, CPU_TARGET.limits, CPU_TARGET.device)
     units = lower_units(plan, fast)
-    steps, native = choose_steps(units, plan.views)
+    steps, native = choose_steps(units, plan.views, CPU_TARGET)
     fused = [unit for unit in units if isinstance(unit, FusedKernel)]
     templates = templates_of(native)
     result = cache.compile_kernels([*[kernel.kernel for kernel in fused], *templates.values()], fast)
-    return assemble(graph, steps, native, plan.views, _by_work(fused, templates, result))
-
-
-def compile_template(
-    template: GraphTemplate,
-    sources: tuple[SizeSource, ...],
-    typical: tuple[int, ...],
-    numerics: Numerics,
-    environment: Environment,
-    cache: KernelCache,
-    timer: StageTimer,
-    dump: Dump | None,
-    fuel: Fuel | None = None,
-) -> Compilation:
-    """As `compile_graph`, for all sizes: the pipeline runs at a few choices of sizes, and what differs between the
-    results is a polynomial in the sizes. typical: what to optimise for; sources: where the sizes are read.
-
-    Raises Mismatch when the choices lead to programs of different structure, and what `compile_graph` raises.
-    """
-    fast = numerics == "fast"
-    with timer.stage("passes"):
-        for lowest in PROBED_FROM:
-            fit = template.probes(typical, lowest)
-            points = fit.points
-            captured = [template.at(point) for point in points]
-            fuels = [None if fuel is None else fuel.fork() for _ in points]
-            optimized = [
-                run_passes(graph, check=environment.check > 0, passes=SIZED_PASSES, fuel=own)
-                for graph, own in zip(captured, fuels, strict=True)
-            ]
-            if all(_same_ops(graph, optimized[0]) for graph in optimized):
-                break
-        else:
-            raise Mismatch("other sizes are optimised in another way")
-    with timer.stage("fusion"):
-        limits, device = CPU_TARGET.limits, CPU_TARGET.device
-        plans = [plan_fusion(optimized[0], limits, device, fuels[0])]
-        for graph, own in zip(optimized[1:], fuels[1:], strict=True):
-            plans.append(plan_fusion(graph, limits, device, own, like=plans[0]))
-    if fuel is not None and fuels[0] is not None:
-        burnt = len(fuel.done)
-        fuel.adopt(fuels[0])
-        _dump_rewrites(dump, fuel, burnt)
-    with timer.stage("lowering"):
-        units = [lower_units(plan, fast) for plan in plans]
-        chosen = [choose_steps(each, plan.views) for each, plan in zip(units, plans, strict=True)]
-        fused = [[unit for unit in each if isinstance(unit, FusedKernel)] for each in units]
-        kernels = kernels_for_sizes([[unit.kernel for unit in each] for each in fused], fit, typical)
-    if environment.check:
-        for kernel in kernels:
-            verify_kernel(kernel.kernel)
-    if dump is not None:
-        dump.write_stage("trace", captured[0])
-        for kernel in kernels:
-            dump.write_kernel(print_kernel(kernel.kernel))
-    with timer.stage("codegen"):
-        templates = [templates_of(native) for _, native in chosen]
-        result = cache.compile_kernels([*[kernel.kernel for kernel in kernels], *templates[0].values()], fast)
-    compiled = [_by_work(each, nodes, result) for each, nodes in zip(fused, templates, strict=True)]
-    with timer.stage("assembly"):
-        sizes = [
-            {unit: tuple([size.at(point) for size in kernel.sizes]) for unit, kernel in zip(each, kernels, strict=True)}
-            for each, point in zip(fused, points, strict=True)
-        ]
-        parts = [
-            assemble_parts(optimized[number], *chosen[number], plans[number].views, compiled[number], sizes[number])
-            for number in range(len(points))
-        ]
-        program = make_sized_program(parts, fit, sources, typical)
-    if dump is not None:
-        dump.write("module.ll", result.ir_text)
-        dump.write("program.py", program.source)
-    steps, native = chosen[0]
-    compilation = Compilation(
-        captured[0], optimized[0], plans[0], tuple(steps), compiled[0], native, program, result.generated,
-        result.reused, timer,
-    )  # fmt: skip
-    print_stages(compilation, environment.debug, result.ir_text)
-    return compilation
-
-
-def _same_ops(graph: Graph, other: Graph) -> bool:
-    return [node.op for node in graph.nodes] == [node.op for node in other.nodes]
+    return assemble(graph, steps, native, plan.views, by_work(fused, templates, result))
 
 
 def print_stages(compilation: Compilation, level: int, text: str) -> None:

@@ -5,19 +5,19 @@ from __future__ import annotations
 import torch
 
 from dsjit.api.compile import Compilation, StageTimer, lower_units, print_stages
+from dsjit.api.compile_sizes import assemble_sizes, lower_template
 from dsjit.codegen.assemble import assemble
 from dsjit.codegen.llvm.engine import CompiledKernel
 from dsjit.codegen.llvm.executor import DeviceKernel
 from dsjit.codegen.low_memory import LowMemory
-from dsjit.codegen.program import Executor
+from dsjit.codegen.sized_program import SizeSource
 from dsjit.codegen.steps import choose_steps
 from dsjit.codegen.target import gpu_target
 from dsjit.codegen.templates.attention import FusedAttention
 from dsjit.codegen.templates.fuse import fuse_templates
 from dsjit.codegen.templates.product import FusedProduct
-from dsjit.codegen.triton.launch import build_launches
 from dsjit.codegen.triton.machine import GpuMachine
-from dsjit.codegen.triton.program import GpuProgram
+from dsjit.codegen.triton.program import GpuProgram, gpu_executor
 from dsjit.codegen.triton.replay import ReplayedProgram, can_be_replayed
 from dsjit.codegen.triton.tuning import measured_preference, saves_traffic
 from dsjit.config import Autotune, Environment, Numerics
@@ -26,12 +26,13 @@ from dsjit.errors import BackendError
 from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.planner import plan_fusion
 from dsjit.ir.graph import Graph, Node
+from dsjit.ir.graph_template import GraphTemplate
 from dsjit.ir.print_kernel import print_kernel
 from dsjit.ir.verify_kernel import verify_kernel
 from dsjit.passes.fuel import Fuel, Rewrite
 from dsjit.passes.pipeline import run_passes
 
-__all__ = ["compile_gpu_graph", "gpu_of"]
+__all__ = ["compile_gpu_graph", "compile_gpu_template", "gpu_of"]
 
 
 def gpu_of(graph: Graph) -> torch.device | None:
@@ -84,7 +85,7 @@ def compile_gpu_graph(
                 return prefers(choice) and (fuel is None or fuel.burn(Rewrite("kernel", str(node.op), node.source)))
 
             units = fuse_templates(units, plan.views, optimized, fast, may)
-        steps, native = choose_steps(units, plan.views)
+        steps, native = choose_steps(units, plan.views, target)
     fused = [step.work for step in steps if isinstance(step.work, FusedKernel)]
     for unit in fused:
         if checks:
@@ -95,10 +96,10 @@ def compile_gpu_graph(
         found = machine.kernels.compile_kernels([unit.kernel for unit in fused], fast, tuner)
         compiled: dict[FusedKernel | Node, CompiledKernel | DeviceKernel] = dict(zip(fused, found.kernels, strict=True))
     with timer.stage("assembly"):
-        executor = Executor(machine.device, build_launches, overwrites=False)
         program = assemble(
-            optimized, steps, native, plan.views, compiled, check=checks, executor=executor, low_memory=low_memory
-        )
+            optimized, steps, native, plan.views, compiled, check=checks, executor=gpu_executor(machine.device),
+            low_memory=low_memory,
+        )  # fmt: skip
     if dump is not None:
         dump.write("kernels.py", found.text)
         dump.write("program.py", program.source)
@@ -109,6 +110,39 @@ def compile_gpu_graph(
     compilation = Compilation(
         graph, optimized, plan, tuple(steps), compiled, native, runs, found.generated, found.reused, timer,
         low_memory=low_memory,
+    )  # fmt: skip
+    print_stages(compilation, environment.debug, found.text)
+    return compilation
+
+
+def compile_gpu_template(
+    template: GraphTemplate,
+    sources: tuple[SizeSource, ...],
+    typical: tuple[int, ...],
+    numerics: Numerics,
+    environment: Environment,
+    machine: GpuMachine,
+    timer: StageTimer,
+    dump: Dump | None,
+    fuel: Fuel | None = None,
+) -> Compilation:
+    """As `compile_gpu_graph`, for all sizes: see `compile_template`. Products and attention are library calls."""
+    target = gpu_target(machine.device)
+    lowered = lower_template(template, typical, numerics, environment, target, timer, dump, fuel)
+    with timer.stage("codegen"):
+        found = machine.kernels.compile_kernels(lowered.kernels_to_compile, numerics == "fast")
+    with timer.stage("assembly"):
+        compiled: list[dict[FusedKernel | Node, CompiledKernel | DeviceKernel]] = [
+            dict(zip(each, found.kernels, strict=True)) for each in lowered.fused
+        ]
+        program = assemble_sizes(lowered, compiled, sources, gpu_executor(machine.device))
+    if dump is not None:
+        dump.write("kernels.py", found.text)
+        dump.write("program.py", program.source)
+    launched = GpuProgram(program, machine.device_guard, machine.current_stream, machine.new_event)
+    compilation = Compilation(
+        lowered.captured[0], lowered.optimized[0], lowered.plans[0], lowered.steps[0], compiled[0], lowered.native[0],
+        launched, found.generated, found.reused, timer,
     )  # fmt: skip
     print_stages(compilation, environment.debug, found.text)
     return compilation

@@ -98,11 +98,16 @@ class OpenCalls:
                     break
             if found is not None:
                 break
+        self.note(captured)
+        return found
+
+    def note(self, captured: Capture) -> None:
+        """Later calls are compared with this one."""
         joint = captured.joint
         graph = captured.segments[0].graph if joint is None else joint.graph
         single = graph if len(captured.segments) == 1 else None
+        met = {path: metadata for path, _, metadata in captured.tensors}
         self._seen = [_Seen(met, single), *self._seen[: CALLS_REMEMBERED - 1]]
-        return found
 
     def _rehearse(
         self,

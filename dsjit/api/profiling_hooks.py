@@ -181,12 +181,15 @@ class Watcher:
             program = program.program
         if isinstance(program, GpuProgram):
             self._attach_gpu(program, compilation)
-        if not isinstance(program, SizedProgram):
-            return
+        if isinstance(program, SizedProgram):
+            self._attach_sized(program, lambda made: self._attach_program(made, compilation))
+
+    def _attach_sized(self, program: SizedProgram, attach: Callable[[Program], None]) -> None:
+        """Each shape has a Program of its own for as long."""
         self._sized[id(program)] = program
-        program.on_program = lambda made: self._attach_program(made, compilation)
+        program.on_program = attach
         for each in list(program.programs.values()):
-            self._attach_program(each, compilation)
+            attach(each)
 
     def _attach_program(self, program: Program, compilation: Compilation) -> None:
         ranges = next((run.ranges for run in self._runs if run.ranges is not None), None)
@@ -200,17 +203,23 @@ class Watcher:
 
     def _attach_gpu(self, program: GpuProgram, compilation: Compilation) -> None:
         """The Programs of further streams are copies, and run the same."""
-        timed: DeviceTimedRun | None = None
 
-        def on_run(told: RawRun) -> None:
-            assert timed is not None
-            self._on_run(program.program, compilation, timed, told)
+        def attach(every: Sequence[Program]) -> None:
+            first = every[0]
 
-        inner = program.program
-        timed = DeviceTimedRun(inner, compilation.steps, compilation.native, on_run, program.new_event)
-        for each in (inner, *program.streams.values()):
-            each.run = timed
+            def on_run(told: RawRun) -> None:
+                self._on_run(first, compilation, timed, told)
+
+            timed = DeviceTimedRun(first, compilation.steps, compilation.native, on_run, program.new_event)
+            for each in every:
+                each.run = timed
+
+        every = (program.program, *program.streams.values())
         self._gpu[id(program)] = program
+        for sized in [each for each in every if isinstance(each, SizedProgram)]:
+            self._attach_sized(sized, lambda made: attach((made,)))
+        if not program.serves_sizes:
+            attach([each for each in every if isinstance(each, Program)])
 
     def _on_run(
         self, program: Program, compilation: Compilation, timed: TimedRun | DeviceTimedRun, told: RawRun
@@ -228,14 +237,14 @@ class Watcher:
         for replayed in self._paused:
             replayed.paused = False
         self._paused.clear()
-        for gpu in self._gpu.values():
-            for each in (gpu.program, *gpu.streams.values()):
-                each.run = each.function
-        for program, _ in self._attached.values():
-            program.run = program.function
-        for sized in self._sized.values():
-            sized.on_program = None
-            sized.programs.clear()
+        own = [each for gpu in self._gpu.values() for each in (gpu.program, *gpu.streams.values())]
+        for program in [*[each for each, _ in self._attached.values()], *own]:
+            if isinstance(program, Program):
+                program.run = program.function
+        for sized in [*self._sized.values(), *own]:
+            if isinstance(sized, SizedProgram):
+                sized.on_program = None
+                sized.programs.clear()
         self._attached, self._sized, self._gpu = {}, {}, {}
 
 

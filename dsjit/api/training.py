@@ -22,6 +22,7 @@ from dsjit.codegen.low_memory import LowMemory
 from dsjit.codegen.offload.tensors import KeptTensor, TensorInMemory
 from dsjit.codegen.program import GuestProgram, Program
 from dsjit.codegen.sized_program import KEPT_SHAPES, SizedProgram
+from dsjit.codegen.triton.program import GpuProgram
 from dsjit.errors import DsjitWarning, GradientError
 from dsjit.ir.graph import Graph, TensorType, Value
 from dsjit.ir.graph_template import GraphTemplate
@@ -155,7 +156,7 @@ class Training:
             self._warn(error)
             return functools.partial(_run_op_by_op, graph), None
         program, host = compilation.program, self.forward.program
-        if isinstance(program, SizedProgram):
+        if isinstance(program, SizedProgram) or (isinstance(program, GpuProgram) and program.serves_sizes):
             sized = program
             return lambda point, inputs: sized.run_at(point, list(inputs)), compilation
         if self.checked is not None:

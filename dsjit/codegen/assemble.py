@@ -62,14 +62,15 @@ def assemble_parts(
     steps: Sequence[Step],
     native: Mapping[Node, NativePlan],
     views: Views,
-    kernels: Mapping[FusedKernel | Node, CompiledKernel],
+    kernels: Mapping[FusedKernel | Node, CompiledKernel | DeviceKernel],
     sizes: Mapping[FusedKernel, tuple[int, ...]],
+    executor: Executor = CPU_EXECUTOR,
 ) -> ProgramParts:
     """The parts of that Program, with every integer among the names and none in the source.
 
     sizes: the values of the sizes that each kernel takes.
     """
-    return _Assembler(graph, steps, native, views, kernels, sizes=sizes).assemble()
+    return _Assembler(graph, steps, native, views, kernels, sizes=sizes, executor=executor).assemble()
 
 
 @dataclass(slots=True)

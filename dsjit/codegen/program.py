@@ -13,21 +13,41 @@ from __future__ import annotations
 import ctypes
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from types import FunctionType
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import torch
 
-from dsjit.codegen.llvm.executor import Call, StepSequence, build_sequence
+from dsjit.codegen.llvm.executor import Call, FrameSequence, OpenSequence, StepSequence, build_sequence, packed
 from dsjit.codegen.memory_plan import Lifetime, MemoryPlan, check_plan, plan_memory
 from dsjit.errors import VerificationError
 
 __all__ = [
     "CPU_EXECUTOR", "ArenaTensor", "Executor", "Frame", "GuestProgram", "Program", "ProgramParts", "Run",
-    "address_writer", "compile_source", "link", "link_planned",
+    "SequenceForSizes", "SequenceOfFrame", "address_writer", "compile_source", "link", "link_planned",
 ]  # fmt: skip
+
+
+class SequenceForSizes(Protocol):
+    """What the calls of a sequence have in common for many sizes."""
+
+    def words(self, calls: tuple[Call, ...]) -> tuple[int, ...]:
+        """The integers in which equal calls differ."""
+        ...
+
+    def filled(self, words: tuple[int, ...]) -> Any:
+        """What a frame's sequence is filled with, for calls of these words."""
+        ...
+
+
+class SequenceOfFrame(Protocol):
+    """A sequence that is filled anew for other sizes. Called as `StepSequence.run`."""
+
+    def fill(self, filling: Any, /) -> None: ...
+
+    def __call__(self, table: int, threads: int, /) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +56,22 @@ class Executor:
 
     device: where their memory is. build: encodes the calls of a sequence.
     overwrites: whether a kernel may write over an operand. It may when each element is read and written by one thread.
+
+    For Programs of many sizes: for_sizes: what calls have in common, None when they have to be packed for each size.
+    pack: what `SequenceForSizes.filled` gives, from the calls. of_frame: a sequence, filled with that, of such calls.
     """
 
     device: torch.device
     build: Callable[[Sequence[Call]], StepSequence]
     overwrites: bool
+    for_sizes: Callable[[tuple[Call, ...]], SequenceForSizes | None]
+    pack: Callable[[Sequence[Call]], Any]
+    of_frame: Callable[[Any, tuple[Call, ...]], SequenceOfFrame]
 
 
-CPU_EXECUTOR: Final = Executor(torch.device("cpu"), build_sequence, overwrites=True)
+CPU_EXECUTOR: Final = Executor(
+    torch.device("cpu"), build_sequence, overwrites=True, for_sizes=OpenSequence.of, pack=packed, of_frame=FrameSequence
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +181,10 @@ class Program:
             return self.run(inputs, frame, torch.get_num_threads())
         finally:
             self.frames.append(frame)
+
+    def apart(self) -> Program:
+        """The same, with memory of its own."""
+        return replace(self, frames=[])
 
     def new_frame(self, arena: torch.Tensor) -> Frame:
         """A frame in this memory, of `arena_bytes` or more."""

@@ -15,9 +15,18 @@ from typing import Any, Final
 
 import torch
 
-from dsjit.codegen.llvm.executor import Call, FrameSequence, OpenSequence
+from dsjit.codegen.llvm.executor import Call
 from dsjit.codegen.memory_plan import MemoryPlan, plan_memory
-from dsjit.codegen.program import ArenaTensor, Program, ProgramParts, compile_source, link_planned
+from dsjit.codegen.program import (
+    ArenaTensor,
+    Executor,
+    Program,
+    ProgramParts,
+    SequenceForSizes,
+    SequenceOfFrame,
+    compile_source,
+    link_planned,
+)
 from dsjit.ir.kernel import Kernel, SizeParam
 from dsjit.ir.polynomial import Polynomial, PolynomialFit
 from dsjit.ir.template import Fixed, Made, Mismatch, Template, TemplateMaker, compile_filling, fill
@@ -74,12 +83,12 @@ def kernels_for_sizes(
 class Filling:
     """What one shape makes of a SizedProgram.
 
-    names: what is behind the names of `run` that depend on sizes. words: of the native sequences, encoded.
+    names: what is behind the names of `run` that depend on sizes. sequences: what fills those of a frame.
     arena_tensors: with their byte offsets. plan: of the arena; key: tells plans apart.
     """
 
     names: tuple[Any, ...]
-    words: tuple[bytes, ...]
+    sequences: tuple[Any, ...]
     arena_tensors: tuple[tuple[int, ArenaTensor], ...]
     plan: MemoryPlan[int]
     key: tuple[int, ...]
@@ -89,7 +98,7 @@ class Filling:
 class SizedFrame:
     """The private memory of one run, as a `program.Frame`, for all shapes of one memory plan.
 
-    typed: the arena as elements of each dtype. sequences: native sequences, whose words are in this frame; filling:
+    typed: the arena as elements of each dtype. sequences: native sequences, which are filled for one shape; filling:
         what they are filled with.
     """
 
@@ -97,14 +106,14 @@ class SizedFrame:
     buffer: Any
     table: memoryview
     address: int
-    sequences: list[FrameSequence]
+    sequences: list[SequenceOfFrame]
     tensors: list[torch.Tensor] = field(default_factory=list)
     filling: Filling | None = None
 
     def fill(self, filling: Filling) -> None:
         """Make it one for this shape."""
-        for sequence, words in zip(self.sequences, filling.words, strict=True):
-            sequence.words[:] = words
+        for sequence, own in zip(self.sequences, filling.sequences, strict=True):
+            sequence.fill(own)
         self.tensors = [
             self.typed[spec.dtype].as_strided(spec.shape, spec.strides, offset // spec.dtype.itemsize)
             for offset, spec in filling.arena_tensors
@@ -122,12 +131,12 @@ class SharedMemory:
 
 @dataclass(slots=True)
 class SizedProgram:
-    """Called as a `Program`, with tensors of any shape that its guard admits. For CPUs.
+    """Called as a `Program`, with tensors of any shape that its guard admits.
 
     sources: where the open sizes are read. parts: at one choice of them. opened: names of `run` that depend on sizes.
     numbers: for open sizes, gives tensors in the arena, the bytes of buffers, what is behind `opened`, and the words of
-    `sequences`; where there is no OpenSequence, calls are encoded each time. whole: gives what is behind all names, and
-    the calls of each sequence. plans: by the sizes of buffers, rounded up.
+    `sequences`; where one is None, calls are packed each time. whole: gives what is behind all names, and the calls of
+    each sequence. plans: by the sizes of buffers, rounded up.
     example: the Program of the shape that it was made from. on_program: while it is set, each shape has a Program of
     its own, and it is told of a new one. memories: those that no run has at the moment.
     """
@@ -135,7 +144,7 @@ class SizedProgram:
     sources: tuple[SizeSource, ...]
     parts: ProgramParts
     opened: tuple[str, ...]
-    sequences: Mapping[str, OpenSequence | None]
+    sequences: Mapping[str, SequenceForSizes | None]
     numbers: Callable[..., tuple[Any, ...]]
     whole: Callable[..., tuple[Any, ...]]
     function: FunctionType
@@ -180,21 +189,22 @@ class SizedProgram:
             if needed <= memory.arena.numel() <= max(KEPT_BYTES, 2 * needed):
                 return memory
             needed += needed // 128 * 64 if needed < KEPT_BYTES else 0
-        return SharedMemory(torch.empty(needed, dtype=torch.uint8))
+        return SharedMemory(torch.empty(needed, dtype=torch.uint8, device=self.parts.executor.device))
 
     def _fill(self, point: tuple[int, ...]) -> Filling:
         """The numbers of a shape that was not met lately."""
         arena_tensors, bytes_of_buffers, opened, words = self.numbers(*point)
         key = tuple([_rounded(nbytes) for nbytes in bytes_of_buffers])
         plan = self._plan(key)
-        encoded = [
-            OpenSequence.packed(self._calls(name, point)) if sequence is None else sequence.filled(mine)
+        pack = self.parts.executor.pack
+        sequences = [
+            pack(self._calls(name, point)) if sequence is None else sequence.filled(mine)
             for (name, sequence), mine in zip(self.sequences.items(), words, strict=True)
         ]
         placed = tuple([(plan.offsets[spec.buffer] + spec.shift, spec) for spec in arena_tensors])
         if len(self.fillings) >= KEPT_SHAPES:
             self.fillings.pop(next(iter(self.fillings)), None)
-        filling = self.fillings[point] = Filling(opened, tuple(encoded), placed, plan, key)
+        filling = self.fillings[point] = Filling(opened, tuple(sequences), placed, plan, key)
         return filling
 
     def _fill_around(self, point: tuple[int, ...]) -> None:
@@ -218,8 +228,8 @@ class SizedProgram:
             buffer[slot] = tensor.data_ptr()
         table = memoryview(buffer).cast("B").cast("q")
         sequences = [
-            FrameSequence(words, parts.sequences[name])
-            for name, words in zip(self.sequences, filling.words, strict=True)
+            parts.executor.of_frame(own, parts.sequences[name])
+            for name, own in zip(self.sequences, filling.sequences, strict=True)
         ]
         typed = {spec.dtype: arena.view(spec.dtype) for _, spec in filling.arena_tensors}
         return SizedFrame(typed, buffer, table, ctypes.addressof(buffer), sequences)
@@ -262,6 +272,12 @@ class SizedProgram:
             plan = self.plans[sizes] = plan_memory(buffers)
         return plan
 
+    def apart(self) -> SizedProgram:
+        """The same, with memory of its own."""
+        found = replace(self, programs={}, memories=[])
+        found.example = self.example.apart()
+        return found
+
     @property
     def source(self) -> str:
         """The text of `run`, the same for every shape."""
@@ -294,7 +310,8 @@ def make_sized_program(
         raise Mismatch("other names are used for other sizes")
     behind = maker.make_mapping([each.names for each in parts])
     opened = tuple([name for name, template in behind.items() if not isinstance(template, Fixed)])
-    encoded = {name: _encoded(maker, [each.sequences[name] for each in parts]) for name in sequences}
+    executor = first.executor
+    encoded = {name: _encoded(maker, executor, [each.sequences[name] for each in parts]) for name in sequences}
     calls = [maker.make([each.sequences[name] for each in parts]) for name in sequences]
     templates = [
         maker.make([each.arena_tensors for each in parts]),
@@ -330,9 +347,11 @@ def _with_sizes(source: str, opened: Sequence[str], sequences: Sequence[str]) ->
     return "\n".join([*lines, body])
 
 
-def _encoded(maker: TemplateMaker, columns: Sequence[tuple[Call, ...]]) -> tuple[OpenSequence | None, Template]:
+def _encoded(
+    maker: TemplateMaker, executor: Executor, columns: Sequence[tuple[Call, ...]]
+) -> tuple[SequenceForSizes | None, Template]:
     """A native sequence, whose calls these are at each point, and its words."""
-    opened = OpenSequence.of(columns[0])
+    opened = executor.for_sizes(columns[0])
     if opened is not None:
         try:
             return opened, maker.make([opened.words(calls) for calls in columns])

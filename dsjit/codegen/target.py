@@ -15,16 +15,18 @@ __all__ = ["CPU_TARGET", "Target", "gpu_target"]
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """device: whose tensors kernels take. passes: what Graphs go through before fusion. limits: of fusion."""
+    """device: whose tensors kernels take. passes: what Graphs go through before fusion. limits: of fusion.
+    native: whether matrix products and templates are steps beside kernels."""
 
     device: torch.device
     passes: tuple[Pass, ...]
     limits: Limits
+    native: bool
 
 
-CPU_TARGET: Final = Target(torch.device("cpu"), PASSES, Limits())
+CPU_TARGET: Final = Target(torch.device("cpu"), PASSES, Limits(), native=True)
 
 
 def gpu_target(device: torch.device) -> Target:
     """device: where the tensors of the Graph are; the CPU when it stands for the GPU that is compiled for."""
-    return Target(device, GPU_PASSES, Limits(rows=64, row_elements=16384))
+    return Target(device, GPU_PASSES, Limits(rows=64, row_elements=16384), native=False)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -27,7 +27,7 @@ from dsjit.passes.simplify import simplify
 from dsjit.passes.split_reductions import GPU_POINTS, split_reductions
 from dsjit.passes.spread_cross_entropy import spread_cross_entropy
 
-__all__ = ["GPU_PASSES", "JOINT_PASSES", "PASSES", "SIZED_PASSES", "Pass", "hand_over", "run_passes"]
+__all__ = ["GPU_PASSES", "JOINT_PASSES", "PASSES", "Pass", "hand_over", "passes_for_sizes", "run_passes"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,10 +63,6 @@ PASSES: Final[tuple[Pass, ...]] = (
 )
 
 
-SIZED_PASSES: Final = tuple(each for each in PASSES if each.run is not fold_constants)
-"""For a Graph that stands for many sizes: what depends on sizes alone is another constant for each."""
-
-
 _FOR_GPUS: Final[Mapping[Callable[[Graph], Graph], tuple[Pass, ...]]] = {
     # cuDNN wants no other order than the caller's, and has no template.
     channels_last: (),
@@ -78,6 +74,14 @@ _FOR_GPUS: Final[Mapping[Callable[[Graph], Graph], tuple[Pass, ...]]] = {
 """What stands in the place of a pass."""
 
 GPU_PASSES: Final = tuple([step for each in PASSES for step in _FOR_GPUS.get(each.run, (each,))])
+
+
+def passes_for_sizes(passes: Sequence[Pass]) -> tuple[Pass, ...]:
+    """Of these, those for a Graph that stands for many sizes: what depends on sizes alone is another constant for
+    each."""
+    return tuple([each for each in passes if each.run is not fold_constants])
+
+
 """For a Graph whose kernels are for a GPU."""
 
 

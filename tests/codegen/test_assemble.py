@@ -12,6 +12,7 @@ from dsjit.codegen.llvm.engine import KernelCache
 from dsjit.codegen.placement import Step
 from dsjit.codegen.program import Program
 from dsjit.codegen.steps import choose_steps
+from dsjit.codegen.target import CPU_TARGET
 from dsjit.fusion.group import Group
 from dsjit.fusion.limits import Limits
 from dsjit.fusion.lower import FusedKernel, lower_group
@@ -51,7 +52,7 @@ def assembled(graph: Graph) -> Assembled:
     graph = run_passes(graph, check=True)
     plan = plan_fusion(graph, Limits(), torch.device("cpu"))
     units = [lower_group(u, plan.info, plan.views) if isinstance(u, Group) else u for u in plan.units]
-    steps, matmuls = choose_steps(units, plan.views)
+    steps, matmuls = choose_steps(units, plan.views, CPU_TARGET)
     fused = [unit for unit in units if isinstance(unit, FusedKernel)]
     kernels = dict(zip(fused, KernelCache().compile_kernels([unit.kernel for unit in fused]).kernels, strict=True))
     program = assemble(graph, steps, matmuls, plan.views, kernels)

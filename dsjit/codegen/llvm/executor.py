@@ -29,6 +29,7 @@ __all__ = [
     "StepSequence",
     "build_sequence",
     "gemm_available",
+    "packed",
 ]
 
 _PARALLEL_NS: Final = 15_000
@@ -228,25 +229,29 @@ class OpenSequence:
             counted[position : position + 2] = items, _useful_threads(items, work.item_cost(values))
         return _packer(len(counted))(*counted)
 
-    @staticmethod
-    def packed(calls: Sequence[Call]) -> bytes:
-        """All words of calls."""
-        words = encoded(calls)
-        return _packer(len(words))(*words)
+
+def packed(calls: Sequence[Call]) -> bytes:
+    """All words of calls, with what is counted. Raises BackendError as `encoded`."""
+    words = encoded(calls)
+    return _packer(len(words))(*words)
 
 
 class FrameSequence:
     """A native sequence with words of its own, which change from run to run. Called as `StepSequence.run`.
 
-    words: their bytes, to be written to. kept: calls whose machine code has to stay.
+    words: their bytes. kept: calls whose machine code has to stay.
     """
 
-    __slots__ = ("_count", "_kept", "_run", "_steps", "words")
+    __slots__ = ("_count", "_kept", "_run", "_steps", "_words")
 
     def __init__(self, words: bytes, kept: tuple[Call, ...]) -> None:
         self._steps = ctypes.create_string_buffer(words, max(len(words), 8))
         self._kept, self._count, self._run = kept, len(kept), driver().run
-        self.words = memoryview(self._steps).cast("B")[: len(words)]
+        self._words = memoryview(self._steps).cast("B")[: len(words)]
+
+    def fill(self, words: bytes) -> None:
+        """Run the steps of these words from now on: as many as there were."""
+        self._words[:] = words
 
     def __call__(self, table: int, threads: int) -> None:
         self._run(self._steps, self._count, table, threads)

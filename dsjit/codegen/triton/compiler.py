@@ -27,16 +27,21 @@ from dsjit.ir.kernel import has_checks
 __all__ = ["compile_source", "resources"]
 
 _ALIGNMENT: Final = 16
-"""Bytes: the widest access of one thread."""
+"""Bytes, the widest access of one thread; of sizes, elements."""
 
 _ASSEMBLY: Final = {"cuda": "ptx", "hip": "amdgcn"}
 _BINARY: Final = {"cuda": "cubin", "hip": "hsaco"}
 
 
 def compile_source(
-    source: KernelSource, target: TritonTarget, fast: bool = False, aligned: Sequence[bool] | None = None
+    source: KernelSource,
+    target: TritonTarget,
+    fast: bool = False,
+    aligned: Sequence[bool] | None = None,
+    divisible: Sequence[bool] = (),
 ) -> GpuCode:
     """fast: multiply-adds may be contracted. aligned: which buffers start at a multiple of 16 bytes (default: all).
+    divisible: which sizes are multiples of 16 (default: none).
 
     Raises BackendError, with Triton's message.
     """
@@ -47,7 +52,8 @@ def compile_source(
         **{name: "constexpr" for name, _ in source.constants},
     }
     starts = aligned if aligned is not None else [True] * len(source.params)
-    attributes = {(n,): [["tt.divisibility", _ALIGNMENT]] for n, is_aligned in enumerate(starts) if is_aligned}
+    known = [*starts, *divisible]
+    attributes = {(n,): [["tt.divisibility", _ALIGNMENT]] for n, is_multiple in enumerate(known) if is_multiple}
     # Denormals are numbers to eager, in libdevice's functions, too. Overflow checks are for debugging.
     options = {
         "num_warps": max(1, source.warps * 32 // target.warp_size),

@@ -16,11 +16,11 @@ import torch
 
 from dsjit.codegen.nest import statement_index
 from dsjit.codegen.operands import axes_of, dtype_of, narrow_operand, operand_statements
-from dsjit.codegen.triton.emitter import KernelEmitter, Variable, identifier
+from dsjit.codegen.triton.emitter import KernelEmitter, Variable
 from dsjit.codegen.triton.indices import AxisVariable
 from dsjit.codegen.triton.layout import Layout
 from dsjit.codegen.triton.schedule import Schedule, Tile
-from dsjit.codegen.triton.source import KernelSource
+from dsjit.codegen.triton.source import KernelSource, identifier
 from dsjit.codegen.triton.unpacking import common_step, depth_strides, placed, without_masks
 from dsjit.ir.kernel import (
     Apply,

@@ -78,7 +78,7 @@ class CudaDriver:
         self.modules[code.binary] = module, handle
         return handle
 
-    def prepare(self, function: int, programs: int, code: GpuCode) -> Queue:
+    def prepare(self, function: int, code: GpuCode) -> Queue:
         """Queues programs on torch's current stream; raises BackendError with what the driver says."""
         # All arguments are 8 bytes wide, and what is Triton's own stays 0.
         arguments = (ctypes.c_int64 * code.parameters)()
@@ -97,7 +97,7 @@ class CudaDriver:
         launch, stream, lock = self.library.cuLaunchKernel, self.current_stream, threading.Lock()
         threads, shared = code.threads, code.shared
 
-        def queue(words: Sequence[int]) -> None:
+        def queue(programs: int, words: Sequence[int]) -> None:
             with lock:  # the driver copies the arguments before it returns
                 write(owned[0], 0, *words)
                 status = launch(function, programs, 1, 1, threads, 1, 1, shared, stream(), None, extra)

@@ -12,7 +12,7 @@ from dsjit.codegen.triton.streaming import emit_stream
 from dsjit.codegen.triton.target import TritonTarget
 from dsjit.ir.kernel import Kernel
 
-__all__ = ["candidates", "emit_for_target"]
+__all__ = ["candidates", "emit_for_target", "narrow_source"]
 
 
 def candidates(kernel: Kernel, target: TritonTarget) -> tuple[KernelSource, ...]:
@@ -33,3 +33,9 @@ def candidates(kernel: Kernel, target: TritonTarget) -> tuple[KernelSource, ...]
 def emit_for_target(kernel: Kernel, target: TritonTarget) -> KernelSource:
     """The first of `candidates`."""
     return candidates(kernel, target)[0]
+
+
+def narrow_source(source: KernelSource, target: TritonTarget) -> KernelSource | None:
+    """The same for sizes of which 32 bits hold every index; None where sizes are no parameters."""
+    kernel = source.kernel
+    return emit_kernel(kernel, target.processors, source.name, narrow=True) if kernel.sizes else None

@@ -19,7 +19,7 @@ from dsjit.codegen.triton.indices import AxisVariable, implied_bounds, index_tex
 from dsjit.codegen.triton.layout import Layout
 from dsjit.codegen.triton.reductions import Accumulator, Reduction, reduction_of
 from dsjit.codegen.triton.schedule import Schedule, Tile, needs_wide_index
-from dsjit.codegen.triton.source import KernelSource, origin_comments, source_of
+from dsjit.codegen.triton.source import KernelSource, identifier, origin_comments, source_of
 from dsjit.codegen.triton.spellings import HELPERS, SPELLINGS, helpers_of
 from dsjit.codegen.triton.types import TRITON_TYPES, as_taken, literal, typed_number
 from dsjit.errors import BackendError
@@ -44,24 +44,20 @@ from dsjit.ir.kernel import (
     Store,
 )
 
-__all__ = ["KernelEmitter", "Variable", "emit_kernel", "identifier"]
+__all__ = ["KernelEmitter", "Variable", "emit_kernel"]
 
 _INDENT: Final = "    "
 
 
-def emit_kernel(kernel: Kernel, processors: int, name: str | None = None) -> KernelSource:
+def emit_kernel(kernel: Kernel, processors: int, name: str | None = None, narrow: bool = False) -> KernelSource:
     """The Triton source of a Kernel that `verify_kernel` accepts. processors: of the GPU, which tile sizes depend on.
+    narrow: for sizes, where these are parameters, of which 32 bits hold every index.
 
     Raises BackendError for rows that are kept: `emit_stream` is for these. The text depends on the arguments alone.
     """
     if any(isinstance(s, Reduce) and s.over is not None for block in kernel.blocks for s in block.body):
         raise BackendError(f"{kernel.name} keeps rows in a form that no emitter knows")
-    return KernelEmitter(kernel, Schedule.of(kernel, processors), name or identifier(kernel.name)).emit()
-
-
-def identifier(name: str) -> str:
-    text = re.sub(r"\W", "_", name)
-    return f"k_{text}" if text[:1].isdigit() or keyword.iskeyword(text) or text in HELPERS else text
+    return KernelEmitter(kernel, Schedule.of(kernel, processors), name or identifier(kernel.name), narrow).emit()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +80,12 @@ class _Stored:
 
 @dataclass(slots=True)
 class KernelEmitter:
-    """fills: what is loaded beyond the end of a tile is 0, and not anything."""
+    """narrow: see `emit_kernel`. fills: what is loaded beyond the end of a tile is 0, and not anything."""
 
     kernel: Kernel
     schedule: Schedule
     name: str
+    narrow: bool = False
     lines: list[str] = field(default_factory=list)
     depth: int = 1
     taken: set[str] = field(default_factory=set)
@@ -109,7 +106,7 @@ class KernelEmitter:
     def __post_init__(self) -> None:
         self.tiles = {tile.name: tile for tile in self.schedule.tiles}
         self.layout = Layout(self.schedule, self.names)
-        self.wide = needs_wide_index(self.schedule)
+        self.wide = needs_wide_index(self.schedule) and not self.narrow
         constants = [tile.constant for tile in self.tiles.values()]
         own = [self.name, "tl", "triton", "libdevice", "program", "range", "float", *HELPERS, *constants]
         parts = [text for name in self.tiles for text in (name, f"{name}_in", f"{name}_start")]
@@ -122,6 +119,8 @@ class KernelEmitter:
         sizes = {size.name: self._fresh(size.name) for size in kernel.sizes}
         for size, name in sizes.items():
             self.names[size] = name
+            if self.narrow:
+                self._line(f"{name} = {name}.to(tl.int32)")
         self._programs()
         self._blocks()
         if not self.lines:

@@ -13,8 +13,8 @@ import torch
 from dsjit.codegen.nest import index_bounds
 from dsjit.codegen.structure import kernel_structure
 from dsjit.codegen.triton.code import GpuCode
-from dsjit.codegen.triton.emit import candidates
-from dsjit.codegen.triton.launch import Driver, GpuKernel
+from dsjit.codegen.triton.emit import candidates, narrow_source
+from dsjit.codegen.triton.launch import ALIGNMENT, Driver, GpuKernel, Specialization
 from dsjit.codegen.triton.source import KernelSource
 from dsjit.codegen.triton.target import TritonTarget
 from dsjit.codegen.triton.tuning import Run, Tuner
@@ -23,8 +23,9 @@ from dsjit.ir.kernel import Kernel
 
 __all__ = ["Compiler", "GpuKernelCache", "GpuLookup"]
 
-Compiler: TypeAlias = Callable[[KernelSource, TritonTarget, bool, Sequence[bool]], GpuCode]
-"""From source, target, whether multiply-adds may be contracted, and which buffers are aligned, to code."""
+Compiler: TypeAlias = Callable[[KernelSource, TritonTarget, bool, Sequence[bool], Sequence[bool]], GpuCode]
+"""From source, target, whether multiply-adds may be contracted, which buffers are aligned, and which sizes are
+multiples of 16, to code."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,14 +105,14 @@ class GpuKernelCache:
 
     def _launch(self, made: GpuKernel, buffers: Sequence[torch.Tensor]) -> Run:
         """buffers: in the order of the Kernel's params, whose names may be those of an equal Kernel."""
-        source = made.source
         addresses = tuple([buffer.data_ptr() for buffer in buffers])
-        variant = made.variant(tuple([address % 16 == 0 for address in addresses]))
-        queue = self._driver.prepare(variant.function, source.schedule.program_count({}), variant.code)
-        return lambda: (queue(addresses), buffers)  # the buffers live as long
+        programs, _, _ = made.facts()
+        queue = made.queue(Specialization(tuple([address % ALIGNMENT == 0 for address in addresses])))
+        return lambda: (queue(programs, addresses), buffers)  # the buffers live as long
 
     def _compiled(self, source: KernelSource, fast: bool) -> GpuKernel:
-        return GpuKernel(source, self._driver, partial(self._compile, source, fast))
+        narrow = narrow_source(source, self.target)
+        return GpuKernel(source, self._driver, partial(self._compile, fast), narrow)
 
-    def _compile(self, source: KernelSource, fast: bool, aligned: tuple[bool, ...]) -> GpuCode:
-        return self._compiler(source, self.target, fast, aligned)
+    def _compile(self, fast: bool, source: KernelSource, relied: Specialization) -> GpuCode:
+        return self._compiler(source, self.target, fast, relied.aligned, relied.divisible)

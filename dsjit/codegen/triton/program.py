@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 
-from dsjit.codegen.program import Program
+from dsjit.codegen.program import Executor, Program
+from dsjit.codegen.sized_program import SizedProgram
+from dsjit.codegen.triton.launch import FrameLaunches, OpenLaunches, build_launches, pack_launches
 
-__all__ = ["DeviceEvent", "GpuProgram"]
+__all__ = ["DeviceEvent", "GpuProgram", "gpu_executor"]
+
+
+def gpu_executor(device: torch.device) -> Executor:
+    """Launches kernels on the current stream of a device."""
+    return Executor(
+        device, build_launches, overwrites=False, for_sizes=OpenLaunches.of, pack=pack_launches, of_frame=FrameLaunches
+    )
 
 
 class DeviceEvent(Protocol):
@@ -34,24 +43,40 @@ class DeviceEvent(Protocol):
 class GpuProgram:
     """Called as a `Program`.
 
-    program: its frames are not used. streams: one Program for each stream, as what runs on several streams at a time
+    program: its memory is not used. streams: one Program for each stream, as what runs on several streams at a time
         must not share an arena. device_guard: makes the device the current one. current_stream: its handle.
     new_event: for profiles.
     """
 
-    program: Program
+    program: Program | SizedProgram
     device_guard: Callable[[], AbstractContextManager[object]]
     current_stream: Callable[[], int]
     new_event: Callable[[], DeviceEvent]
-    streams: dict[int, Program] = field(default_factory=dict)
+    streams: dict[int, Program | SizedProgram] = field(default_factory=dict)
 
-    def __call__(self, inputs: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         with self.device_guard():
-            stream = self.current_stream()
-            program = self.streams.get(stream)
-            if program is None:
-                program = self.streams.setdefault(stream, replace(self.program, frames=[]))
-            return program(inputs)
+            return self._of_stream()(inputs)
+
+    def run_at(self, point: tuple[int, ...], inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """As `SizedProgram.run_at`, of a program for many sizes."""
+        with self.device_guard():
+            program = self._of_stream()
+            assert isinstance(program, SizedProgram)
+            return program.run_at(point, inputs)
+
+    @property
+    def serves_sizes(self) -> bool:
+        """Whether it is for many sizes."""
+        return isinstance(self.program, SizedProgram)
+
+    def _of_stream(self) -> Program | SizedProgram:
+        """The program of the current stream."""
+        stream = self.current_stream()
+        program = self.streams.get(stream)
+        if program is None:
+            program = self.streams.setdefault(stream, self.program.apart())
+        return program
 
     @property
     def source(self) -> str:

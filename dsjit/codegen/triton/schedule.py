@@ -35,7 +35,7 @@ from dsjit.ir.kernel import (
     typical,
 )
 
-__all__ = ["Schedule", "Tile", "needs_wide_index"]
+__all__ = ["INT32", "Schedule", "Tile", "needs_wide_index"]
 
 _TILE: Final = 1024
 """Elements of a tile of a map: 8 for each of 128 threads, two 16-byte accesses of float32."""
@@ -233,19 +233,19 @@ def _power_of_2(size: int) -> int:
     return 1 << max(size - 1, 0).bit_length()
 
 
-_INT32: Final = 2**31 - 1
+INT32: Final = 2**31 - 1
 
 
 def needs_wide_index(schedule: Schedule) -> bool:
     """Whether some index, or the number of some element, may be beyond 32 bits. With sizes that are parameters, yes."""
-    if any((size := tile.known_size) is None or size + tile.block > _INT32 for tile in schedule.tiles):
+    if any((size := tile.known_size) is None or size + tile.block > INT32 for tile in schedule.tiles):
         return True
     for block in schedule.blocks:
         extents = {axis.name: axis.size for tile in schedule.programs for axis in tile.axes}
         extents |= {axis.name: axis.size for axis in block.axes}
         for statement in block.body:
             index = statement_index(statement)
-            if index is not None and _reach(index, extents) > _INT32:
+            if index is not None and _reach(index, extents) > INT32:
                 return True
     return False
 
@@ -254,5 +254,5 @@ def _reach(index: Index, extents: Mapping[str, int | SizeParam]) -> int:
     """A bound of the magnitude of the index."""
     sizes = [index.offset, *[c for _, c in index.terms], *[extents[axis] for axis, _ in index.terms]]
     if not _all_known(sizes):
-        return _INT32 + 1
+        return INT32 + 1
     return abs(typical(index.offset)) + sum(abs(typical(c)) * typical(extents[axis]) for axis, c in index.terms)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import keyword
+import re
 from dataclasses import dataclass
 from typing import Final
 
 from dsjit.codegen.triton.schedule import Schedule
+from dsjit.codegen.triton.spellings import HELPERS
 from dsjit.ir.graph import UNKNOWN_SOURCE, Source
 from dsjit.ir.kernel import Apply, Check, Kernel, Param, Reduce, Stmt
 
-__all__ = ["HEADER", "KernelSource", "origin_comments", "source_of"]
+__all__ = ["HEADER", "KernelSource", "identifier", "origin_comments", "source_of"]
 
 HEADER: Final = """\
 import triton
@@ -64,3 +67,9 @@ def source_of(statement: Stmt) -> Source | None:
     """The user's line, where it is known."""
     source = statement.source if isinstance(statement, Apply | Reduce | Check) else None
     return None if source == UNKNOWN_SOURCE else source
+
+
+def identifier(name: str) -> str:
+    """A name for a function, of any text."""
+    text = re.sub(r"\W", "_", name)
+    return f"k_{text}" if text[:1].isdigit() or keyword.iskeyword(text) or text in HELPERS else text

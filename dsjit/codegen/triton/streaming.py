@@ -8,11 +8,11 @@ from typing import Final
 
 import torch
 
-from dsjit.codegen.triton.emitter import KernelEmitter, Variable, identifier
+from dsjit.codegen.triton.emitter import KernelEmitter, Variable
 from dsjit.codegen.triton.indices import AxisVariable
 from dsjit.codegen.triton.layout import Layout
 from dsjit.codegen.triton.schedule import Schedule, Tile
-from dsjit.codegen.triton.source import KernelSource
+from dsjit.codegen.triton.source import KernelSource, identifier
 from dsjit.codegen.triton.stream import Band, Dot, Online, Stream
 from dsjit.ir.kernel import Axis, Block, Kernel, Load, Reduce, Stmt, Store, known
 

@@ -24,10 +24,17 @@ OWN_PARAMETERS = 2
 """What Triton's functions take after a kernel's own arguments."""
 
 
-def code_of(source: KernelSource, target: TritonTarget, fast: bool = False, aligned: Sequence[bool] = ()) -> GpuCode:
-    """What a compiler would make, without machine code."""
+def code_of(
+    source: KernelSource,
+    target: TritonTarget,
+    fast: bool = False,
+    aligned: Sequence[bool] = (),
+    divisible: Sequence[bool] = (),
+) -> GpuCode:
+    """What a compiler would make, without machine code. Its binary says what it relies on."""
     count = len(source.params) + len(source.sizes) + OWN_PARAMETERS
-    return GpuCode(source, target, source.name, "", repr(tuple(aligned)).encode(), 64, 32 * source.warps, count)
+    relied = repr((*aligned, *divisible)).encode()
+    return GpuCode(source, target, source.name, "", relied, 64, 32 * source.warps, count)
 
 
 @dataclass
@@ -41,9 +48,9 @@ class InterpretingDriver:
         self.loaded.append(code)
         return len(self.loaded)
 
-    def prepare(self, function: int, programs: int, code: GpuCode) -> Queue:
+    def prepare(self, function: int, code: GpuCode) -> Queue:
         assert self.loaded[function - 1] is code
-        return partial(self.launch, code, programs)
+        return partial(self.launch, code)
 
     def launch(self, code: GpuCode, programs: int, words: Sequence[int]) -> None:
         source = code.source

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dsjit.codegen.triton.emitter import emit_kernel
+from dsjit.codegen.triton.interpret import interpret_source
 from dsjit.codegen.triton.schedule import Schedule
 from dsjit.ir.graph import Source
 from dsjit.ir.kernel import (
@@ -25,7 +26,18 @@ from dsjit.ir.kernel import (
     Reduce,
     Store,
 )
-from tests.codegen.kernels import at, axes, column_reduce, generic, pointwise, reads, row_reduce, softmax, writes
+from tests.codegen.kernels import (
+    at,
+    axes,
+    column_reduce,
+    generic,
+    pointwise,
+    reads,
+    row_reduce,
+    run_interpreted,
+    softmax,
+    writes,
+)
 from tests.codegen.triton.running import outputs
 
 f32, i64, bf16 = torch.float32, torch.int64, torch.bfloat16
@@ -211,3 +223,20 @@ def test_sizes_that_are_parameters_are_arguments() -> None:
     source = emit_kernel(kernel, PROCESSORS)
     assert source.sizes == tuple(sizes) and source.schedule.program_count(sizes) >= 1
     assert replace(kernel, sizes=()) != kernel
+
+
+@pytest.mark.parametrize("kernel", [transposed_add(50, 41), row_reduce("argmax", 5, 70), softmax(3, 9)], ids=str)
+@pytest.mark.parametrize("narrow", [False, True])
+def test_sizes_are_64_bits_wide_or_32_where_these_hold_every_index(kernel: Kernel, narrow: bool) -> None:
+    opened, sizes = generic(kernel, 1000)
+    source = emit_kernel(opened, PROCESSORS, narrow=narrow)
+    assert ("program_id(0).to(tl.int64)" in source.text) is not narrow
+    assert all((f"{name} = {name}.to(tl.int32)" in source.text) is narrow for name in source.sizes)
+    generator = torch.Generator().manual_seed(0)
+    buffers = [torch.randn(2100, generator=generator).to(param.dtype) for param in kernel.params]
+    expected, found = [each.clone() for each in buffers], [each.clone() for each in buffers]
+    run_interpreted(kernel, *expected)
+    names = [param.name for param in opened.params]
+    interpret_source(source, dict(zip(names, found, strict=True)), sizes=sizes)
+    for one, other in zip(expected, found, strict=True):
+        torch.testing.assert_close(one, other)

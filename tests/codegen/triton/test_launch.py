@@ -31,7 +31,7 @@ def test_arguments_are_addresses_then_sizes_then_tritons_own() -> None:
     kernel, sizes = generic(row_reduce("sum", 5, 70), 1000)
     code = code_of(emit_kernel(kernel, TARGET.processors), TARGET)
     library, values = Library(), list(sizes.values())
-    CudaDriver(lambda: 0, library).prepare(77, 1, code)([2**40, 3, *values])
+    CudaDriver(lambda: 0, library).prepare(77, code)(1, [2**40, 3, *values])
     assert library.calls[-1][-1] == struct.pack(f"<{4 + len(values)}q", 2**40, 3, *values, 0, 0)
 
 
@@ -128,7 +128,7 @@ def test_a_thread_without_a_context_gets_that_of_the_device() -> None:
     assert library.calls == [("load", code.binary), ("context", 1003), ("load", code.binary), ("function", b"softmax")]
     library.calls.clear()
     library.has_context = False
-    driver.prepare(77, 12, code)((64, 128))
+    driver.prepare(77, code)(12, (64, 128))
     assert [name for name, *_ in library.calls] == ["context", "launch"]
 
 
@@ -138,7 +138,7 @@ def test_cuda_is_asked_for_a_module_once_and_for_launches_on_the_current_stream(
     code = code_of(emit_kernel(softmax(4, 10), 132), TARGET, aligned=(True,))
     for _ in range(2):
         assert driver.load(code) == 77
-    driver.prepare(77, 12, code)((64, 128))
+    driver.prepare(77, code)(12, (64, 128))
     launch = ("launch", 77, 12, 1, 1, code.threads, 1, 1, code.shared, 5, struct.pack("<4q", 64, 128, 0, 0))
     assert library.calls == [("load", code.binary), ("function", b"softmax"), launch]
 

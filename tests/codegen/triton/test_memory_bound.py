@@ -12,9 +12,11 @@ from dsjit.api.cross_compile import gpu_units
 from dsjit.codegen.triton.code import GpuCode
 from dsjit.codegen.triton.compiler import compile_source, resources
 from dsjit.codegen.triton.emit import emit_for_target
+from dsjit.codegen.triton.emitter import emit_kernel
 from dsjit.codegen.triton.source import KernelSource
 from dsjit.codegen.triton.target import TritonTarget
 from dsjit.fusion.lower import FusedKernel
+from tests.codegen.kernels import generic
 from tests.codegen.triton.canonical import rms_norm
 
 H100 = TritonTarget.parse("cuda:sm_90")
@@ -70,3 +72,15 @@ def test_streams_run_at_full_width(function, rows, columns, dtype):
 def test_a_row_beyond_the_registers_is_read_again():
     _, code = compiled(softmax, 512, 32768, torch.float32)
     assert len(re.findall(r"ld\.global\S*", code.assembly)) > len(re.findall(r"st\.global\S*", code.assembly))
+
+
+@pytest.mark.parametrize("function", [chain, softmax])
+@pytest.mark.parametrize("narrow", [False, True])
+def test_open_sizes_that_are_multiples_of_16_cost_no_width(function, narrow):
+    (unit,) = gpu_units(function, (torch.ones(300, 4096),))
+    kernel, _ = generic(unit.kernel, 1000)
+    source = emit_kernel(kernel, H100.processors, narrow=narrow)
+    code = compile_source(source, H100, divisible=[True] * len(source.sizes))
+    loads, stores = (set(re.findall(rf"{kind}\.global\S*", code.assembly)) for kind in ("ld", "st"))
+    assert (loads, stores) == ({"ld.global.v4.b32"}, {"st.global.v4.b32"})
+    assert resources(code).spills == 0
