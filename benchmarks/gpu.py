@@ -32,6 +32,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import dsjit
 from benchmarks.gpu_supervisor import Measured, Progress, supervise
 from benchmarks.gpu_workloads import WORKLOADS, Program, Workload
+from benchmarks.launches import launch_us
+from dsjit.codegen.triton.load import gpu_machine
+from dsjit.errors import BackendError
 
 __all__ = [
     "CONTENDERS", "SDPA", "WORKLOADS", "Bench", "Gpu", "Measured", "Workload", "main", "measure_all", "table",
@@ -93,6 +96,10 @@ class Gpu(Protocol):
         """As `torch.cuda.Event(enable_timing=True)`."""
         ...
 
+    def launch_us(self) -> float:
+        """Host microseconds of a launch, in a row of them."""
+        ...
+
     def synchronize(self) -> None: ...
 
 
@@ -107,6 +114,9 @@ class CudaGpu:
 
     def event(self) -> Any:
         return torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+
+    def launch_us(self) -> float:
+        return launch_us(gpu_machine(self.device).kernels, self.device)
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.device)
@@ -409,6 +419,9 @@ def _measure(
     copied = copy_bandwidth(gpu, rounds, copied_bytes)
     versions = {"torch": torch.__version__, "triton": version("triton"), "python": platform.python_version()}
     progress.machine = {"device": gpu.name, **versions, "copies at GB/s": f"{copied / 1e3:.0f}"}
+    progress.begin("the first call of all", "dsjit")
+    with contextlib.suppress(BackendError):  # which every workload will tell
+        progress.machine["a launch takes the host us"] = f"{gpu.launch_us():.2f}"
     bench = Bench(gpu, contenders, rounds, copied, begin=progress.begin)
     chosen = [each for each in workloads if each.name in {found.name for found in progress.workloads}]
     with torch.no_grad():

@@ -12,14 +12,18 @@ import torch
 from torch import Tensor
 
 from benchmarks.contenders import DSJIT
+from benchmarks.launches import own_launch_us
 from benchmarks.worker import State
 from benchmarks.workloads import language, residual
 from benchmarks.workloads.workload import Arguments, Program, cast
 
-__all__ = ["CALL_LIMIT", "Overhead", "call_overheads"]
+__all__ = ["CALL_LIMIT", "LAUNCH_LIMIT", "Overhead", "call_overheads"]
 
 CALL_LIMIT: Final = 10e-6
 """Seconds that a warm call of a function of four tensors may take beyond eager's."""
+
+LAUNCH_LIMIT: Final = 4e-6
+"""Seconds of the host's that a launch on a GPU may take, the driver's own included."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +71,8 @@ def call_overheads(state: State) -> list[Overhead]:
     for guarded in GUARDED:
         module = cast(guarded.model(), torch.float32)
         overheads.append(_guards(guarded, DSJIT.compile(module)))
+    note = "one of a row of 100, with a function that returns at once in the place of CUDA's"
+    overheads.append(Overhead("launch on a GPU, but for the driver", 1e-6 * own_launch_us(), LAUNCH_LIMIT, note))
     return overheads
 
 

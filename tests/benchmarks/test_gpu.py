@@ -28,6 +28,7 @@ from benchmarks.gpu import (
     with_figures,
 )
 from benchmarks.gpu_supervisor import supervise
+from benchmarks.launches import own_launch_us
 from tests.codegen.triton.machines import ClockEvent
 
 
@@ -89,6 +90,9 @@ class FakeGpu:
 
     def event(self) -> ClockEvent:
         return ClockEvent()
+
+    def launch_us(self) -> float:
+        return own_launch_us()
 
     def synchronize(self) -> None: ...
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import struct
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -12,7 +10,8 @@ from typing import Any, Final
 import torch
 
 from dsjit.codegen.triton.code import GpuCode
-from dsjit.codegen.triton.launch import Queue
+from dsjit.codegen.triton.launch import Batch, Launch, Specialization
+from dsjit.codegen.triton.native_launch import MISALIGNED, NativeBatch, Stop
 from dsjit.codegen.triton.target import TritonTarget
 from dsjit.errors import BackendError
 
@@ -22,9 +21,6 @@ _LIBRARY: Final = "libcuda.so.1"
 
 # From cuda.h.
 _MAX_DYNAMIC_SHARED_SIZE_BYTES: Final = 8
-_LAUNCH_PARAM_END: Final = 0
-_LAUNCH_PARAM_BUFFER_POINTER: Final = 1
-_LAUNCH_PARAM_BUFFER_SIZE: Final = 2
 
 _INVALID_CONTEXT: Final = 201
 """Of a call in a thread that has no context yet."""
@@ -78,36 +74,36 @@ class CudaDriver:
         self.modules[code.binary] = module, handle
         return handle
 
-    def prepare(self, function: int, code: GpuCode) -> Queue:
-        """Queues programs on torch's current stream; raises BackendError with what the driver says."""
-        # All arguments are 8 bytes wide, and what is Triton's own stays 0.
-        arguments = (ctypes.c_int64 * code.parameters)()
-        size = ctypes.c_size_t(ctypes.sizeof(arguments))
-        extra = (ctypes.c_void_p * 5)(
-            _LAUNCH_PARAM_BUFFER_POINTER,
-            ctypes.addressof(arguments),
-            _LAUNCH_PARAM_BUFFER_SIZE,
-            ctypes.addressof(size),
-            _LAUNCH_PARAM_END,
-        )
-        # The array refers to these by address.
-        owned = arguments, size
-        count = len(code.source.params) + len(code.source.sizes)
-        write = struct.Struct(f"{count}q").pack_into
-        launch, stream, lock = self.library.cuLaunchKernel, self.current_stream, threading.Lock()
-        threads, shared = code.threads, code.shared
+    def batch(self, launches: Sequence[Launch]) -> Batch:
+        """Queues them on torch's current stream, with one native call if all their buffers are aligned. Raises
+        BackendError with what the driver says."""
+        function = ctypes.cast(self.library.cuLaunchKernel, ctypes.c_void_p).value or 0
+        native, current_stream = NativeBatch(launches, function), self.current_stream
+        others: dict[tuple[int, Specialization], NativeBatch] = {}
 
-        def queue(programs: int, words: Sequence[int]) -> None:
-            with lock:  # the driver copies the arguments before it returns
-                write(owned[0], 0, *words)
-                status = launch(function, programs, 1, 1, threads, 1, 1, shared, stream(), None, extra)
-                if status == _INVALID_CONTEXT:
-                    self._enter_context(code)
-                    status = launch(function, programs, 1, 1, threads, 1, 1, shared, stream(), None, extra)
-            if status:
-                self._check(status, code)
+        def misaligned(number: int, table: int) -> Stop | None:
+            launch = launches[number].realigned(table)
+            key = number, launch.specialization
+            alone = others.get(key)
+            if alone is None:
+                alone = others[key] = NativeBatch((launch,), function)
+            stop = alone.run(table, current_stream(), relied=1)
+            return None if stop is None else Stop(number, stop.status)
 
-        return queue
+        def run(table: int) -> None:
+            stop = native.run(table, current_stream())
+            while stop is not None:
+                first = stop.number
+                if stop.status == MISALIGNED:
+                    stop = misaligned(first, table)
+                    first += stop is None
+                if stop is not None and stop.status == _INVALID_CONTEXT:
+                    self._enter_context(launches[first].variant.code)
+                elif stop is not None:
+                    self._check(stop.status, launches[first].variant.code)
+                stop = native.run(table, current_stream(), first)
+
+        return run
 
     def _enter_context(self, code: GpuCode) -> None:
         """Makes the context that torch uses that of this thread. The runtime does so when it first needs one; a thread
@@ -130,6 +126,4 @@ def _library() -> Any:
         library = ctypes.CDLL(_LIBRARY)
     except OSError as error:
         raise BackendError(f"there is no CUDA driver on this machine: {error}") from error
-    pointer, unsigned = ctypes.c_void_p, ctypes.c_uint
-    library.cuLaunchKernel.argtypes = [pointer, *[unsigned] * 7, pointer, pointer, pointer]
     return library

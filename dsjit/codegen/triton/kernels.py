@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from dsjit.codegen.nest import index_bounds
 from dsjit.codegen.structure import kernel_structure
 from dsjit.codegen.triton.code import GpuCode
 from dsjit.codegen.triton.emit import candidates, narrow_source
-from dsjit.codegen.triton.launch import ALIGNMENT, Driver, GpuKernel, Specialization
+from dsjit.codegen.triton.launch import Driver, GpuKernel, Launch, Specialization
 from dsjit.codegen.triton.source import KernelSource
 from dsjit.codegen.triton.target import TritonTarget
 from dsjit.codegen.triton.tuning import Run, Tuner
@@ -105,10 +106,10 @@ class GpuKernelCache:
 
     def _launch(self, made: GpuKernel, buffers: Sequence[torch.Tensor]) -> Run:
         """buffers: in the order of the Kernel's params, whose names may be those of an equal Kernel."""
-        addresses = tuple([buffer.data_ptr() for buffer in buffers])
-        programs, _, _ = made.facts()
-        queue = made.queue(Specialization(tuple([address % ALIGNMENT == 0 for address in addresses])))
-        return lambda: (queue(programs, addresses), buffers)  # the buffers live as long
+        table = (ctypes.c_int64 * len(buffers))(*[buffer.data_ptr() for buffer in buffers])
+        slots = tuple(range(len(buffers)))
+        batch = self._driver.batch((Launch.of(made, slots, (0,) * len(slots), ()),))
+        return lambda: (batch(ctypes.addressof(table)), buffers)  # the buffers live as long
 
     def _compiled(self, source: KernelSource, fast: bool) -> GpuKernel:
         narrow = narrow_source(source, self.target)

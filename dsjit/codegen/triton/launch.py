@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import operator
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import reduce
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from dsjit.codegen.llvm.executor import Call, DeviceKernel, KernelCall, StepSequence
 from dsjit.codegen.triton.code import GpuCode
@@ -17,17 +15,16 @@ from dsjit.codegen.triton.source import KernelSource
 from dsjit.errors import BackendError
 
 __all__ = [
-    "ALIGNMENT", "Driver", "FrameLaunches", "GpuKernel", "Launch", "OpenLaunches", "Queue", "Specialization",
-    "build_launches", "pack_launches",
+    "ALIGNMENT", "Batch", "Driver", "FrameLaunches", "GpuKernel", "Launch", "OpenLaunches", "Specialization",
+    "Variant", "build_launches", "pack_launches",
 ]  # fmt: skip
 
 ALIGNMENT: Final = 16
 """Bytes: what code may rely on where a buffer starts at a multiple of it; and numbers, of sizes."""
 
 
-Queue: TypeAlias = Callable[[int, Sequence[int]], None]
-"""Queues so many programs of a kernel on the current stream, given its buffers' addresses and its sizes. Raises
-BackendError."""
+Batch: TypeAlias = Callable[[int], None]
+"""Queues kernels one after the other, given where the table of addresses is. Raises BackendError."""
 
 
 class Driver(Protocol):
@@ -37,8 +34,8 @@ class Driver(Protocol):
         """A handle of the function. Raises BackendError."""
         ...
 
-    def prepare(self, function: int, code: GpuCode) -> Queue:
-        """What launches programs of the function. Thread-safe."""
+    def batch(self, launches: Sequence[Launch]) -> Batch:
+        """What does these launches. Thread-safe."""
         ...
 
 
@@ -52,9 +49,17 @@ class Specialization:
     narrow: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """Code that relies on something, and the handle of its function."""
+
+    code: GpuCode
+    function: int
+
+
 @dataclass(slots=True, eq=False)
 class GpuKernel(DeviceKernel):
-    """A kernel of one device. compile: makes code that relies on something. queues: of the code that there is.
+    """A kernel of one device. compile: makes code that relies on something. variants: the code that there is.
 
     narrow: the source for indices of 32 bits, where sizes decide whether these do.
     """
@@ -63,74 +68,57 @@ class GpuKernel(DeviceKernel):
     driver: Driver
     compile: Callable[[KernelSource, Specialization], GpuCode]
     narrow: KernelSource | None = None
-    queues: dict[Specialization, Queue] = field(default_factory=dict)
+    variants: dict[Specialization, Variant] = field(default_factory=dict)
     lock: threading.Lock = field(default_factory=threading.Lock)
     facts: Callable[..., SizeFacts] = field(init=False)
 
     def __post_init__(self) -> None:
         self.facts = size_facts(self.source, self.narrow)
 
-    def queue(self, specialization: Specialization) -> Queue:
-        """What launches code that relies on this; compiled when there is none yet. Raises BackendError."""
-        found = self.queues.get(specialization)
+    def variant(self, specialization: Specialization) -> Variant:
+        """The code that relies on this; compiled when there is none yet. Raises BackendError."""
+        found = self.variants.get(specialization)
         if found is not None:
             return found
         with self.lock:
-            found = self.queues.get(specialization)
+            found = self.variants.get(specialization)
             if found is None:
                 source = self.narrow if specialization.narrow and self.narrow is not None else self.source
                 code = self.compile(source, specialization)
-                found = self.queues[specialization] = self.driver.prepare(self.driver.load(code), code)
+                found = self.variants[specialization] = Variant(code, self.driver.load(code))
         return found
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Launch:
-    """One kernel of a sequence. addresses: takes those of its buffers from the table. sizes: what it takes after them.
-
-    usual: what code for buffers that are all aligned relies on, and `queue` queues it.
-    """
+    """One kernel of a sequence. slots, offsets: of its buffers in the table, and bytes behind the addresses there.
+    sizes: what it takes after them. variant: the code, which relies on `specialization`."""
 
     kernel: GpuKernel
-    addresses: Callable[[Any], tuple[int, ...]]
+    slots: tuple[int, ...]
+    offsets: tuple[int, ...]
     sizes: tuple[int, ...]
     programs: int
-    usual: Specialization
-    queue: Queue
+    specialization: Specialization
+    variant: Variant
 
     @staticmethod
-    def of(call: Call) -> Launch:
-        assert isinstance(call, KernelCall) and isinstance(call.kernel, GpuKernel)
-        return Launch.at(call.kernel, _reader(call.slots, call.offsets), (True,) * len(call.slots), call.sizes)
-
-    @staticmethod
-    def at(
-        kernel: GpuKernel,
-        addresses: Callable[[Any], tuple[int, ...]],
-        all_aligned: tuple[bool, ...],
-        sizes: tuple[int, ...],
-    ) -> Launch:
-        """With these sizes; compiles and loads what is not yet. Raises BackendError."""
+    def of(kernel: GpuKernel, slots: tuple[int, ...], offsets: tuple[int, ...], sizes: tuple[int, ...]) -> Launch:
+        """For buffers that are all aligned; compiles and loads what is not yet. Raises BackendError."""
         programs, divisible, narrow = kernel.facts(*sizes)
-        usual = Specialization(all_aligned, divisible, narrow)
-        return Launch(kernel, addresses, sizes, programs, usual, kernel.queue(usual))
+        specialization = Specialization((True,) * len(slots), divisible, narrow)
+        return Launch(kernel, slots, offsets, sizes, programs, specialization, kernel.variant(specialization))
 
-    def run(self, table: ctypes.Array[ctypes.c_int64]) -> None:
-        """Queue it, with the addresses that are in the table now."""
-        addresses = self.addresses(table)
-        queue = self.queue
-        if reduce(operator.or_, addresses, 0) % ALIGNMENT:
-            aligned = tuple([address % ALIGNMENT == 0 for address in addresses])
-            queue = self.kernel.queue(replace(self.usual, aligned=aligned))
-        queue(self.programs, addresses + self.sizes)
+    def arguments(self, table: int) -> tuple[int, ...]:
+        """The addresses of its buffers, from the table at this address, and its sizes."""
+        words = (ctypes.c_int64 * (1 + max(self.slots, default=0))).from_address(table)
+        return (*[words[slot] + offset for slot, offset in zip(self.slots, self.offsets, strict=True)], *self.sizes)
 
-
-def _reader(slots: tuple[int, ...], offsets: tuple[int, ...]) -> Callable[[Any], tuple[int, ...]]:
-    """From a table to `table[slot] + offset`, for each slot; offsets may be left out."""
-    if any(offsets) or len(slots) < 2:
-        pairs = tuple(zip(slots, offsets or (0,) * len(slots), strict=True))
-        return lambda table: tuple([table[slot] + offset for slot, offset in pairs])
-    return operator.itemgetter(*slots)
+    def realigned(self, table: int) -> Launch:
+        """The same for buffers that are aligned as those in the table are. Raises BackendError."""
+        addresses = self.arguments(table)[: len(self.slots)]
+        own = replace(self.specialization, aligned=tuple([address % ALIGNMENT == 0 for address in addresses]))
+        return replace(self, specialization=own, variant=self.kernel.variant(own))
 
 
 def build_launches(calls: Sequence[Call]) -> StepSequence:
@@ -144,56 +132,61 @@ def build_launches(calls: Sequence[Call]) -> StepSequence:
 
 def pack_launches(calls: Sequence[Call]) -> tuple[Launch, ...]:
     """The launches of calls that have any programs. Raises BackendError."""
-    return tuple([launch for launch in map(Launch.of, calls) if launch.programs])
+    made = [Launch.of(kernel, call.slots, call.offsets or zeros, call.sizes) for call, kernel, zeros in _parts(calls)]
+    return tuple([launch for launch in made if launch.programs])
+
+
+def _parts(calls: Sequence[Call]) -> Iterator[tuple[KernelCall, GpuKernel, tuple[int, ...]]]:
+    """Each with its kernel, and a 0 for each of its buffers."""
+    for call in calls:
+        assert isinstance(call, KernelCall) and isinstance(call.kernel, GpuKernel)
+        yield call, call.kernel, (0,) * len(call.slots)
 
 
 @dataclass(frozen=True, slots=True)
 class OpenLaunches:
-    """A sequence for many sizes: what does not depend on them, and where each launch has its sizes among all words."""
+    """A sequence for many sizes: of each launch, what does not depend on them, and where its sizes are in the words."""
 
-    launches: tuple[tuple[GpuKernel, Callable[[Any], tuple[int, ...]], tuple[bool, ...], slice], ...]
+    launches: tuple[tuple[GpuKernel, tuple[int, ...], tuple[int, ...], slice], ...]
 
     @staticmethod
     def of(calls: tuple[Call, ...]) -> OpenLaunches | None:
-        """None when addresses depend on sizes."""
+        """None when addresses may depend on sizes."""
         found, position = [], 0
-        for call in calls:
-            assert isinstance(call, KernelCall) and isinstance(call.kernel, GpuKernel)
+        for call, kernel, zeros in _parts(calls):
             if call.offsets:
                 return None
             own = slice(position, position + len(call.sizes))
-            found.append((call.kernel, _reader(call.slots, ()), (True,) * len(call.slots), own))
+            found.append((kernel, call.slots, zeros, own))
             position = own.stop
         return OpenLaunches(tuple(found))
 
     def words(self, calls: tuple[Call, ...]) -> tuple[int, ...]:
         """The sizes of equal calls."""
-        return tuple([size for call in calls if isinstance(call, KernelCall) for size in call.sizes])
+        return tuple([size for call, _, _ in _parts(calls) for size in call.sizes])
 
     def filled(self, words: tuple[int, ...]) -> tuple[Launch, ...]:
         """The launches for these sizes. Raises BackendError."""
-        made = [Launch.at(kernel, reader, aligned, words[own]) for kernel, reader, aligned, own in self.launches]
+        made = [Launch.of(kernel, slots, offsets, words[own]) for kernel, slots, offsets, own in self.launches]
         return tuple([launch for launch in made if launch.programs])
 
 
 class FrameLaunches:
-    """A sequence of launches, which may change from run to run. Called as `StepSequence.run`. calls: what they are."""
+    """A sequence of launches, which may change from run to run. Called as `StepSequence.run`. kept: what they are."""
 
-    __slots__ = ("_launches", "_table")
+    __slots__ = ("_batch", "_kept")
 
-    def __init__(self, launches: tuple[Launch, ...], calls: Sequence[Call]) -> None:
-        slots = [slot for call in calls if isinstance(call, KernelCall) for slot in call.slots]
-        self._table = ctypes.c_int64 * (1 + max(slots, default=0))
+    def __init__(self, launches: tuple[Launch, ...], kept: tuple[Call, ...]) -> None:
+        self._kept = kept
         self.fill(launches)
 
     def fill(self, launches: tuple[Launch, ...]) -> None:
         """Run these from now on."""
-        self._launches = launches
+        self._batch = launches[0].kernel.driver.batch(launches) if launches else None
 
     def __call__(self, table: int, threads: int) -> None:
-        addresses = self._table.from_address(table)
-        for launch in self._launches:
-            launch.run(addresses)
+        if self._batch is not None:
+            self._batch(table)
 
 
 def _refuse_timing(table: int, threads: int, timestamps: int) -> None:

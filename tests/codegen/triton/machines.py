@@ -7,14 +7,13 @@ import ctypes
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 
 from dsjit.codegen.triton.code import GpuCode
 from dsjit.codegen.triton.interpret import interpret_source
 from dsjit.codegen.triton.kernels import GpuKernelCache
-from dsjit.codegen.triton.launch import Queue
+from dsjit.codegen.triton.launch import Batch, Launch
 from dsjit.codegen.triton.machine import GpuMachine
 from dsjit.codegen.triton.source import KernelSource
 from dsjit.codegen.triton.target import TritonTarget
@@ -48,9 +47,14 @@ class InterpretingDriver:
         self.loaded.append(code)
         return len(self.loaded)
 
-    def prepare(self, function: int, code: GpuCode) -> Queue:
-        assert self.loaded[function - 1] is code
-        return partial(self.launch, code)
+    def batch(self, launches: Sequence[Launch]) -> Batch:
+        def run(table: int) -> None:
+            for launch in launches:
+                own = launch.realigned(table)
+                assert self.loaded[own.variant.function - 1] is own.variant.code
+                self.launch(own.variant.code, own.programs, own.arguments(table))
+
+        return run
 
     def launch(self, code: GpuCode, programs: int, words: Sequence[int]) -> None:
         source = code.source

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import struct
 
-import pytest
 import torch
 
 from dsjit.codegen.llvm.executor import KernelCall, StepSequence
-from dsjit.codegen.triton.cuda import CudaDriver
-from dsjit.codegen.triton.emitter import emit_kernel
 from dsjit.codegen.triton.kernels import GpuKernelCache
 from dsjit.codegen.triton.launch import build_launches
 from dsjit.codegen.triton.target import TritonTarget
-from dsjit.errors import BackendError
 from tests.codegen.kernels import generic, row_reduce, softmax
 from tests.codegen.triton.machines import InterpretingDriver, code_of, interpreting_machine
 
@@ -25,14 +20,6 @@ def run(sequence: StepSequence, *addresses: int) -> None:
     """With a table of these addresses."""
     table = (ctypes.c_int64 * len(addresses))(*addresses)
     sequence.run(ctypes.addressof(table), 1)
-
-
-def test_arguments_are_addresses_then_sizes_then_tritons_own() -> None:
-    kernel, sizes = generic(row_reduce("sum", 5, 70), 1000)
-    code = code_of(emit_kernel(kernel, TARGET.processors), TARGET)
-    library, values = Library(), list(sizes.values())
-    CudaDriver(lambda: 0, library).prepare(77, code)(1, [2**40, 3, *values])
-    assert library.calls[-1][-1] == struct.pack(f"<{4 + len(values)}q", 2**40, 3, *values, 0, 0)
 
 
 def test_a_sequence_reads_addresses_from_the_table_when_it_runs() -> None:
@@ -74,76 +61,3 @@ def test_an_empty_grid_is_not_launched() -> None:
     sequence = build_launches([KernelCall(compiled, (0, 1), sizes=(0,) * len(sizes))])
     run(sequence, 16, 16)
     assert driver.launched == []
-
-
-class Library:
-    """Stands for libcuda: notes what it is asked, and fails when told to."""
-
-    def __init__(self, status: int = 0, has_context: bool = True) -> None:
-        self.status = status
-        self.has_context = has_context
-        self.calls: list[tuple] = []
-
-    def cuModuleLoadData(self, module, image):
-        self.calls.append(("load", image))
-        return self.status if self.has_context else 201
-
-    def cuDevicePrimaryCtxRetain(self, context, device):
-        context._obj.value = 1000 + device.value
-        return 0
-
-    def cuCtxSetCurrent(self, context):
-        self.calls.append(("context", context.value))
-        self.has_context = True
-        return 0
-
-    def cuModuleGetFunction(self, function, module, name):
-        function._obj.value = 77
-        self.calls.append(("function", name))
-        return 0
-
-    def cuFuncSetAttribute(self, function, attribute, value):
-        self.calls.append(("attribute", attribute, value.value))
-        return 0
-
-    def cuLaunchKernel(self, function, *rest):
-        if not self.has_context:
-            return 201
-        extra = rest[-1]
-        size = ctypes.cast(extra[3], ctypes.POINTER(ctypes.c_size_t)).contents.value
-        assert (extra[0], extra[2], extra[4]) == (1, 2, None)
-        self.calls.append(("launch", function, *rest[:-2], ctypes.string_at(extra[1], size)))
-        return 0
-
-    def cuGetErrorString(self, status, text):
-        text._obj.value = b"out of luck"
-        return 0
-
-
-def test_a_thread_without_a_context_gets_that_of_the_device() -> None:
-    library = Library(has_context=False)
-    driver = CudaDriver(lambda: 0, library, device=3)
-    code = code_of(emit_kernel(softmax(4, 10), 132), TARGET)
-    assert driver.load(code) == 77
-    assert library.calls == [("load", code.binary), ("context", 1003), ("load", code.binary), ("function", b"softmax")]
-    library.calls.clear()
-    library.has_context = False
-    driver.prepare(77, code)(12, (64, 128))
-    assert [name for name, *_ in library.calls] == ["context", "launch"]
-
-
-def test_cuda_is_asked_for_a_module_once_and_for_launches_on_the_current_stream() -> None:
-    library = Library()
-    driver = CudaDriver(lambda: 5, library)
-    code = code_of(emit_kernel(softmax(4, 10), 132), TARGET, aligned=(True,))
-    for _ in range(2):
-        assert driver.load(code) == 77
-    driver.prepare(77, code)(12, (64, 128))
-    launch = ("launch", 77, 12, 1, 1, code.threads, 1, 1, code.shared, 5, struct.pack("<4q", 64, 128, 0, 0))
-    assert library.calls == [("load", code.binary), ("function", b"softmax"), launch]
-
-
-def test_what_cuda_says_is_raised() -> None:
-    code = code_of(emit_kernel(softmax(4, 10), 132), TARGET)
-    with pytest.raises(BackendError, match=r"softmax: out of luck"):
-        CudaDriver(lambda: 0, Library(2)).load(code)
