@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeAlias
@@ -61,6 +63,7 @@ class GpuKernelCache:
                 if is_new:
                     texts.append(made.source.text)
                 found.append(made)
+            self._compile_ahead([(made, _usual(made, kernel)) for made, kernel in zip(found, kernels, strict=True)])
         return GpuLookup(tuple(found), len(texts), len(kernels) - len(texts), "\n\n".join(texts))
 
     def texts(self, kernel: Kernel) -> tuple[str, ...]:
@@ -95,6 +98,7 @@ class GpuKernelCache:
             TensorType((high + 1,), param.dtype, (1,), torch.device("cpu"))
             for param, (_, high) in zip(kernel.params, index_bounds(kernel), strict=True)
         ]
+        self._compile_ahead([(made, _usual(made, kernel)) for made in found], refuse=False)
         buffers: list[torch.Tensor] = []
 
         def run(made: GpuKernel) -> Run:
@@ -103,6 +107,20 @@ class GpuKernelCache:
             return self._launch(made, buffers)
 
         return found[tuner.best(self.texts(kernel), [partial(run, made) for made in found])]
+
+    def _compile_ahead(self, wanted: Sequence[tuple[GpuKernel, Specialization]], refuse: bool = True) -> None:
+        """Compiles several at a time: Triton's compiler is single-threaded, and its assembler a process of its own.
+
+        refuse: raise BackendError for what cannot be compiled; else it is left out.
+        """
+        missing = [each for each in dict.fromkeys(wanted) if each[1] not in each[0].variants]
+        if len(missing) < 2:
+            return
+        with ThreadPoolExecutor(min(len(missing), 1 + (os.cpu_count() or 1)), "dsjit-triton") as pool:
+            futures = [pool.submit(made.code, relied) for made, relied in missing]
+        for (made, relied), future in zip(missing, futures, strict=True):
+            if refuse or future.exception() is None:
+                made.add(relied, future.result())
 
     def _launch(self, made: GpuKernel, buffers: Sequence[torch.Tensor]) -> Run:
         """buffers: in the order of the Kernel's params, whose names may be those of an equal Kernel."""
@@ -117,3 +135,9 @@ class GpuKernelCache:
 
     def _compile(self, fast: bool, source: KernelSource, relied: Specialization) -> GpuCode:
         return self._compiler(source, self.target, fast, relied.aligned, relied.divisible)
+
+
+def _usual(made: GpuKernel, kernel: Kernel) -> Specialization:
+    """What the code relies on for buffers that are all aligned, and sizes as they typically are."""
+    _, divisible, narrow = made.facts(*[size.typical for size in kernel.sizes])
+    return Specialization((True,) * len(kernel.params), divisible, narrow)

@@ -75,6 +75,16 @@ class GpuKernel(DeviceKernel):
     def __post_init__(self) -> None:
         self.facts = size_facts(self.source, self.narrow)
 
+    def code(self, specialization: Specialization) -> GpuCode:
+        """Made anew; nothing is loaded. Raises BackendError."""
+        source = self.narrow if specialization.narrow and self.narrow is not None else self.source
+        return self.compile(source, specialization)
+
+    def add(self, specialization: Specialization, code: GpuCode) -> Variant:
+        """Loads code that relies on this. Raises BackendError."""
+        found = self.variants[specialization] = Variant(code, self.driver.load(code))
+        return found
+
     def variant(self, specialization: Specialization) -> Variant:
         """The code that relies on this; compiled when there is none yet. Raises BackendError."""
         found = self.variants.get(specialization)
@@ -82,11 +92,7 @@ class GpuKernel(DeviceKernel):
             return found
         with self.lock:
             found = self.variants.get(specialization)
-            if found is None:
-                source = self.narrow if specialization.narrow and self.narrow is not None else self.source
-                code = self.compile(source, specialization)
-                found = self.variants[specialization] = Variant(code, self.driver.load(code))
-        return found
+            return found if found is not None else self.add(specialization, self.code(specialization))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

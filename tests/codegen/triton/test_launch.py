@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import threading
+from typing import Any
 
+import pytest
 import torch
 
 from dsjit.codegen.llvm.executor import KernelCall, StepSequence
+from dsjit.codegen.triton.code import GpuCode
 from dsjit.codegen.triton.kernels import GpuKernelCache
-from dsjit.codegen.triton.launch import build_launches
+from dsjit.codegen.triton.launch import Launch, build_launches
+from dsjit.codegen.triton.source import KernelSource
 from dsjit.codegen.triton.target import TritonTarget
+from dsjit.errors import BackendError
 from tests.codegen.kernels import generic, row_reduce, softmax
 from tests.codegen.triton.machines import InterpretingDriver, code_of, interpreting_machine
 
@@ -51,6 +57,31 @@ def test_equal_kernels_are_compiled_once() -> None:
     again = cache.compile_kernels([softmax(2, 6)], False)
     assert (first.generated, first.reused, again.generated, again.reused) == (2, 1, 0, 1)
     assert first.kernels[0] is first.kernels[2] and again.kernels == first.kernels[1:2]
+
+
+def test_kernels_of_a_program_are_compiled_side_by_side() -> None:
+    together = threading.Barrier(2, timeout=30)
+
+    def compile(*arguments: Any) -> GpuCode:
+        together.wait()
+        return code_of(*arguments)
+
+    driver = InterpretingDriver()
+    opened, _ = generic(softmax(3, 8), 16)
+    cache = GpuKernelCache(TARGET, driver, compile)
+    kernels = cache.compile_kernels([softmax(2, 5), opened, softmax(2, 5)], False).kernels
+    assert [code.source.name for code in driver.loaded] == ["softmax"] * 2
+    launch = Launch.of(kernels[1], (0, 1), (0, 0), (16,) * len(opened.sizes))
+    assert launch.variant.code is driver.loaded[-1], "sizes that are typical were compiled for"
+
+
+def test_what_cannot_be_compiled_is_an_error() -> None:
+    def refuse(source: KernelSource, *rest: Any) -> GpuCode:
+        raise BackendError(f"no {source.name}")
+
+    cache = GpuKernelCache(TARGET, InterpretingDriver(), refuse)
+    with pytest.raises(BackendError, match="no softmax"):
+        cache.compile_kernels([softmax(2, 5), softmax(2, 6)], False)
 
 
 def test_an_empty_grid_is_not_launched() -> None:
