@@ -56,9 +56,9 @@ END: Final = "<!-- end of figures -->"
 
 CONTENDERS: Final[dict[str, Callable[[Program], Program]]] = {
     "eager": lambda program: program,
-    "dsjit": lambda program: dsjit.jit(program, backend="triton", fullgraph=True),
-    "dsjit, measured": lambda program: dsjit.jit(program, backend="triton", autotune="measure", fullgraph=True),
-    "dsjit, replayed": lambda program: dsjit.jit(program, backend="triton", cuda_graphs=True, fullgraph=True),
+    "dsjit": lambda program: dsjit.jit(program, fullgraph=True),
+    "dsjit, measured": lambda program: dsjit.jit(program, autotune="measure", fullgraph=True),
+    "dsjit, replayed": lambda program: dsjit.jit(program, cuda_graphs=True, fullgraph=True),
     "torch.compile": torch.compile,
     "torch.compile, max-autotune": lambda program: torch.compile(program, mode="max-autotune"),
 }

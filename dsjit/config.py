@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 Numerics: TypeAlias = Literal["eager", "fast"]
-Backend: TypeAlias = Literal["llvm", "triton", "interpreter", "triton-interpret", "eager"]
+Backend: TypeAlias = Literal["auto", "llvm", "triton", "interpreter", "triton-interpret", "eager"]
 Autotune: TypeAlias = Literal["off", "model", "measure"]
 AtLimit: TypeAlias = Literal["eager", "raise"]
 Stance: TypeAlias = Literal["default", "eager", "eager_on_recompile", "fail_on_recompile", "fail_on_eager"]
@@ -128,10 +128,10 @@ OPTION_ROWS: Final[tuple[OptionRow, ...]] = (
     ),
     OptionRow(
         "backend",
-        '"llvm", "triton", "interpreter", "triton-interpret" or "eager"',
-        _one_of("llvm", "triton", "interpreter", "triton-interpret", "eager"),
-        '"llvm": kernels on CPU tensors are compiled to machine code, and ops on a GPU stay library calls. "triton": '
-        'kernels on CUDA tensors are compiled by Triton, others as with "llvm". "interpreter": kernels run in the '
+        '"auto", "llvm", "triton", "interpreter", "triton-interpret" or "eager"',
+        _one_of("auto", "llvm", "triton", "interpreter", "triton-interpret", "eager"),
+        '"auto": kernels on CPU tensors are compiled to machine code by LLVM, those on CUDA tensors by Triton; '
+        '"triton" is the same. "llvm": ops on CUDA tensors stay library calls. "interpreter": kernels run in the '
         'Python interpreter that defines them, "triton-interpret": they are emitted as for a GPU and run in Triton\'s '
         'interpreter (both slow, for checking). "eager": the captured graph runs op by op, without kernels.',
     ),
@@ -139,8 +139,8 @@ OPTION_ROWS: Final[tuple[OptionRow, ...]] = (
         "autotune",
         '"off", "model" or "measure"',
         _one_of("off", "model", "measure"),
-        'How kernels are chosen where there are several, on a GPU (with backend="triton"). "off": matrix products are '
-        'the library\'s. "model": one that something is fused behind is a kernel, whose tiles a cost model chooses. '
+        'How kernels are chosen where there are several, on a GPU. "off": matrix products are the library\'s. '
+        '"model": one that something is fused behind is a kernel, whose tiles a cost model chooses. '
         '"measure": the kernels and the library\'s product are measured, once for each device, sizes and versions, '
         "and the fastest one is kept in a file. Attention is chosen in the same way.",
     ),
@@ -148,8 +148,8 @@ OPTION_ROWS: Final[tuple[OptionRow, ...]] = (
         "cuda_graphs",
         "True or False",
         _is_bool,
-        'Whether calls on a GPU (with backend="triton") are recorded as CUDA graphs and replayed: for small kernels, '
-        "whose launches take longer than they do. Inputs that move from call to call are copied, and so are results. "
+        "Whether calls on a GPU are recorded as CUDA graphs and replayed: for small kernels, whose launches take "
+        "longer than they do. Inputs that move from call to call are copied, and so are results. "
         "Calls that draw random numbers, write to what the caller owns or keep something for a backward run as always.",
     ),
     OptionRow(
@@ -245,7 +245,7 @@ class Options:
     dynamic: bool | None = None
     fullgraph: bool = False
     numerics: Numerics = "eager"
-    backend: Backend = "llvm"
+    backend: Backend = "auto"
     autotune: Autotune = "off"
     cuda_graphs: bool = False
     disable: bool = False
@@ -282,7 +282,17 @@ class Options:
     @property
     def specializes(self) -> bool:
         """Whether a program for exact sizes may be much faster than one for many."""
-        return self.backend == "triton" and self.dynamic is not True and (self.autotune != "off" or self.cuda_graphs)
+        return self.uses_gpus and self.dynamic is not True and (self.autotune != "off" or self.cuda_graphs)
+
+    @property
+    def uses_gpus(self) -> bool:
+        """Whether there are kernels on CUDA tensors."""
+        return self.backend in ("auto", "triton")
+
+    @property
+    def compiles(self) -> bool:
+        """Whether kernels become machine code."""
+        return self.uses_gpus or self.backend == "llvm"
 
 
 DEBUG_LEVELS: Final[tuple[str, ...]] = (

@@ -16,7 +16,7 @@ def test_the_documented_defaults() -> None:
         "dynamic": None,
         "fullgraph": False,
         "numerics": "eager",
-        "backend": "llvm",
+        "backend": "auto",
         "autotune": "off",
         "cuda_graphs": False,
         "disable": False,

@@ -214,11 +214,11 @@ class Builder:
 
     def _kernels_key(self) -> Hashable:
         """What options say of kernels, where a GPU may run them."""
-        return self.options.backend == "triton" and (self.options.autotune, self.options.cuda_graphs)
+        return self.options.uses_gpus and (self.options.autotune, self.options.cuda_graphs)
 
     def _gpu(self, graph: Graph) -> torch.device | None:
         """What the Graph's kernels are for, if that is a GPU."""
-        return gpu_of(graph) if self.options.backend == "triton" else None
+        return gpu_of(graph) if self.options.uses_gpus else None
 
     def _lower(self, graph: Graph) -> Lowered:
         gpu = self._gpu(graph)

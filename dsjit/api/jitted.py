@@ -393,7 +393,7 @@ class Jitted:
     ) -> bool:
         """Compile the call for many sizes, if it is one."""
         exact = captured.joint is not None and self._options.saves_memory
-        if self._options.backend not in ("llvm", "triton") or exact or captured.opened - captured.closed:
+        if not self._options.compiles or exact or captured.opened - captured.closed:
             return False
         if self._options.specializes and len(self._trees) < self._limit // 2:
             self._open_calls.note(captured)

@@ -36,8 +36,10 @@ def gpu_compiler() -> Callable[[KernelSource, TritonTarget, bool], tuple[GpuCode
 
 
 def gpu_machine(device: torch.device) -> GpuMachine:
-    """The GPU `device`, which has an index. Raises BackendError without a driver, and MissingPackageError."""
+    """The GPU `device`, which has an index; a kernel was tried out on it. Raises BackendError without a driver, or
+    where that kernel went wrong, and MissingPackageError."""
     machine: GpuMachine = _load("cuda_machine").cuda_machine(device)
+    _load("tryout").check_launches(machine)
     return machine
 
 
