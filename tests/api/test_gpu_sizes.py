@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,9 +15,7 @@ from dsjit.api.session import Session
 from dsjit.codegen.sized_program import SizedProgram
 from dsjit.codegen.triton.program import GpuProgram
 from dsjit.config import Environment, Options
-from tests.codegen.triton.machines import InterpretingDriver, interpreting_machine
-
-CPU = torch.device("cpu")
+from tests.codegen.triton.machines import InterpretingDriver, cpu_for_a_gpu
 
 
 @pytest.fixture
@@ -26,16 +24,15 @@ def driver() -> InterpretingDriver:
 
 
 @pytest.fixture
-def jitted(driver: InterpretingDriver, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Jitted]:
+def jitted(driver: InterpretingDriver) -> Iterator[Callable[..., Jitted]]:
     """Jits for the stand-in."""
-    monkeypatch.setattr("dsjit.api.builder.gpu_of", lambda graph: CPU)
     session = Session(Environment(check=1))
-    session.gpus[CPU] = interpreting_machine(driver)
 
     def make(function: Callable[..., Any], **options: Any) -> Jitted:
-        return Jitted(function, Options(backend="triton", fullgraph=True, **options), session, function.__name__)
+        return Jitted(function, Options(fullgraph=True, **options), session, function.__name__)
 
-    return make
+    with cpu_for_a_gpu(driver):
+        yield make
 
 
 def block(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from unittest.mock import patch
 
 import torch
 
@@ -90,6 +92,17 @@ def at_address(address: int, dtype: torch.dtype) -> torch.Tensor:
     """A tensor of the one element there; nothing stops the interpreter from going on."""
     element = (ctypes.c_char * dtype.itemsize).from_address(address)
     return torch.frombuffer(element, dtype=dtype)
+
+
+@contextmanager
+def cpu_for_a_gpu(driver: InterpretingDriver) -> Iterator[GpuMachine]:
+    """Tensors on the CPU are taken for a GPU's meanwhile, also by what is jitted already."""
+    machine = interpreting_machine(driver)
+    with (
+        patch("dsjit.api.builder.gpu_of", lambda graph: machine.device),
+        patch("dsjit.api.session.gpu_machine", lambda device: machine),
+    ):
+        yield machine
 
 
 def interpreting_machine(driver: InterpretingDriver, tuner: Tuner | None = None) -> GpuMachine:
