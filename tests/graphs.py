@@ -33,23 +33,29 @@ FUNCTIONS = (
 SOURCE = Source("model.py", 12, "forward", "")
 
 
+CPU = torch.device("cpu")
+
+
 def tensor_type(
-    shape: Sequence[int], dtype: torch.dtype = torch.float32, strides: Sequence[int] | None = None
+    shape: Sequence[int],
+    dtype: torch.dtype = torch.float32,
+    strides: Sequence[int] | None = None,
+    device: torch.device = CPU,
 ) -> TensorType:
     meta = torch.empty(tuple(shape), dtype=dtype, device="meta")
-    return TensorType(tuple(shape), dtype, tuple(strides or meta.stride()), torch.device("cpu"))
+    return TensorType(tuple(shape), dtype, tuple(strides or meta.stride()), device)
 
 
 def parse_type(text: str) -> TensorType:
-    """`f32[2, 3]`, or `f32[2, 3] strides=(1, 2)`."""
-    match = re.fullmatch(r"(\w+)\[(.*?)\](?: strides=\((.*)\))?", text.strip("'\""))
+    """`f32[2, 3]`, `f32[2, 3] strides=(1, 2)`, or `f32[2, 3] @cuda:0`."""
+    match = re.fullmatch(r"(\w+)\[(.*?)\](?: strides=\((.*)\))?(?: @(\S+))?", text.strip("'\""))
     assert match is not None, text
-    name, shape, strides = match.groups()
+    name, shape, strides, device = match.groups()
 
     def numbers(listed: str | None) -> list[int]:
         return [int(number) for number in re.findall(r"\d+", listed or "")]
 
-    return tensor_type(numbers(shape), DTYPES[name], numbers(strides) or None)
+    return tensor_type(numbers(shape), DTYPES[name], numbers(strides) or None, torch.device(device or "cpu"))
 
 
 class GraphRecorder:
@@ -72,9 +78,13 @@ class GraphRecorder:
         return Value(self.count - 1, type_)
 
     def input(
-        self, shape: Sequence[int], dtype: torch.dtype = torch.float32, strides: Sequence[int] | None = None
+        self,
+        shape: Sequence[int],
+        dtype: torch.dtype = torch.float32,
+        strides: Sequence[int] | None = None,
+        device: torch.device = CPU,
     ) -> Value:
-        self.inputs.append(self.value(tensor_type(shape, dtype, strides)))
+        self.inputs.append(self.value(tensor_type(shape, dtype, strides, device)))
         return self.inputs[-1]
 
     def constant(self, tensor: torch.Tensor) -> Value:
@@ -92,12 +102,14 @@ class GraphRecorder:
                 return [meta(item) for item in arg]
             return arg
 
-        placed = {"device": "meta"} if is_factory(op) else {}
+        placed = {"device": "meta"} if is_factory(op) or "device" in kwargs else {}
+        read = [value.type.device for value in Node(op, _frozen(args), kwargs, (), self.source).inputs()]
+        device = kwargs.get("device") or next((each for each in read if each != CPU), CPU)
         returned = op(*[meta(a) for a in args], **{k: meta(a) for k, a in kwargs.items()} | placed)
         results = [returned] if isinstance(returned, torch.Tensor) else list(returned)
         undefined = TensorType((), torch.float32, (), torch.device("meta"))
         outputs = tuple(
-            self.value(undefined if t is None else tensor_type(t.shape, t.dtype, t.stride())) for t in results
+            self.value(undefined if t is None else tensor_type(t.shape, t.dtype, t.stride(), device)) for t in results
         )
         arguments, keywords = _frozen(args), {k: _frozen(a) for k, a in kwargs.items()}
         random = torch.Tag.nondeterministic_seeded in getattr(op, "tags", ())
@@ -185,7 +197,7 @@ def graph_from_text(text: str, constants: Mapping[str, torch.Tensor] | None = No
             given = (constants or {}).get(name)
             values[name] = recorder.constant(torch.zeros(type_.shape, dtype=type_.dtype) if given is None else given)
         else:
-            values[name] = recorder.input(type_.shape, type_.dtype, type_.strides)
+            values[name] = recorder.input(type_.shape, type_.dtype, type_.strides, type_.device)
     returned = function(**values)
     return recorder.graph(*(returned if isinstance(returned, tuple) else (returned,)))
 

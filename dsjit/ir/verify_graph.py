@@ -90,6 +90,8 @@ def _verify_results(node: Node, where: str) -> None:
         # A factory: without a device it would do its work here, and draw random numbers that eager would not draw.
         if schema is None or not any(argument.name == "device" for argument in schema.arguments):
             return
+        kwargs["device"] = None
+    if "device" in kwargs:
         kwargs["device"] = torch.device("meta")
     try:
         returned = node.op(*[_meta(arg) for arg in node.args], **kwargs)

@@ -23,6 +23,7 @@ from dsjit.passes.kept_layouts import keep_channels_last
 from dsjit.passes.narrow_masks import narrow_masks
 from dsjit.passes.pack_masks import pack_masks
 from dsjit.passes.partition import Partition
+from dsjit.passes.scalars_to_device import scalars_to_device
 from dsjit.passes.simplify import simplify
 from dsjit.passes.split_reductions import GPU_POINTS, split_reductions
 from dsjit.passes.spread_cross_entropy import spread_cross_entropy
@@ -68,7 +69,11 @@ _FOR_GPUS: Final[Mapping[Callable[[Graph], Graph], tuple[Pass, ...]]] = {
     channels_last: (),
     add_embedding_gradients: (),
     # A chunk of a layer is products and a kernel; nothing may merge its products with those of other chunks.
-    hoist_matmul: (Pass("hoist_matmul", hoist_matmul), Pass("spread_cross_entropy", spread_cross_entropy)),
+    hoist_matmul: (
+        Pass("scalars_to_device", scalars_to_device),
+        Pass("hoist_matmul", hoist_matmul),
+        Pass("spread_cross_entropy", spread_cross_entropy),
+    ),
     split_reductions: (Pass("split_reductions", partial(split_reductions, many=GPU_POINTS)),),
 }
 """What stands in the place of a pass."""
