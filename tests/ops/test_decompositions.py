@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from dsjit.ir.graph import Value, map_values
 from dsjit.ops.binding import bind
 from dsjit.ops.builder import Builder
 from dsjit.ops.decompositions import DECOMPOSITION_ROWS
@@ -213,8 +214,50 @@ def test_is_no_further_from_fp64_than_torch(case: Case, dtype: torch.dtype) -> N
             assert error <= max(1.5 * allowed, 8 * torch.finfo(expected.dtype).eps * scale), case
 
 
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_everything_is_on_the_device_of_the_operands(case: Case) -> None:
+    """What is made of nothing (`full`, `arange`) would be on the CPU, and nothing could be fused with it."""
+    device = torch.device("cuda", 1)
+
+    def there(arg: Any) -> Any:
+        return map_values(arg, lambda value: Value(value.id, replace(value.type, device=device)))
+
+    op, args = overload(f"aten.{case.name}"), made(case, case.dtypes[0])
+    node, _ = node_of(op, args, case.kwargs, op(*args, **case.kwargs))
+    kwargs = {name: there(arg) for name, arg in node.kwargs.items()}
+    node = replace(node, args=there(node.args), kwargs=kwargs, outputs=there(node.outputs))
+    builder, rule = Builder(first_id=5000), rule_of(node)
+    assert isinstance(rule, Decomposition)
+    assert rule.rewrite(builder, tuple(value.type for value in node.outputs), **bind(node)) is not None
+    for made_node in builder.nodes:
+        assert all(value.type.device == device for value in made_node.outputs), made_node
+        if not list(made_node.inputs()):
+            assert made_node.kwargs.get("device") == device, made_node
+
+
 def test_every_decomposition_has_a_case() -> None:
-    assert {f"aten.{case.name}" for case in CASES} == set(DECOMPOSITION_ROWS)
+    assert {f"aten.{case.name}" for case in CASES} | {"aten.cudnn_batch_norm.default"} == set(DECOMPOSITION_ROWS)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_batch_norm_of_cudnn_is_that_of_torch_outside_of_training(training: bool) -> None:
+    f32 = torch.float32
+    operands = IMAGE(f32), CHANNELS(f32), normal(6, seed=5)(f32), normal(6, seed=6)(f32), VARIANCES(f32)
+    expected = torch.ops.aten.native_batch_norm.default(*operands, False, 0.1, 1e-5)
+    reserved = torch.empty(0, dtype=torch.uint8)
+    args = (*operands, training, 0.1, 1e-5)
+    node, tensors = node_of(torch.ops.aten.cudnn_batch_norm.default, args, {}, (*expected, reserved))
+    builder, rule = Builder(first_id=5000), rule_of(node)
+    assert isinstance(rule, Decomposition)
+    results = rule.rewrite(builder, tuple(value.type for value in node.outputs), **bind(node))
+    if training:
+        assert results is None
+        return
+    assert results is not None
+    known = run_nodes(builder.nodes, tensors)
+    found = [known[value] for value in results if value is not None]
+    assert [(each.shape, each.dtype) for each in found] == [(each.shape, each.dtype) for each in (*expected, reserved)]
+    torch.testing.assert_close(found[0], expected[0])
 
 
 def refused(name: str, *args: Any, **kwargs: Any) -> bool:

@@ -140,13 +140,14 @@ def nll_loss_backward(
     each = b.call(aten.div.Tensor, grad_output, total_weight) if reduction == MEAN else grad_output
     each = b.call(aten.neg.default, each)
     ignored = b.call(aten.eq.Scalar, target, ignore_index)
-    each = b.call(aten.where.self, ignored, b.call(aten.full.default, (), 0.0, dtype=dtype), each)
-    type_ = TensorType((1, classes), torch.int32, (classes, 1), self.type.device)
-    numbers = TensorType((classes,), torch.int32, (1,), self.type.device)
-    (number,) = b.call_typed(aten.arange.default, (numbers,), classes, dtype=torch.int32)
+    device = self.type.device
+    zero = b.call(aten.full.default, (), 0.0, dtype=dtype, device=device)
+    each = b.call(aten.where.self, ignored, zero, each)
+    type_ = TensorType((1, classes), torch.int32, (classes, 1), device)
+    numbers = TensorType((classes,), torch.int32, (1,), device)
+    (number,) = b.call_typed(aten.arange.default, (numbers,), classes, dtype=torch.int32, device=device)
     (number,) = b.call_typed(aten.view.default, (type_,), number, (1, classes))
     chosen = b.call(aten.eq.Tensor, number, b.call(aten.view.default, cast(b, target, torch.int32), (rows, 1)))
-    zero = b.call(aten.full.default, (), 0.0, dtype=dtype)
     return (b.call(aten.where.self, chosen, b.call(aten.view.default, each, (rows, 1)), zero),)
 
 

@@ -168,7 +168,7 @@ def _batch_norm_inference(
     rstd = _reciprocal_deviation(b, _per_channel(b, running_var, rank), eps)
     parameters = (None if p is None else _per_channel(b, p, rank) for p in (weight, bias))
     result = _scaled_and_shifted(b, widen(b, input), _per_channel(b, running_mean, rank), rstd, *parameters)
-    empty = (b.call(aten.full.default, output.shape, 0.0, dtype=output.dtype) for output in outputs[1:3])
+    empty = (b.call(aten.full.default, o.shape, 0.0, dtype=o.dtype, device=o.device) for o in outputs[1:])
     return (cast(b, result, outputs[0].dtype), *empty)
 
 
@@ -193,6 +193,26 @@ def native_batch_norm(
             return None
         return _batch_norm_training(b, outputs, input, weight, bias, running_mean, running_var, momentum, eps)
     return _batch_norm_inference(b, outputs, input, weight, bias, running_mean, running_var, eps)
+
+
+def cudnn_batch_norm(
+    b: GraphBuilder,
+    outputs: Outputs,
+    *,
+    input: Value,
+    weight: Value | None,
+    bias: Value | None,
+    running_mean: Value | None,
+    running_var: Value | None,
+    training: bool,
+    exponential_average_factor: float,
+    epsilon: float,
+) -> Rewritten:
+    """What CUDA takes for float32 and float16, outside of training, too. In training it stays the library's, whose
+    backward wants what it reserves."""
+    if training:
+        return None
+    return _batch_norm_inference(b, outputs, input, weight, bias, running_mean, running_var, epsilon)
 
 
 def native_batch_norm_no_training(
@@ -350,6 +370,7 @@ ROWS: Final[Mapping[str, OpRow]] = {
             "rms_norm.default": fused_rms_norm,
             "native_group_norm.default": native_group_norm,
             "native_batch_norm_backward.default": native_batch_norm_backward,
+            "cudnn_batch_norm.default": cudnn_batch_norm,
             "_native_batch_norm_legit.no_stats": native_batch_norm_no_stats,
             "_native_batch_norm_legit_no_training.default": native_batch_norm_no_training,
         }
