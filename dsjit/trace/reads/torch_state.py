@@ -5,14 +5,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import torch
 from torch._C._dynamo.guards import GlobalStateGuard
 
-__all__ = ["TorchState", "foreign_modes"]
+__all__ = ["CUDA_PROBES", "TorchState", "foreign_modes"]
 
-_PROBES: Final[tuple[tuple[str, Callable[[], Any]], ...]] = (
+Probe: TypeAlias = tuple[str, Callable[[], Any]]
+
+_PROBES_OF_ALL: Final[tuple[Probe, ...]] = (
     ("inference mode", torch.is_inference_mode_enabled),
     ("active TorchDispatchModes", torch._C._len_torch_dispatch_stack),
     ("active TorchFunctionModes", torch._C._len_torch_function_stack),
@@ -23,6 +25,24 @@ _PROBES: Final[tuple[tuple[str, Callable[[], Any]], ...]] = (
     ("MKL-DNN enabled", torch._C._get_mkldnn_enabled),
     ("math attention enabled", torch._C._get_math_sdp_enabled),
 )
+
+
+@functools.cache
+def _one(values: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same object for equal tuples."""
+    return values
+
+
+CUDA_PROBES: Final[tuple[Probe, ...]] = (
+    ("autocast dtype on CUDA", functools.partial(torch.get_autocast_dtype, "cuda")),
+    ("memory-efficient attention enabled", torch._C._get_mem_efficient_sdp_enabled),
+    ("cuDNN's attention enabled", torch._C._get_cudnn_sdp_enabled),
+    ("order of attention's backends", lambda: _one(tuple(torch._C._get_sdp_priority_order()))),
+    ("cuDNN enabled", torch._C._get_cudnn_enabled),
+)
+"""What decides which ops are called on CUDA tensors."""
+
+_PROBES: Final = (*_PROBES_OF_ALL, *(CUDA_PROBES if torch._C._has_cuda else ()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +80,7 @@ class TorchState:
     def probes(self) -> tuple[tuple[Callable[[], Any], Any], ...]:
         """`check()` as functions without arguments, each with the object that it has to return.
 
-        The answers are True, False, None, dtypes or numbers below 257, of which there is one object each.
+        The answers are True, False, None, dtypes, numbers below 257 or tuples of `_one`: there is one object of each.
         """
         probes = ((probe, value) for (_, probe), value in zip(_PROBES, self.values, strict=True))
         return ((self.guard.check, True), *probes)
