@@ -42,6 +42,7 @@ from dsjit.trace.effects.forbidden import (
     is_loading,
 )
 from dsjit.trace.effects.given_data import GivenData
+from dsjit.trace.effects.native_code import foreign_native_module
 from dsjit.trace.effects.replay import HELD, Location
 from dsjit.trace.guards.guard import Guard
 from dsjit.trace.guards.overlap import SharedMemory
@@ -313,10 +314,11 @@ class Observer:
     def _on_builtin(self, function: Any, frame: types.FrameType) -> bool:
         """A built-in function is called; True when its calls are of no interest."""
         no_leak = self.leaks.on_builtin(function, frame)
+        if (module := foreign_native_module(function)) is not None:
+            self.refuse(f"calls native code of {module}, which may do to tensors what cannot be seen")
         if function.__name__ not in FORBIDDEN_NAMES:
             return no_leak
-        reason = forbidden_builtin(function)
-        if reason is not None:
+        if (reason := forbidden_builtin(function)) is not None:
             self._forbid(reason, frame)
         return False
 
@@ -332,19 +334,18 @@ class Observer:
             self._quietly(self._gradients.on_backward, code, dict(frame.f_locals))
             return False  # each backward has leaves of its own
         elif is_stdlib_file(code.co_filename):
+            module = scope.get("__name__", "")
             if code.co_name == "_find_and_load_unlocked":
                 self._on_import()
-            module = scope.get("__name__", "")
             if module == "logging" and code.co_qualname == "Logger.isEnabledFor":
                 self._on_level(frame.f_locals["self"], frame.f_locals["level"])
                 return False
             if module == "os" and code.co_qualname == "_Environ.__getitem__":
                 self._on_environ(frame.f_locals["key"])
                 return False  # each key is a read of its own
-            reason = forbidden_code(module, code.co_qualname)
-            if reason is not None:
-                self._forbid(reason, frame.f_back)
-                return False
+        if (reason := forbidden_code(scope.get("__name__", ""), code)) is not None:
+            self._forbid(reason, frame.f_back)
+            return False
         return self.leaks.on_code(frame)
 
     def _on_environ(self, key: str) -> None:

@@ -62,6 +62,33 @@ _FUNCTIONS: Final = {
 }
 
 
+_STREAMS: Final = "uses a stream or an event of a device"
+_MEMORY: Final = "asks about the memory of a device"
+_OF_TORCH: Final[dict[tuple[str, str], str]] = {
+    **dict.fromkeys(
+        [
+            *[(module, name) for module in ("torch.cuda", "torch.accelerator")
+              for name in ("synchronize", "set_stream", "current_stream", "default_stream", "StreamContext.__enter__")],
+            *[("torch.cuda.streams", f"Event.{name}")
+              for name in ("record", "wait", "query", "synchronize", "elapsed_time")],
+            *[("torch.cuda.streams", f"Stream.{name}")
+              for name in ("wait_event", "wait_stream", "record_event", "query", "synchronize")],
+            *[("torch.cuda.graphs", name)
+              for name in ("CUDAGraph.capture_begin", "CUDAGraph.replay", "graph.__enter__")],
+        ],
+        _STREAMS,
+    ),
+    **dict.fromkeys(
+        [
+            (module, name) for module in ("torch.cuda.memory", "torch.accelerator.memory")
+            for name in ("memory_stats", "memory_allocated", "max_memory_allocated", "memory_reserved",
+                         "max_memory_reserved", "reset_peak_memory_stats", "mem_get_info", "empty_cache")
+        ],
+        _MEMORY,
+    ),
+}  # fmt: skip
+"""By module and name, what Python functions of torch do that a compiled call would not do again."""
+
 PASSING: Final = frozenset({"warns", FILLS_A_CACHE})
 """What a call often does once only."""
 
@@ -83,9 +110,14 @@ def forbidden_builtin(function: Any) -> str | None:
     return found[1] if _ALIASES.get(module, module) == found[0] else None
 
 
-def forbidden_code(module: str, qualname: str) -> str | None:
-    """The same for a Python function of the standard library."""
-    return _MODULES.get(module.partition(".")[0]) or _FUNCTIONS.get((module, qualname))
+def forbidden_code(module: str, code: types.CodeType) -> str | None:
+    """The same for a Python function of the standard library, or of torch."""
+    name = code.co_qualname
+    if module.startswith("torch"):
+        return _OF_TORCH.get((module, name))
+    if not is_stdlib_file(code.co_filename):
+        return None
+    return _MODULES.get(module.partition(".")[0]) or _FUNCTIONS.get((module, name))
 
 
 def blame(frame: types.FrameType | None) -> Source | None:
