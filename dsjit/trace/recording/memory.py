@@ -118,7 +118,7 @@ def tensor_type(t: torch.Tensor) -> TensorType:
 
 
 def result_type(t: torch.Tensor | None) -> TensorType:
-    """The type of a result of an op; ops may leave results out. Raises CannotTrace."""
+    """The type of a result of an op; None is one that is left out, or is no tensor. Raises CannotTrace."""
     if t is None:
         return TensorType((), torch.float32, (), torch.device("meta"))
     if t.layout is not torch.strided or t.is_quantized:
