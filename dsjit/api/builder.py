@@ -14,7 +14,7 @@ import torch
 
 from dsjit.api.checking import checked_program
 from dsjit.api.compile import Compilation, Lowered, StageTimer, compile_graph, compile_template, lower_graph
-from dsjit.api.compile_gpu import compile_gpu_graph, gpu_of
+from dsjit.api.compile_gpu import choose_libraries, compile_gpu_graph, gpu_of
 from dsjit.api.memory_budget import low_memory, offloadable, plan_training
 from dsjit.api.session import Session
 from dsjit.api.split_program import SplitProgram
@@ -118,6 +118,10 @@ class Builder:
         if training is None:
             with timer.stage("passes"):
                 simple = run_passes(joint.graph, check=session.environment.check > 0, passes=JOINT_PASSES)
+            gpu = gpu_of(simple) if options.backend == "triton" else None
+            if gpu is not None and options.autotune == "measure":
+                with timer.stage("libraries"):
+                    simple = choose_libraries(simple, session.gpu(gpu), session.fuel)
             simplified = replace(joint, graph=simple)
             tier = offload_tier(options, gpu_of(simple) is not None)
             memory = None

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+import dsjit
+from dsjit.api import builder
 from dsjit.api.compile import StageTimer
 from dsjit.api.compile_gpu import compile_gpu_graph, gpu_of
+from dsjit.api.entry import session
 from dsjit.config import Environment
 from dsjit.trace.capture import capture
+from tests.codegen.triton.libraries import OpMeter, measuring_machine
 from tests.codegen.triton.machines import InterpretingDriver, interpreting_machine
+from tests.gpu_attention import gpu_attention
 
 
 def block(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
@@ -48,3 +54,28 @@ def test_a_program_does_what_eager_does(function: Callable[..., object]) -> None
 def test_a_graph_on_the_cpu_has_no_gpu() -> None:
     captured = capture(lambda x: x + 1, (torch.randn(3),), {}, "f")
     assert gpu_of(captured.segments[0].graph) is None
+
+
+def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    return torch.ops.aten._scaled_dot_product_flash_attention.default(q * 2, k, v, 0.0, True)[0] + 1
+
+
+@pytest.mark.parametrize("fastest", ["cudnn", "efficient"])
+def test_training_takes_the_fastest_attention_both_ways(
+    fastest: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(builder, "gpu_of", lambda graph: cpu)
+    meter = OpMeter({"flash": 2.0, "cudnn": 2.0, "efficient": 2.0, fastest: 1.0})
+    monkeypatch.setitem(session().gpus, cpu, measuring_machine(meter, tmp_path))
+    found, expected = ([torch.randn(1, 2, 16, 8).requires_grad_() for _ in range(3)] for _ in range(2))
+    for one, other in zip(found, expected, strict=True):
+        other.data.copy_(one)
+    jitted = dsjit.jit(attention, backend="triton", autotune="measure", fullgraph=True)
+    with gpu_attention():
+        jitted(*found).square().sum().backward()
+        attention(*expected).square().sum().backward()
+        told = dsjit.explain(jitted)(*found)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+    assert [call.op for call in told.library_calls] == [f"aten._scaled_dot_product_{fastest}_attention.default"]

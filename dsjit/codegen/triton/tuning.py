@@ -55,7 +55,8 @@ class Tuner:
         """The number of the fastest of the candidates; the first where none can be run.
 
         what: tells what they compute and how, in full. runs: make them; they are not called for what is known. A
-        candidate that cannot be compiled or launched (BackendError) or that lacks memory is out.
+        candidate that cannot be compiled or launched (BackendError), that lacks memory or that a library refuses is
+        out. Raises torch.AcceleratorError where the device is lost.
         """
         key = sha256("\n".join((self.meter.identity, *what)).encode()).hexdigest()
         known = self.choices.get(key)
@@ -66,7 +67,9 @@ class Tuner:
             try:
                 ready[number] = make()
                 self.meter.microseconds(ready[number])  # what happens at a first run only
-            except (BackendError, torch.OutOfMemoryError):
+            except torch.AcceleratorError:
+                raise
+            except (BackendError, RuntimeError):
                 ready.pop(number, None)
         times: dict[int, list[float]] = {number: [] for number in ready}
         for _ in range(ROUNDS):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from dsjit.api.compile import StageTimer
 from dsjit.api.compile_gpu import compile_gpu_graph
 from dsjit.codegen.triton.choices import Choices, choices_file
+from dsjit.codegen.triton.cuda_machine import CudaMeter
 from dsjit.codegen.triton.tuning import Run, Tuner
 from dsjit.config import Autotune, Environment
 from dsjit.errors import BackendError
@@ -38,13 +39,19 @@ class FakeMeter:
         return self.times(self.runs[-1])
 
 
-def runs(*times: float | None) -> list[Callable[[], Run]]:
-    """Candidates that take so long; None is one that cannot be compiled."""
+def runs(*times: float | BaseException | None) -> list[Callable[[], Run]]:
+    """Candidates that take so long; None is one that cannot be compiled, an error what a run raises."""
 
-    def make(time: float | None) -> Run:
+    def make(time: float | BaseException | None) -> Run:
         if time is None:
             raise BackendError("no")
-        return lambda: time
+
+        def run() -> object:
+            if isinstance(time, BaseException):
+                raise time
+            return time
+
+        return run
 
     return [lambda time=time: make(time) for time in times]
 
@@ -69,6 +76,19 @@ def test_what_was_measured_is_not_measured_again(tmp_path: Path) -> None:
     assert again.best(("another kernel",), runs(1.0, 2.0)) == 0
     assert tuner(path, "device 2").best(("kernel",), runs(1.0, 2.0)) == 0
     assert os.listdir(path.parent) == ["choices.json"]
+
+
+def test_one_that_a_library_refuses_is_out_and_a_lost_device_ends_it(tmp_path: Path) -> None:
+    refused, lost = RuntimeError("no kernel"), torch.AcceleratorError("an illegal memory access was encountered")
+    assert tuner(tmp_path / "choices.json").best(("kernel",), runs(refused, torch.OutOfMemoryError(), 9.0)) == 2
+    with pytest.raises(torch.AcceleratorError):
+        tuner(tmp_path / "other.json").best(("kernel",), runs(lost, 9.0))
+
+
+def test_operands_may_overlap() -> None:
+    expanded = TensorType((3, 4), torch.bfloat16, (0, 1), torch.device("cpu"))
+    found = CudaMeter(torch.device("cpu"), 0).allocate(expanded)
+    assert found.stride() == (0, 1) and bool((found == 1).all())
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1, 2]", '{"kernel": "fast"}', "\udcff"])
