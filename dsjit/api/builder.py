@@ -29,6 +29,7 @@ from dsjit.codegen.offload.stores import HOST_MEMORY, OffloadTier, file_in
 from dsjit.codegen.program import GuestProgram, Program
 from dsjit.codegen.sized_program import SizeSource
 from dsjit.codegen.target import CPU_TARGET, gpu_target
+from dsjit.codegen.templates.attention_backends import enabled_backends
 from dsjit.codegen.triton.load import triton_interpreter
 from dsjit.config import Options, parse_bytes
 from dsjit.dump import Dump, open_dump
@@ -111,7 +112,7 @@ class Builder:
         session = self.session
         options = self.options
         budget = None if options.memory_budget is None else parse_bytes(options.memory_budget)
-        on_gpu = options.backend == "triton" and (options.autotune, options.cuda_graphs)
+        on_gpu = options.backend == "triton" and self._gpu_options
         key = (options.numerics, on_gpu, budget, options.offload_dir, options.offload_to_host)
         structure = (*key, graph_structure(joint.graph), joint.key, joint.regions)
         training = session.trainings.get(structure)
@@ -211,6 +212,12 @@ class Builder:
         target = CPU_TARGET if gpu is None else gpu_target(gpu)
         return lower_graph(graph, self.options.numerics, target, StageTimer())
 
+    @property
+    def _gpu_options(self) -> Hashable:
+        """What Programs for a GPU depend on besides the Graph: libraries that are switched off are no longer chosen."""
+        options = self.options
+        return options.autotune, options.cuda_graphs, options.autotune == "measure" and enabled_backends()
+
     def _graph(
         self,
         graph: Graph,
@@ -223,7 +230,7 @@ class Builder:
         gpu = gpu_of(graph) if self.options.backend == "triton" else None
         if gpu is not None:
             return self._found_or_made(
-                ("triton", self.options.autotune, self.options.cuda_graphs, graph_structure(graph), low_memory),
+                ("triton", self._gpu_options, graph_structure(graph), low_memory),
                 lambda dump: compile_gpu_graph(
                     graph,
                     numerics,

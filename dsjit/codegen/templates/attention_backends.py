@@ -23,7 +23,7 @@ from torch.backends import cuda
 from dsjit.ir.graph import UNDEFINED, Arg, Graph, Node, TensorType, Value
 from dsjit.ops.binding import bind
 
-__all__ = ["BACKENDS", "AttentionBackend", "AttentionCall", "attention_calls"]
+__all__ = ["BACKENDS", "AttentionBackend", "AttentionCall", "attention_calls", "enabled_backends"]
 
 aten = torch.ops.aten
 
@@ -83,6 +83,11 @@ BACKENDS: Final = (
     ),
 )
 """What CUDA has (aten/src/ATen/native/transformers/cuda)."""
+
+
+def enabled_backends(backends: Sequence[AttentionBackend] = BACKENDS) -> tuple[AttentionBackend, ...]:
+    """Those that the user has not switched off."""
+    return tuple([backend for backend in backends if backend.is_enabled()])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,7 +10,12 @@ from typing import Any, Final
 import torch
 from torch.backends.cuda import SDPAParams
 
-from dsjit.codegen.templates.attention_backends import AttentionBackend, AttentionCall, attention_calls
+from dsjit.codegen.templates.attention_backends import (
+    AttentionBackend,
+    AttentionCall,
+    attention_calls,
+    enabled_backends,
+)
 from dsjit.codegen.triton.tuning import Meter, Run, Tuner
 from dsjit.errors import BackendError
 from dsjit.ir.graph import UNDEFINED, Arg, Graph, Node, TensorType, Value, map_values
@@ -36,8 +41,9 @@ def choose_attention(
     replaced: dict[Node, Node] = {}
     known: dict[tuple[str, ...], tuple[AttentionBackend, tuple[TensorType, ...]] | None] = {}
     next_id = graph.next_id()
+    enabled = enabled_backends(backends)
     for call in attention_calls(graph, backends):
-        others = [each for each in backends if each is not call.backend and each.is_enabled() and call.fits(each)]
+        others = [each for each in enabled if each is not call.backend and call.fits(each)]
         what = _described(call, others)
         if others and what not in known:
             known[what] = _fastest(call, others, what, tuner)

@@ -22,6 +22,8 @@ _PROBES: Final[tuple[tuple[str, Callable[[], Any]], ...]] = (
     ("highest float32 matmul precision", lambda: torch.get_float32_matmul_precision() == "highest"),
     ("MKL-DNN enabled", torch._C._get_mkldnn_enabled),
     ("math attention enabled", torch._C._get_math_sdp_enabled),
+    ("efficient attention enabled", torch._C._get_mem_efficient_sdp_enabled),
+    ("cuDNN attention enabled", torch._C._get_cudnn_sdp_enabled),
 )
 
 
