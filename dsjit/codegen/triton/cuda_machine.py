@@ -20,7 +20,7 @@ from dsjit.ir.graph import TensorType
 
 __all__ = ["CudaMeter", "CudaRecorder", "cuda_machine"]
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 """Of how candidates are measured: what an earlier version chose is forgotten."""
 
 _FLUSHED_BYTES: Final = 1 << 28

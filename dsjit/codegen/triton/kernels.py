@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import TypeAlias
 
 import torch
@@ -100,7 +101,13 @@ class GpuKernelCache:
                 buffers.extend(map(tuner.meter.allocate, types))
             return self._launch(made, buffers)
 
-        return found[tuner.best(self.texts(kernel), [partial(run, made) for made in found])]
+        def compile_all() -> None:
+            # Side by side, as most of it is the assembler's time. What cannot be compiled says so when it is wanted.
+            with ThreadPoolExecutor(len(found)) as pool:
+                for made in found:
+                    pool.submit(made.compile, (True,) * len(types))
+
+        return found[tuner.best(self.texts(kernel), [partial(run, made) for made in found], compile_all)]
 
     def _launch(self, made: GpuKernel, buffers: Sequence[torch.Tensor]) -> Run:
         """buffers: in the order of the Kernel's params, whose names may be those of an equal Kernel."""
@@ -111,7 +118,7 @@ class GpuKernelCache:
         return lambda: (queue(addresses), buffers)  # the buffers live as long
 
     def _compiled(self, source: KernelSource, fast: bool) -> GpuKernel:
-        return GpuKernel(source, self._driver, partial(self._compile, source, fast))
+        return GpuKernel(source, self._driver, cache(partial(self._compile, source, fast)))
 
     def _compile(self, source: KernelSource, fast: bool, aligned: tuple[bool, ...]) -> GpuCode:
         return self._compiler(source, self.target, fast, aligned)
