@@ -38,7 +38,7 @@ def compile_source(
 ) -> GpuCode:
     """fast: multiply-adds may be contracted. aligned: which buffers start at a multiple of 16 bytes (default: all).
 
-    Raises BackendError, with Triton's message.
+    Raises BackendError, with Triton's message, and for code that wants scratch memory.
     """
     function = load_function(source, JITFunction, libdevice)
     signature = {
@@ -67,6 +67,8 @@ def compile_source(
     except Exception as error:
         raise BackendError(f"Triton cannot compile {source.name} for {target}: {error}\n{source.text}") from error
     metadata: Any = compiled.metadata
+    if any(getattr(metadata, f"{kind}_scratch_size", 0) for kind in ("global", "profile")):
+        raise BackendError(f"{source.name} wants memory for {target} that a launch does not give it")
     assembly: str = compiled.asm[_ASSEMBLY[target.backend]]
     return GpuCode(
         source,

@@ -22,6 +22,7 @@ _LIBRARY: Final = "libcuda.so.1"
 
 # From cuda.h.
 _MAX_DYNAMIC_SHARED_SIZE_BYTES: Final = 8
+_PREFER_SHARED: Final = 1
 _LAUNCH_PARAM_END: Final = 0
 _LAUNCH_PARAM_BUFFER_POINTER: Final = 1
 _LAUNCH_PARAM_BUFFER_SIZE: Final = 2
@@ -72,6 +73,8 @@ class CudaDriver:
         self._check(status, code)
         self._check(self.library.cuModuleGetFunction(ctypes.byref(function), module, code.name.encode()), code)
         if code.shared > _STATIC_SHARED_BYTES:
+            # Shared memory and the L1 cache are one; as much as several programs take is a preference, too.
+            self._check(self.library.cuFuncSetCacheConfig(function, _PREFER_SHARED), code)
             attribute = _MAX_DYNAMIC_SHARED_SIZE_BYTES
             self._check(self.library.cuFuncSetAttribute(function, attribute, ctypes.c_int(code.shared)), code)
         handle = function.value or 0

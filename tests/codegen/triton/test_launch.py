@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+from dataclasses import replace
 
 import pytest
 import torch
@@ -102,6 +103,10 @@ class Library:
         self.calls.append(("function", name))
         return 0
 
+    def cuFuncSetCacheConfig(self, function, config):
+        self.calls.append(("cache", config))
+        return 0
+
     def cuFuncSetAttribute(self, function, attribute, value):
         self.calls.append(("attribute", attribute, value.value))
         return 0
@@ -141,6 +146,18 @@ def test_cuda_is_asked_for_a_module_once_and_for_launches_on_the_current_stream(
     driver.prepare(77, 12, code)((64, 128))
     launch = ("launch", 77, 12, 1, 1, code.threads, 1, 1, code.shared, 5, struct.pack("<4q", 64, 128, 0, 0))
     assert library.calls == [("load", code.binary), ("function", b"softmax"), launch]
+
+
+def test_shared_memory_beyond_48_kib_is_asked_for() -> None:
+    code = code_of(emit_kernel(softmax(4, 10), 132), TARGET)
+    prefer_shared, max_dynamic_shared = 1, 8
+    for shared, asked in (
+        (48 << 10, []),
+        (200_000, [("cache", prefer_shared), ("attribute", max_dynamic_shared, 200_000)]),
+    ):
+        library = Library()
+        CudaDriver(lambda: 0, library).load(replace(code, shared=shared, binary=bytes(shared % 7)))
+        assert library.calls[2:] == asked
 
 
 def test_what_cuda_says_is_raised() -> None:
