@@ -99,8 +99,10 @@ class AttentionCall:
     backwards: tuple[Node, ...]
 
     def fits(self, backend: AttentionBackend) -> bool:
-        """Whether the schema of `backend` has a place for every operand."""
-        return bind(self.forward).get("attn_bias") is None or backend.takes_bias
+        """Whether it takes the operands as they are: of a mask, it may read what there is for every score."""
+        bound = bind(self.forward)
+        bias, queries, keys = bound.get("attn_bias"), bound["query"].type.shape, bound["key"].type.shape
+        return bias is None or (backend.takes_bias and bias.type.shape == (*queries[:3], keys[2]))
 
     def forward_by(self, backend: AttentionBackend) -> tuple[tuple[Arg, ...], dict[str, Arg]]:
         """What its forward is called with."""

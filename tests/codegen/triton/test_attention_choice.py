@@ -213,6 +213,16 @@ def test_masks_are_for_those_that_take_any(tmp_path: Path) -> None:
     assert choose_libraries(graph, gpu, None) is graph
 
 
+@pytest.mark.parametrize(("batch", "fits"), [(2, True), (1, False)])
+def test_a_mask_that_is_repeated_is_for_the_one_that_was_recorded(batch: int, fits: bool) -> None:
+    def masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return CUDNN.forward(q, k, v, bias, False)[0]
+
+    graph, _ = recorded(masked, *heads(), torch.zeros(batch, 4, 16, 16))
+    (call,) = attention_calls(graph)
+    assert call.backend is BACKENDS[1] and call.fits(EFFICIENT) is fits
+
+
 def test_fuel_bounds_it(tmp_path: Path) -> None:
     graph, _ = recorded(gradients, *heads())
     gpu = measuring_machine(OpMeter({"flash": 2.0, "cudnn": 1.0}), tmp_path, (FLASH, CUDNN))
