@@ -142,7 +142,7 @@ OPTION_ROWS: Final[tuple[OptionRow, ...]] = (
         'How kernels are chosen where there are several, on a GPU. "off": matrix products are the library\'s. '
         '"model": one that something is fused behind is a kernel, whose tiles a cost model chooses. '
         '"measure": the kernels and the library\'s product are measured, once for each device, sizes and versions, '
-        "and the fastest one is kept in a file. Attention is chosen in the same way.",
+        "and the fastest one is kept in a file. So is attention, among the ops of several libraries.",
     ),
     OptionRow(
         "cuda_graphs",

@@ -14,7 +14,7 @@ import torch
 
 from dsjit.api.checking import checked_program
 from dsjit.api.compile import Compilation, Lowered, StageTimer, compile_graph, lower_graph
-from dsjit.api.compile_gpu import compile_gpu_graph, compile_gpu_template, gpu_of
+from dsjit.api.compile_gpu import choose_libraries, compile_gpu_graph, compile_gpu_template, gpu_of
 from dsjit.api.compile_sizes import compile_template
 from dsjit.api.memory_budget import low_memory, offloadable, plan_training
 from dsjit.api.session import Session
@@ -30,6 +30,7 @@ from dsjit.codegen.offload.stores import HOST_MEMORY, OffloadTier, file_in
 from dsjit.codegen.program import GuestProgram, Program
 from dsjit.codegen.sized_program import SizeSource
 from dsjit.codegen.target import CPU_TARGET, gpu_target
+from dsjit.codegen.templates.attention_backends import enabled_backends
 from dsjit.codegen.triton.load import triton_interpreter
 from dsjit.config import Options, parse_bytes
 from dsjit.dump import Dump, open_dump
@@ -112,12 +113,16 @@ class Builder:
         session = self.session
         options = self.options
         budget = None if options.memory_budget is None else parse_bytes(options.memory_budget)
-        key = (options.numerics, self._kernels_key(), budget, options.offload_dir, options.offload_to_host)
+        key = (options.numerics, self._gpu_options, budget, options.offload_dir, options.offload_to_host)
         structure = (*key, graph_structure(joint.graph), joint.key, joint.regions)
         training = session.trainings.get(structure)
         if training is None:
             with timer.stage("passes"):
                 simple = run_passes(joint.graph, check=session.environment.check > 0, passes=JOINT_PASSES)
+            gpu = self._gpu(simple)
+            if gpu is not None and options.autotune == "measure":
+                with timer.stage("libraries"):
+                    simple = choose_libraries(simple, session.gpu(gpu), session.fuel)
             simplified = replace(joint, graph=simple)
             tier = offload_tier(options, gpu_of(simple) is not None)
             memory = None
@@ -145,7 +150,7 @@ class Builder:
         """The same for many sizes. sizes: of the segment. Raises Mismatch when no program serves them all."""
         session = self.session
         key = (
-            self.options.numerics, self._kernels_key(), joint.example.structure, joint.example.regions, joint.sources,
+            self.options.numerics, self._gpu_options, joint.example.structure, joint.example.regions, joint.sources,
             joint.template.quotients,
         )  # fmt: skip
         structure = (*key, *map(graph_structure, joint.template.canonical()))
@@ -212,10 +217,6 @@ class Builder:
             known = lowered if lowered is not None and lowered.captured is graph else None
             return self._graph(graph, StageTimer(), low_memory, known)
 
-    def _kernels_key(self) -> Hashable:
-        """What options say of kernels, where a GPU may run them."""
-        return self.options.uses_gpus and (self.options.autotune, self.options.cuda_graphs)
-
     def _gpu(self, graph: Graph) -> torch.device | None:
         """What the Graph's kernels are for, if that is a GPU."""
         return gpu_of(graph) if self.options.uses_gpus else None
@@ -224,6 +225,14 @@ class Builder:
         gpu = self._gpu(graph)
         target = CPU_TARGET if gpu is None else gpu_target(gpu)
         return lower_graph(graph, self.options.numerics, target, StageTimer())
+
+    @property
+    def _gpu_options(self) -> Hashable:
+        """What Programs for a GPU depend on besides the Graph: libraries that are switched off are no longer chosen."""
+        options = self.options
+        if not options.uses_gpus:
+            return None
+        return options.autotune, options.cuda_graphs, options.autotune == "measure" and enabled_backends()
 
     def _graph(
         self,
@@ -237,7 +246,7 @@ class Builder:
         gpu = self._gpu(graph)
         if gpu is not None:
             return self._found_or_made(
-                ("triton", self.options.autotune, self.options.cuda_graphs, graph_structure(graph), low_memory),
+                ("triton", self._gpu_options, graph_structure(graph), low_memory),
                 lambda dump: compile_gpu_graph(
                     graph,
                     numerics,

@@ -14,8 +14,10 @@ from dsjit.codegen.sized_program import SizeSource
 from dsjit.codegen.steps import choose_steps
 from dsjit.codegen.target import gpu_target
 from dsjit.codegen.templates.attention import FusedAttention
+from dsjit.codegen.templates.attention_backends import AttentionBackend
 from dsjit.codegen.templates.fuse import fuse_templates
 from dsjit.codegen.templates.product import FusedProduct
+from dsjit.codegen.triton.attention_choice import choose_attention
 from dsjit.codegen.triton.machine import GpuMachine
 from dsjit.codegen.triton.program import GpuProgram, gpu_executor
 from dsjit.codegen.triton.replay import ReplayedProgram, can_be_replayed
@@ -27,12 +29,14 @@ from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.planner import plan_fusion
 from dsjit.ir.graph import Graph, Node
 from dsjit.ir.graph_template import GraphTemplate
+from dsjit.ir.print_graph import op_name
 from dsjit.ir.print_kernel import print_kernel
+from dsjit.ir.verify_graph import verify_graph
 from dsjit.ir.verify_kernel import verify_kernel
 from dsjit.passes.fuel import Fuel, Rewrite
 from dsjit.passes.pipeline import run_passes
 
-__all__ = ["compile_gpu_graph", "compile_gpu_template", "gpu_of"]
+__all__ = ["choose_libraries", "compile_gpu_graph", "compile_gpu_template", "gpu_of"]
 
 
 def gpu_of(graph: Graph) -> torch.device | None:
@@ -42,6 +46,19 @@ def gpu_of(graph: Graph) -> torch.device | None:
     if len(devices) > 1:
         raise BackendError(f"{graph.name} computes on several GPUs: {', '.join(map(str, devices))}")
     return next(iter(devices), None)
+
+
+def choose_libraries(graph: Graph, machine: GpuMachine, fuel: Fuel | None) -> Graph:
+    """`graph` with the fastest op of those that libraries have for one thing, measured. A forward that keeps something
+    for a backward is not replaced without it: of those that will be cut apart, the whole is to be given first."""
+    if machine.tuner is None:
+        return graph
+
+    def may(node: Node, backend: AttentionBackend) -> bool:
+        rewrite = Rewrite("library", str(node.op), node.source, f"by {op_name(backend.forward)}")
+        return fuel is None or fuel.burn(rewrite)
+
+    return choose_attention(graph, machine.tuner, machine.attention, may)
 
 
 def compile_gpu_graph(
@@ -72,6 +89,12 @@ def compile_gpu_graph(
     on_stage("trace", graph)
     with timer.stage("passes"):
         optimized = run_passes(graph, check=checks, passes=target.passes, fuel=fuel, on_stage=on_stage)
+    if autotune == "measure":
+        with timer.stage("libraries"):
+            optimized = choose_libraries(optimized, machine, fuel)
+        on_stage("choose_libraries", optimized)
+        if checks:
+            verify_graph(optimized, run_ops=True)
     with timer.stage("fusion"):
         plan = plan_fusion(optimized, target.limits, target.device, fuel)
     with timer.stage("lowering"):

@@ -16,11 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import torch
 
 __all__ = [
+    "UNDEFINED",
     "Arg",
     "Graph",
     "Node",
@@ -101,6 +102,10 @@ class TensorType:
                     return True
                 reached += (size - 1) * stride
         return False
+
+
+UNDEFINED: Final = TensorType((), torch.float32, (), torch.device("meta"))
+"""Of a result that an op leaves out, or that is a number; nothing reads it."""
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -161,5 +161,6 @@ def _flatten(returned: Any) -> list[torch.Tensor]:
         return [returned]
     if isinstance(returned, (tuple, list)):
         undefined = torch.empty(0, device="meta")
-        return [tensor for item in returned for tensor in ([undefined] if item is None else _flatten(item))]
+        results = [undefined if item is None or type(item) is int else item for item in returned]
+        return [tensor for item in results for tensor in _flatten(item)]
     return []

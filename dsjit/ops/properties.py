@@ -9,9 +9,11 @@ from typing import Any, Final
 import torch
 
 from dsjit.ir.graph import Node, Value
+from dsjit.ops.binding import bind
 from dsjit.ops.strided import strided_view
 
 __all__ = [
+    "draws",
     "dynamic_dims",
     "is_dynamic",
     "is_pure",
@@ -42,6 +44,12 @@ def shares_memory(op: Callable[..., Any]) -> bool:
 @cache
 def _is_deterministic(op: Callable[..., Any]) -> bool:
     return torch.Tag.nondeterministic_seeded not in getattr(op, "tags", ())
+
+
+def draws(node: Node) -> bool:
+    """Whether a node with an effect draws random numbers: attention does not where it drops nothing, nor does its
+    gradient, although their schemas say so."""
+    return node.effect and not ("attention" in str(node.op) and bind(node).get("dropout_p") == 0)
 
 
 _UNDEFINED: Final[frozenset[Any]] = frozenset(

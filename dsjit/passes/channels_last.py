@@ -48,7 +48,7 @@ from typing import Any, Final
 
 import torch
 
-from dsjit.ir.graph import Arg, Graph, Node, Source, TensorType, Value, contiguous_strides
+from dsjit.ir.graph import UNDEFINED, Arg, Graph, Node, Source, TensorType, Value, contiguous_strides
 from dsjit.ops.builder import Builder
 from dsjit.ops.direct_convolution import block_width, direct_convolution
 from dsjit.ops.row import Pointwise, Reduction
@@ -83,7 +83,6 @@ BACKWARDS: Final[dict[Any, tuple[int, ...]]] = {
 }
 """Ops whose CPU kernels return a channels-last gradient of the image when these operands are channels-last."""
 
-UNDEFINED: Final = TensorType((), torch.float32, (), torch.device("meta"))
 """Of a gradient that nobody asked for."""
 
 

@@ -13,9 +13,9 @@ from dsjit.ir.graph import UNKNOWN_SOURCE, Source
 
 __all__ = ["Fuel", "Rewrite", "RewriteKind"]
 
-RewriteKind: TypeAlias = Literal["pass", "kernel", "fusion"]
+RewriteKind: TypeAlias = Literal["pass", "kernel", "fusion", "library"]
 """pass: a pass changed the Graph. kernel: an op runs in generated code, not as torch implements it. fusion: two
-kernels, or an op and a kernel, became one."""
+kernels, or an op and a kernel, became one. library: an op of another library's computes it."""
 
 
 @dataclass(frozen=True, slots=True)

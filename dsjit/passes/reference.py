@@ -75,8 +75,8 @@ def _flatten(returned: Any) -> list[torch.Tensor]:
     if isinstance(returned, torch.Tensor):
         return [returned]
     if isinstance(returned, (tuple, list)):
-        # A result that the op leaves undefined has a Value, too, as the recorder types it.
-        return [t for item in returned for t in ([_UNDEFINED] if item is None else _flatten(item))]
+        # A result that the op leaves undefined has a Value, too, as the recorder types it, and so has a number.
+        return [t for item in returned for t in ([_UNDEFINED] if item is None or type(item) is int else _flatten(item))]
     return []
 
 

@@ -31,6 +31,7 @@ from dsjit.trace.reads.patching import PATCHES
 from dsjit.trace.reads.paths import ABSENT, Path
 from dsjit.trace.reads.text_uses import goes_to_be_told
 from dsjit.trace.recording.memory import CannotTrace, RootView
+from dsjit.trace.recording.one_thread import OneThread
 from dsjit.trace.recording.recorder import Recorder
 from dsjit.trace.recording.source import SourceFinder
 from dsjit.trace.recording.untraceable import Untraceable
@@ -154,8 +155,7 @@ def _capture(
     others: Sequence[AbstractContextManager[Any]],
 ) -> Capture:
     updates = OptimizerWatch(recorder, observer)
-    contexts: tuple[AbstractContextManager[Any], ...] = (observer, recorder.generator, journal, updates, *others)
-    watches = _Watches(contexts)
+    watches = _Watches((OneThread(), observer, recorder.generator, journal, updates, *others))
     try:
         watches.enter()
     except Exception as error:

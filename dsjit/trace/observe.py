@@ -425,12 +425,12 @@ class Observer:
         """While it lasts, nothing is seen."""
         before = self._busy
         self._busy = True
-        self._hook.muted[0] = 1
+        self._hook.muted[0] |= 1
         try:
             yield
         finally:
             self._busy = before
-            self._hook.muted[0] = int(before)
+            self._hook.muted[0] = self._hook.muted[0] & ~1 | int(before)
 
     # ---------------------------------------------------------------- notes of one event
 

@@ -50,6 +50,33 @@ def test_code_is_told_once_or_each_time(native: bool, again: bool, times: int) -
     assert sys.getprofile() is None
 
 
+def test_nothing_is_told_of_code_that_is_not_the_users(native: bool) -> None:
+    """Neither where the hook goes and comes, nor where it stays (from CPython 3.12 on, and without the native one)."""
+    told = Told(native, again=True)
+    pause, resume = told.hook.pauses()
+    told.hook.start()
+    pause()
+    callee()
+    resume()
+    assert "callee" not in told.codes and "len in callee" not in told.builtins
+    callee()
+    told.hook.stop()
+    assert "callee" in told.codes and "len in callee" in told.builtins
+
+
+def test_a_pause_leaves_what_is_muted_as_it_is(native: bool) -> None:
+    told = Told(native, again=True)
+    pause, resume = told.hook.pauses()
+    told.hook.start()
+    told.hook.muted[0] |= 1
+    pause()
+    resume()
+    callee()
+    told.hook.muted[0] &= ~1
+    told.hook.stop()
+    assert "callee" not in told.codes
+
+
 def test_nothing_is_told_while_muted(native: bool) -> None:
     told = Told(native, again=True)
     told.hook.start()

@@ -132,24 +132,33 @@ def fuse_attention(
     results, precision: as `fuse_products` takes them. next_id: above the ids of all Values.
     """
     readers: dict[Value, list[Unit]] = {}
-    for unit in units:
+
+    def note(unit: Unit) -> None:
         reads = unit.reads if isinstance(unit, FusedKernel) else tuple(unit.node.inputs())
         for value in dict.fromkeys(map(views.base, reads)):
             readers.setdefault(value, []).append(unit)
+
+    for unit in units:
+        note(unit)
     kept = {views.base(value) for value in results}
     producers = {value: unit for unit in units if isinstance(unit, LibraryUnit) for value in unit.node.outputs}
     found: dict[Unit, tuple[FusedKernel, ...]] = {}
-    for unit in units:
+    # Gradients first: as Kernels, they do not read the seeds that a forward which is a Kernel does not make.
+    for unit in sorted(units, key=lambda unit: isinstance(unit, FusedKernel) or unit.node.op not in _BACKWARD):
         choice: FusedAttention | None = None
         if isinstance(unit, FusedKernel):
             choice = _written_out(unit, views, readers, producers, kept, precision, next_id)
         elif unit.node.op in ATTENTION_OPS:
-            unread = frozenset([v for v in unit.node.outputs if v not in readers and v not in kept])
+            unread = frozenset([v for v in unit.node.outputs if not readers.get(v) and v not in kept])
             choice = _called(unit, views, unread, precision, next_id)
         next_id += 2 if choice is not None else 0
         if choice is not None and prefers(choice):
             found.update(dict.fromkeys(choice.replaced, ()))
             found[choice.replaced[-1]] = choice.replacing
+            for each in readers.values():
+                each[:] = [reader for reader in each if reader not in choice.replaced]
+            for kernel in choice.replacing:
+                note(kernel)
     return [new for unit in units for new in found.get(unit, (unit,))]
 
 
@@ -233,10 +242,8 @@ class _Call:
         values = dict(self.values)
         finder = self._finder(values)
         stored = finder.place(out, "bhmd")
-        sums = None if logarithm in unread else finder.place(logarithm, "bhm")
+        sums = None if logarithm in unread else finder.sums(logarithm, out)
         if stored is None or (sums is None and logarithm not in unread):
-            return None
-        if sums is not None and logarithm.type.shape != out.type.shape[:3]:
             return None
         if sums is None:
             return _forward(self.attention, stored, values, (self.node,), next_id)
@@ -250,22 +257,21 @@ class _Call:
         d_query, d_key, d_value, *others = self.node.outputs
         if not unread.issuperset(others) or unread & {d_query, d_key, d_value}:
             return None
-        batch, heads, rows, channels = out.type.shape
+        *lead, channels = out.type.shape
         exact = out.type.dtype is f32 and self.attention.precision == "exact"
         if max(channels, d_query.type.shape[-1]) > (_LARGEST_EXACT_HEAD if exact else _LARGEST_HEAD // 2):
             return None
-        if logarithm.type.shape != (batch, heads, rows):
-            return None
-        shape = (batch, heads, rows)
+        shape = tuple(lead)
         delta = Value(next_id, TensorType(shape, f32, contiguous_strides(shape), out.type.device))
         values = dict(self.values)
         finder = self._finder(values)
-        wanted = ((gradient, "bhmd"), (out, "bhmd"), (logarithm, "bhm"), (delta, "bhm"), (d_query, "bhme"),
-                  (d_key, "bgne"), (d_value, "bgnd"))  # fmt: skip
+        sums = finder.sums(logarithm, out)
+        wanted = ((gradient, "bhmd"), (out, "bhmd"), (delta, "bhm"), (d_query, "bhme"), (d_key, "bgne"),
+                  (d_value, "bgnd"))  # fmt: skip
         places = [place for value, letters in wanted if (place := finder.place(value, letters)) is not None]
-        if len(places) < len(wanted):
+        if len(places) < len(wanted) or sums is None:
             return None
-        grad, result, sums, less, to_query, to_key, to_value = places
+        grad, result, less, to_query, to_key, to_value = places
         name = kernel_name((self.node,))
         kernels = (
             delta_kernel(self.attention, f"{name}_delta", grad, result, less),
@@ -303,6 +309,13 @@ class _Finder:
         param = f"t{base.id}"
         self.values[param] = base
         return Place(param, Index(linearize(index, base.type.strides).offset, tuple(terms)), base.type.dtype)
+
+    def sums(self, value: Value, out: Value) -> Place | None:
+        """Of the logarithms of rows' sums, with cuDNN's dimension more; None for the efficient kernel's rounded up."""
+        shape = value.type.shape
+        if shape[:3] != out.type.shape[:3] or shape[3:] not in ((), (1,)):
+            return None
+        return self.place(value, "bhm1"[: len(shape)])
 
 
 def _masked(body: list[Stmt], score: str, place: Place, node: Node) -> str:

@@ -43,7 +43,7 @@ def compile_source(
     """fast: multiply-adds may be contracted. aligned: which buffers start at a multiple of 16 bytes (default: all).
     divisible: which sizes are multiples of 16 (default: none).
 
-    Raises BackendError, with Triton's message.
+    Raises BackendError, with Triton's message, and for code that wants scratch memory.
     """
     function = load_function(source, JITFunction, libdevice)
     signature = {
@@ -73,6 +73,8 @@ def compile_source(
     except Exception as error:
         raise BackendError(f"Triton cannot compile {source.name} for {target}: {error}\n{source.text}") from error
     metadata: Any = compiled.metadata
+    if any(getattr(metadata, f"{kind}_scratch_size", 0) for kind in ("global", "profile")):
+        raise BackendError(f"{source.name} wants memory for {target} that a launch does not give it")
     assembly: str = compiled.asm[_ASSEMBLY[target.backend]]
     return GpuCode(
         source,

@@ -21,6 +21,7 @@ _LIBRARY: Final = "libcuda.so.1"
 
 # From cuda.h.
 _MAX_DYNAMIC_SHARED_SIZE_BYTES: Final = 8
+_PREFER_SHARED: Final = 1
 
 _INVALID_CONTEXT: Final = 201
 """Of a call in a thread that has no context yet."""
@@ -68,6 +69,8 @@ class CudaDriver:
         self._check(status, code)
         self._check(self.library.cuModuleGetFunction(ctypes.byref(function), module, code.name.encode()), code)
         if code.shared > _STATIC_SHARED_BYTES:
+            # Shared memory and the L1 cache are one; as much as several programs take is a preference, too.
+            self._check(self.library.cuFuncSetCacheConfig(function, _PREFER_SHARED), code)
             attribute = _MAX_DYNAMIC_SHARED_SIZE_BYTES
             self._check(self.library.cuFuncSetAttribute(function, attribute, ctypes.c_int(code.shared)), code)
         handle = function.value or 0

@@ -20,7 +20,7 @@ from dsjit.ir.graph import TensorType
 
 __all__ = ["CudaMeter", "CudaRecorder", "cuda_machine"]
 
-_VERSION: Final = 1
+_VERSION: Final = 2
 """Of how candidates are measured: what an earlier version chose is forgotten."""
 
 _FLUSHED_BYTES: Final = 1 << 28
@@ -65,7 +65,10 @@ class CudaMeter:
         return f"{torch.cuda.get_device_name(self.device)}, {versions}, tuning {_VERSION}"
 
     def allocate(self, type_: TensorType) -> torch.Tensor:
-        return torch.empty_strided(type_.shape, type_.strides, dtype=type_.dtype, device=self.device).fill_(1)
+        # Elements may lie at one place, and torch does not fill such tensors.
+        reach = 1 + sum((size - 1) * step for size, step in zip(type_.shape, type_.strides, strict=True))
+        ones = torch.empty(reach if type_.numel else 0, dtype=type_.dtype, device=self.device).fill_(1)
+        return ones.as_strided(type_.shape, type_.strides)
 
     def microseconds(self, run: Run) -> float:
         """After the L2 cache was overwritten: in a program, other steps run in between."""

@@ -98,7 +98,6 @@ class GpuKernelCache:
             TensorType((high + 1,), param.dtype, (1,), torch.device("cpu"))
             for param, (_, high) in zip(kernel.params, index_bounds(kernel), strict=True)
         ]
-        self._compile_ahead([(made, _usual(made, kernel)) for made in found], refuse=False)
         buffers: list[torch.Tensor] = []
 
         def run(made: GpuKernel) -> Run:
@@ -106,7 +105,8 @@ class GpuKernelCache:
                 buffers.extend(map(tuner.meter.allocate, types))
             return self._launch(made, buffers)
 
-        return found[tuner.best(self.texts(kernel), [partial(run, made) for made in found])]
+        ahead = partial(self._compile_ahead, [(made, _usual(made, kernel)) for made in found], refuse=False)
+        return found[tuner.best(self.texts(kernel), [partial(run, made) for made in found], ahead)]
 
     def _compile_ahead(self, wanted: Sequence[tuple[GpuKernel, Specialization]], refuse: bool = True) -> None:
         """Compiles several at a time: Triton's compiler is single-threaded, and its assembler a process of its own.

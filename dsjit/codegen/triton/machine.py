@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dsjit.codegen.templates.attention_backends import BACKENDS, AttentionBackend
 from dsjit.codegen.triton.kernels import GpuKernelCache
 from dsjit.codegen.triton.program import DeviceEvent
 from dsjit.codegen.triton.replay import GraphRecorder
@@ -19,7 +20,7 @@ __all__ = ["GpuMachine"]
 @dataclass(frozen=True, slots=True)
 class GpuMachine:
     """kernels: those of the device. device_guard, current_stream, new_event: see `GpuProgram`. tuner: measures on the
-    device. recorder: see `ReplayedProgram`."""
+    device. recorder: see `ReplayedProgram`. attention: ops of libraries that compute it there."""
 
     device: torch.device
     kernels: GpuKernelCache
@@ -28,3 +29,4 @@ class GpuMachine:
     new_event: Callable[[], DeviceEvent]
     tuner: Tuner | None = None
     recorder: GraphRecorder | None = None
+    attention: tuple[AttentionBackend, ...] = BACKENDS

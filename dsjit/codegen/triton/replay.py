@@ -16,12 +16,10 @@ from typing import Final, Protocol
 import torch
 
 from dsjit.codegen.placement import Step
-from dsjit.codegen.templates.attention import ATTENTION_OPS
 from dsjit.codegen.triton.program import GpuProgram
 from dsjit.fusion.planner import LibraryUnit
-from dsjit.ir.graph import Graph, Node
-from dsjit.ops.binding import bind
-from dsjit.ops.properties import is_dynamic
+from dsjit.ir.graph import Graph
+from dsjit.ops.properties import draws, is_dynamic
 from dsjit.ops.strided import fresh_copy
 
 __all__ = ["GraphRecorder", "Recording", "ReplayedProgram", "can_be_replayed"]
@@ -51,12 +49,7 @@ def can_be_replayed(graph: Graph, steps: Sequence[Step]) -> bool:
     """Whether each run of the Program of these steps queues the same work: nothing draws random numbers, has sizes that
     data decide, or writes to what the caller owns."""
     called = [step.work.node for step in steps if isinstance(step.work, LibraryUnit)]
-    return not graph.writes and not any(_varies(node) or node.mutates or is_dynamic(node) for node in called)
-
-
-def _varies(node: Node) -> bool:
-    """Whether it draws; attention does not when it drops nothing."""
-    return node.effect and not (node.op in ATTENTION_OPS and bind(node)["dropout_p"] == 0)
+    return not graph.writes and not any(draws(node) or node.mutates or is_dynamic(node) for node in called)
 
 
 @dataclass(slots=True)

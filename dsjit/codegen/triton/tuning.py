@@ -12,7 +12,6 @@ import torch
 from dsjit.codegen.templates.attention import FusedAttention
 from dsjit.codegen.templates.product import FusedProduct
 from dsjit.codegen.triton.choices import Choices
-from dsjit.errors import BackendError
 from dsjit.fusion.lower import FusedKernel
 from dsjit.fusion.planner import LibraryUnit
 from dsjit.ir.graph import Arg, TensorType, Value, map_values
@@ -51,22 +50,28 @@ class Tuner:
     choices: Choices
     measured: int = 0
 
-    def best(self, what: Sequence[str], runs: Sequence[Callable[[], Run]]) -> int:
+    def best(
+        self, what: Sequence[str], runs: Sequence[Callable[[], Run]], prepare: Callable[[], object] = lambda: None
+    ) -> int:
         """The number of the fastest of the candidates; the first where none can be run.
 
         what: tells what they compute and how, in full. runs: make them; they are not called for what is known. A
-        candidate that cannot be compiled or launched (BackendError) or that lacks memory is out.
+        candidate that cannot be compiled or launched (BackendError), that lacks memory or that a library refuses is
+        out. prepare: is called before them. Raises torch.AcceleratorError where the device is lost.
         """
         key = sha256("\n".join((self.meter.identity, *what)).encode()).hexdigest()
         known = self.choices.get(key)
         if known is not None and 0 <= known < len(runs):
             return known
+        prepare()
         ready: dict[int, Run] = {}
         for number, make in enumerate(runs):
             try:
                 ready[number] = make()
                 self.meter.microseconds(ready[number])  # what happens at a first run only
-            except (BackendError, torch.OutOfMemoryError):
+            except torch.AcceleratorError:
+                raise
+            except RuntimeError:  # BackendError is one
                 ready.pop(number, None)
         times: dict[int, list[float]] = {number: [] for number in ready}
         for _ in range(ROUNDS):
@@ -93,13 +98,13 @@ def saves_traffic(choice: FusedProduct | FusedAttention) -> bool:
 class Kernels(Protocol):
     """What makes runs of Kernels: `GpuKernelCache`."""
 
-    def trial(self, kernel: Kernel, fast: bool, buffers: Mapping[str, torch.Tensor]) -> Run: ...
+    def trial(self, kernel: Kernel, fast: bool, buffers: Mapping[str, torch.Tensor], tuner: Tuner) -> Run: ...
 
     def texts(self, kernel: Kernel) -> tuple[str, ...]: ...
 
 
 def measured_preference(tuner: Tuner, kernels: Kernels, fast: bool) -> Callable[[FusedProduct | FusedAttention], bool]:
-    """Whether the Kernels are faster than what they would stand for."""
+    """Whether the Kernels, each by the fastest of its candidates, are faster than what they would stand for."""
 
     def prefers(choice: FusedProduct | FusedAttention) -> bool:
         tensors: dict[Value, torch.Tensor] = {}
@@ -111,7 +116,7 @@ def measured_preference(tuner: Tuner, kernels: Kernels, fast: bool) -> Callable[
 
         def kernel(fused: FusedKernel) -> Run:
             params = zip(fused.kernel.params, fused.values, strict=True)
-            return kernels.trial(fused.kernel, fast, {param.name: tensor(value) for param, value in params})
+            return kernels.trial(fused.kernel, fast, {param.name: tensor(value) for param, value in params}, tuner)
 
         def call(unit: LibraryUnit) -> Run:
             node = unit.node

@@ -21,7 +21,7 @@ __all__ = ["INLINE_DIMENSIONS", "TensorLayout", "find_tensor_layout"]
 INLINE_DIMENSIONS: Final = 5
 """Sizes and strides of tensors with more dimensions are elsewhere in memory (c10/core/impl/SizesAndStrides.h)."""
 
-_SCANNED_WORDS: Final = 20
+_SCANNED_WORDS: Final = 21
 """Words of a TensorImpl that are looked at; its fields take 21 or more in every supported torch."""
 
 

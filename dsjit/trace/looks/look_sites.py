@@ -18,6 +18,7 @@ import dis
 import functools
 import inspect
 import itertools
+import sys
 import types
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
@@ -306,7 +307,7 @@ def _callee(
 
 
 def _is_method_load(instruction: dis.Instruction) -> bool:
-    if "LOAD_METHOD" in dis.opmap:
+    if sys.version_info < (3, 12):  # later ones still know the name, of an instruction that no code has
         return instruction.opname == "LOAD_METHOD"
     return instruction.opname == "LOAD_ATTR" and bool((instruction.arg or 0) & 1)
 

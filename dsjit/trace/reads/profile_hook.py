@@ -33,6 +33,8 @@ _API: Final = {
 _METHOD_OFFSET: Final = 16
 """Bytes from the start of a `PyCFunctionObject` to `m_ml`, its definition (Include/cpython/methodobject.h)."""
 
+_PAUSED: Final = 2
+
 _HOOK: Final = """
 define i32 @hook(ptr %self, ptr %frame, i32 %what, ptr %argument) {
 entry:
@@ -95,7 +97,7 @@ class ProfileHook:
 
     on_code: called with the frame when a code object begins; until it returns True, each time.
     on_builtin: called with a built-in function and the frame that calls it; until it returns True, each time.
-    muted: while its only byte is not 0, nothing is told.
+    muted: while its only byte is not 0, nothing is told. `pauses` sets one bit of it, and leaves the others alone.
     """
 
     def __init__(
@@ -129,15 +131,21 @@ class ProfileHook:
         sys.setprofile(None)
 
     def pauses(self) -> tuple[Callable[[], None], Callable[[], None]]:
-        """Functions to call before and after code that is not the user's, which then runs at full speed.
+        """Functions to call before and after code that is not the user's, of which nothing is told.
 
-        They do nothing where they would not pay: from CPython 3.12 on, a hook that comes or goes changes all code.
+        The hook stays where its going would not pay: from CPython 3.12 on, one that comes or goes changes all code.
         """
         install = self._set_profile
         if install is None or sys.version_info >= (3, 12):
-            return _nothing, _nothing
+            return self._mute, self._unmute
         state = (self.muted, self._codes, self._builtins, self._tell)
         return functools.partial(sys.setprofile, None), functools.partial(install, state)
+
+    def _mute(self) -> None:
+        self.muted[0] |= _PAUSED
+
+    def _unmute(self) -> None:
+        self.muted[0] &= ~_PAUSED
 
     def _tell(self, frame: types.FrameType, argument: Any) -> None:
         """argument: the built-in function that `frame` calls; None when the frame itself begins."""
@@ -161,10 +169,6 @@ class ProfileHook:
                 self._tell(frame, None)
         elif event == "c_call":
             self._tell(frame, argument)
-
-
-def _nothing() -> None:
-    """Nothing to do."""
 
 
 def _method_address(function: Any) -> int:

@@ -24,6 +24,8 @@ _PROBES_OF_ALL: Final[tuple[Probe, ...]] = (
     ("highest float32 matmul precision", lambda: torch.get_float32_matmul_precision() == "highest"),
     ("MKL-DNN enabled", torch._C._get_mkldnn_enabled),
     ("math attention enabled", torch._C._get_math_sdp_enabled),
+    ("memory-efficient attention enabled", torch._C._get_mem_efficient_sdp_enabled),
+    ("cuDNN's attention enabled", torch._C._get_cudnn_sdp_enabled),
 )
 
 
@@ -35,8 +37,6 @@ def _one(values: tuple[Any, ...]) -> tuple[Any, ...]:
 
 CUDA_PROBES: Final[tuple[Probe, ...]] = (
     ("autocast dtype on CUDA", functools.partial(torch.get_autocast_dtype, "cuda")),
-    ("memory-efficient attention enabled", torch._C._get_mem_efficient_sdp_enabled),
-    ("cuDNN's attention enabled", torch._C._get_cudnn_sdp_enabled),
     ("order of attention's backends", lambda: _one(tuple(torch._C._get_sdp_priority_order()))),
     ("cuDNN enabled", torch._C._get_cudnn_enabled),
 )

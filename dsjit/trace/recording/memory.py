@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import torch
 
-from dsjit.ir.graph import Arg, Node, Source, TensorType, Value, Write
+from dsjit.ir.graph import UNDEFINED, Arg, Node, Source, TensorType, Value, Write
 from dsjit.ops.strided import strided_scatter, strided_view
 from dsjit.trace.recording.partial_overlap import overlap_partially
 from dsjit.trace.recording.source import SourceFinder
@@ -118,9 +118,9 @@ def tensor_type(t: torch.Tensor) -> TensorType:
 
 
 def result_type(t: torch.Tensor | None) -> TensorType:
-    """The type of a result of an op; ops may leave results out. Raises CannotTrace."""
+    """The type of a result of an op; None is one that is left out, or is no tensor. Raises CannotTrace."""
     if t is None:
-        return TensorType((), torch.float32, (), torch.device("meta"))
+        return UNDEFINED
     if t.layout is not torch.strided or t.is_quantized:
         kind = "quantized tensors" if t.is_quantized else f"tensors of layout {t.layout}"
         raise CannotTrace(f"{kind} are not compiled")

@@ -30,7 +30,7 @@ from dsjit.trace.looks.segments import Look, Recording
 from dsjit.trace.numbers.calls import call_with_numbers
 from dsjit.trace.numbers.numbers import Numbers
 from dsjit.trace.numbers.taken import take_converted, take_item
-from dsjit.trace.recording.arguments import lists_are_on_cpu, tensors_in
+from dsjit.trace.recording.arguments import lists_are_on_cpu, tensors_in, tensors_returned
 from dsjit.trace.recording.borrowed import BorrowedMemory
 from dsjit.trace.recording.data_writes import DataWrites
 from dsjit.trace.recording.drawn import DrawnGenerators, StateOf
@@ -333,7 +333,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if facts.writes or facts.writes_kwargs or (undeclared and updates_statistics(func, args, kwargs)):
             self._record_write(func, args, kwargs, read_args, read_kwargs, result, source, undeclared or facts.writes)
             return
-        tensors = [result] if isinstance(result, torch.Tensor) else result
+        tensors = tensors_returned(result, facts.tells_sizes)
         if not (isinstance(tensors, list | tuple) and all(t is None or isinstance(t, torch.Tensor) for t in tensors)):
             self._record_numbers(func, args, kwargs, source)
             return

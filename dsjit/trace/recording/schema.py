@@ -65,6 +65,7 @@ class OpTraits:
     dynamic: the shape of its result depends on the content of its arguments.
     metadata: it changes the sizes, strides or storage of an argument in place.
     foreign: it is not one of torch's own, and its kernel may be Python code of the user's.
+    tells_sizes: beside tensors, it returns numbers that the sizes of its arguments decide (attention on a GPU does).
     """
 
     writes: tuple[int, ...]
@@ -76,6 +77,7 @@ class OpTraits:
     dynamic: bool
     metadata: bool
     foreign: bool
+    tells_sizes: bool
 
 
 @cache
@@ -104,6 +106,7 @@ def traits(op: Any) -> OpTraits:
         dynamic=torch.Tag.dynamic_output_shape in op.tags,
         metadata=torch.Tag.inplace_view in op.tags or schema.name in ("aten::resize_", "aten::set_"),
         foreign=op.namespace not in ("aten", "prims"),
+        tells_sizes=len(schema.returns) > 1 and "SymInt" in str(schema).rpartition("->")[2],
     )
 
 

@@ -66,6 +66,14 @@ def _add_paths(module: torch.nn.Module, prefix: str, paths: dict[int, str]) -> N
             _add_paths(child, f"{prefix}{name}.", paths)
 
 
+def _frame_above(depth: int) -> FrameType | None:
+    """The frame so far above the caller's; None on a thread of somebody else's that has no more."""
+    try:
+        return sys._getframe(depth + 1)
+    except ValueError:
+        return None
+
+
 @dataclass(slots=True)
 class SourceFinder:
     """Walks the Python stack to the innermost frame that is neither torch's nor dsjit's own."""
@@ -84,7 +92,7 @@ class SourceFinder:
 
     def current(self, depth: int = 1) -> Source:
         """The user's line that is running, seen from the caller `depth` frames up."""
-        frame: FrameType | None = sys._getframe(depth)
+        frame = _frame_above(depth)
         while frame is not None:
             code = frame.f_code
             if self.is_users_file(code.co_filename):
@@ -97,7 +105,7 @@ class SourceFinder:
 
         Modules of torch's own that are jitted by themselves have no line of the user's but that of the call.
         """
-        frame: FrameType | None = sys._getframe(depth)
+        frame = _frame_above(depth)
         line: FrameType | None = None
         modules: list[torch.nn.Module] = []
         named = False

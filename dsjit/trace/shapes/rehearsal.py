@@ -34,6 +34,7 @@ from dsjit.trace.looks.segments import Segment
 from dsjit.trace.observe import Observer
 from dsjit.trace.recording.generator import GeneratorWatch
 from dsjit.trace.recording.memory import CannotTrace
+from dsjit.trace.recording.one_thread import OneThread
 from dsjit.trace.recording.recorder import Recorder
 from dsjit.trace.recording.source import SourceFinder
 from dsjit.trace.shapes.data_sizes import DataSizes
@@ -192,6 +193,7 @@ def _rehearse(
         with ExitStack() as watches:
             watch: Any
             for watch in (
+                OneThread(),
                 observer,
                 GeneratorWatch(on_generator),
                 updates,

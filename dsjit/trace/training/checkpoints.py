@@ -22,6 +22,7 @@ import torch
 import torch.utils.checkpoint
 
 from dsjit.ops.generator import generator_state
+from dsjit.ops.properties import draws
 from dsjit.trace.effects.stand_in import Shown, StandIn
 from dsjit.trace.recording.recorder import Recorder
 
@@ -104,7 +105,7 @@ class CheckpointWatch:
         """Whether the function drew random numbers, and draws others in the backward."""
         nodes = self._recorders[0].memory.nodes
         saved = any(node.op is generator_state for node in nodes[max(start - _NODES_BETWEEN, 0) : start])
-        return not saved and any(node.effect for node in nodes[start:])
+        return not saved and any(map(draws, nodes[start:]))
 
 
 @dataclass(slots=True, eq=False)

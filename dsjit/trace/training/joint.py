@@ -10,7 +10,7 @@ from torch.autograd.graph import get_gradient_edge
 
 from dsjit.ir.graph import Node, Value
 from dsjit.ir.joint_graph import JointGraph
-from dsjit.ops.properties import shares_memory
+from dsjit.ops.properties import draws, shares_memory
 from dsjit.trace.effects.replay import Returned
 from dsjit.trace.looks.segments import Segment, cut
 from dsjit.trace.recording.memory import CannotTrace, tensor_type
@@ -97,7 +97,7 @@ def record_joint(recorder: Recorder, items: Sequence[torch.Tensor | float], name
     if len(memory.inputs) > len(primals):
         raise CannotTrace("the backward reads a tensor that the call did not")
     backward = memory.nodes[start:]
-    if any(node.effect for node in backward):
+    if any(map(draws, backward)):
         raise CannotTrace("random numbers are drawn while gradients are computed")
     distinct = tuple(dict.fromkeys(gradient for gradient in narrow if gradient is not None))
     recording = replace(recorder.recording(name), inputs=(*primals, *tangent_values))

@@ -32,6 +32,7 @@ from dsjit.ir.verify_kernel import verify_kernel
 from dsjit.passes.pipeline import run_passes
 from dsjit.trace.capture import capture
 from tests.codegen.triton.machines import InterpretingDriver, interpreting_machine
+from tests.gpu_attention import gpu_attention
 
 aten = torch.ops.aten
 f32, bf16, f16 = torch.float32, torch.bfloat16, torch.float16
@@ -281,6 +282,40 @@ def test_the_sums_that_the_forward_keeps_are_eagers() -> None:
     units, known, results = units_of(both, arguments)
     for found, expected in zip(results_of(units, known, results, emitted(0)), both(*arguments), strict=True):
         torch.testing.assert_close(found, expected)
+
+
+BY_LIBRARY: dict[str, Function] = {
+    "flash": lambda q, k, v: aten._scaled_dot_product_flash_attention.default(q, k, v, 0.0, True)[0],
+    "cuDNN": lambda q, k, v: aten._scaled_dot_product_cudnn_attention.default(q, k, v, None, True, 0.0, True)[0],
+    "efficient": lambda q, k, v: aten._scaled_dot_product_efficient_attention.default(q, k, v, None, True, 0.0, True)[
+        0
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("library", "rows", "kernels"),
+    [("flash", 20, True), ("cuDNN", 20, True), ("efficient", 32, True), ("efficient", 20, False)],
+)
+def test_where_gradients_are_kernels_their_forward_may_be_one(library: str, rows: int, kernels: bool) -> None:
+    """Its seeds are then read by nobody. The efficient op gives sums for rows that are a multiple of 32."""
+
+    def step(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with torch.enable_grad():
+            leaves = [tensor.detach().requires_grad_() for tensor in (q, k, v)]
+            return torch.autograd.grad(BY_LIBRARY[library](*leaves).square().sum(), leaves)
+
+    arguments = drawn(*((1, 2, rows, 16),) * 3)
+    with gpu_attention():
+        expected = step(*arguments)
+        units, known, results = units_of(step, arguments)
+        alone, _, _ = units_of(step, arguments, lambda choice: "backward" in str(choice.node.op))
+        neither, _, _ = units_of(step, arguments, lambda choice: "backward" not in str(choice.node.op))
+    count = [sum(isinstance(unit, LibraryUnit) and not unit.view for unit in each) for each in (units, alone, neither)]
+    assert count == ([0, 1, 2] if kernels else [2, 2, 2])
+    if kernels:
+        for found, gradient in zip(results_of(units, known, results, emitted(0)), expected, strict=True):
+            torch.testing.assert_close(found, gradient)
 
 
 LARGE_HEADS = ((64, f32), (128, f32), (128, bf16), (256, bf16))

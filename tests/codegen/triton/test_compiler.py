@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -42,6 +44,16 @@ def every_op(dtype: torch.dtype) -> Kernel:
 @pytest.mark.parametrize("dtype", COMPUTED, ids=short_name)
 def test_every_spelling_compiles(dtype: torch.dtype, target: str) -> None:
     assert compiled(every_op(dtype), target).binary
+
+
+def test_arguments_are_eight_bytes_each_and_two_are_tritons_own() -> None:
+    """As a launch packs them: addresses, sizes, and the scratch memory that no kernel wants."""
+    kernel, sizes = generic(row_reduce("sum", 5, 70), 1000)
+    code = compiled(kernel, "cuda:sm_90")
+    start = code.assembly.index(".entry")
+    declared = re.findall(r"\.param (\S+) .*_param_\d+", code.assembly[start : code.assembly.index(")", start)])
+    assert set(declared) == {".u64"} and len(declared) == code.parameters == 2 + len(sizes) + 2
+    assert f".entry {code.name}(" in code.assembly
 
 
 @pytest.mark.parametrize("target", TARGETS)

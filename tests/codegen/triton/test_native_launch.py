@@ -37,7 +37,7 @@ class Library:
     launched: list[tuple[object, ...]] = field(default_factory=list)
     statuses: list[int] = field(default_factory=list)
     loads: list[bytes] = field(default_factory=list)
-    attributes: list[tuple[int, int]] = field(default_factory=list)
+    attributes: list[tuple[object, int]] = field(default_factory=list)
     refusal: int = 0
     needed: int = 0
     contexts: int = 0
@@ -59,6 +59,10 @@ class Library:
 
     def cuModuleGetFunction(self, function, module, name):
         function._obj.value = 77
+        return 0
+
+    def cuFuncSetCacheConfig(self, function, config):
+        self.attributes.append(("cache", config))
         return 0
 
     def cuFuncSetAttribute(self, function, attribute, value):
@@ -138,7 +142,7 @@ def test_a_module_is_loaded_once_and_asks_for_much_shared_memory(library: Librar
     assert [driver.load(code), driver.load(code)] == [77, 77] and library.loads == [code.binary]
     assert library.attributes == []
     driver.load(replace(code, binary=b"other", shared=100_000))
-    assert library.attributes == [(8, 100_000)]
+    assert library.attributes == [("cache", 1), (8, 100_000)]
 
 
 def test_loading_in_a_thread_without_a_context_enters_one(library: Library) -> None:

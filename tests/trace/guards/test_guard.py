@@ -102,6 +102,20 @@ def test_another_torch_state_fails_the_check(state: Callable[[], Any]) -> None:
     assert guard.check((ONES,), {}) is not None
 
 
+@pytest.mark.parametrize("name", ["flash", "mem_efficient", "cudnn", "math"])
+def test_each_backend_of_attention_is_guarded(name: str) -> None:
+    guard = trace(lambda x: x + 1, ONES)
+    enable = getattr(torch.backends.cuda, f"enable_{name}_sdp")
+    is_enabled = getattr(torch.backends.cuda, f"{name}_sdp_enabled")
+    before = is_enabled()
+    enable(not before)
+    try:
+        assert guard.check((ONES,), {}) is None
+        assert "attention enabled" in str(guard.why_not((ONES,), {}))
+    finally:
+        enable(before)
+
+
 def test_the_default_dtype_is_guarded() -> None:
     guard = trace(lambda x: x + 1, ONES)
     torch.set_default_dtype(torch.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -111,7 +112,8 @@ def test_large_ints_are_rounded_once(name: str) -> None:
         lambda x, n: round(n / 3),
         lambda x, n: math.sqrt(abs(n)),
         lambda x, n: [n, {"n": n}, (n,)],
-        lambda x, n: sum([n, 1, n]),
+        # From CPython 3.12 on, it adds floats in another way, and is not followed.
+        pytest.param(lambda x, n: sum([n, 1, n]), marks=pytest.mark.skipif(sys.version_info >= (3, 12), reason="sum")),
         lambda x, n: x * 2 if isinstance(n, int) and not isinstance(n, float) else x,
     ],
 )

@@ -26,8 +26,6 @@ def changed(change: Callable[[Any], object], to: object, back: object) -> Iterat
 
 CHANGES: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "autocast dtype on CUDA": lambda: torch.autocast("cuda", torch.bfloat16),
-    "memory-efficient attention enabled": lambda: sdpa_kernel(SDPBackend.CUDNN_ATTENTION),
-    "cuDNN's attention enabled": lambda: sdpa_kernel(SDPBackend.EFFICIENT_ATTENTION),
     "order of attention's backends": lambda: sdpa_kernel(
         [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.FLASH_ATTENTION], set_priority=True
     ),

