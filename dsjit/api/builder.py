@@ -17,7 +17,7 @@ from dsjit.api.compile import Compilation, Lowered, StageTimer, compile_graph, c
 from dsjit.api.compile_gpu import compile_gpu_graph, gpu_of
 from dsjit.api.memory_budget import low_memory, offloadable, plan_training
 from dsjit.api.session import Session
-from dsjit.api.split_program import SplitProgram
+from dsjit.api.split_program import SplitProgram, run_behind
 from dsjit.api.stats import Counters
 from dsjit.api.trace_nodes import Runner, Step
 from dsjit.api.training import make_training
@@ -26,8 +26,7 @@ from dsjit.codegen.interpret import InterpretedProgram, KernelRunner
 from dsjit.codegen.interpreter import run_kernel
 from dsjit.codegen.low_memory import LowMemory
 from dsjit.codegen.offload.stores import HOST_MEMORY, OffloadTier, file_in
-from dsjit.codegen.program import GuestProgram, Program
-from dsjit.codegen.sized_program import SizeSource
+from dsjit.codegen.sized_program import SizedProgram, SizeSource
 from dsjit.codegen.target import CPU_TARGET, gpu_target
 from dsjit.codegen.triton.load import triton_interpreter
 from dsjit.config import Options, parse_bytes
@@ -92,18 +91,20 @@ class Builder:
         """A whole step in two Programs; None when one is better, or something else than machine code runs."""
         graph = segment.graph
         checked = self.session.environment.check > 1
-        if checked or self.options.backend in ("eager", *_INTERPRETERS) or gpu_of(graph) is not None:
+        elsewhere = self.options.backend != "triton" and gpu_of(graph) is not None
+        if checked or self.options.backend in ("eager", *_INTERPRETERS) or elsewhere:
             return None
         with timer.stage("partition"):
             found = split_step(graph, functools.partial(run_passes, passes=JOINT_PASSES))
             if found is None:
                 return None
             halves = hand_over(found)
-        forward = self._graph(halves.forward, timer, LowMemory())
+        handed_on = frozenset(range(len(halves.forward.outputs)))
+        forward = self._graph(halves.forward, timer, LowMemory(handed_on=handed_on))
         own = range(len(graph.inputs), len(halves.backward.inputs))
         backward = self._graph(halves.backward, timer, LowMemory(frozenset(own)))
-        assert isinstance(forward.program, Program) and isinstance(backward.program, Program)
-        run = SplitProgram(forward.program, GuestProgram(backward.program, forward.program))
+        assert not isinstance(forward.program, SizedProgram) and not isinstance(backward.program, SizedProgram)
+        run = SplitProgram(forward.program, run_behind(forward.program, backward.program))
         return Step(segment, backward, run, ahead=forward)
 
     def training(self, joint: JointGraph, timer: StageTimer) -> Step:
@@ -218,8 +219,10 @@ class Builder:
         session, numerics = self.session, self.options.numerics
         gpu = gpu_of(graph) if self.options.backend == "triton" else None
         if gpu is not None:
+            # A recording keeps its memory from call to call, which no budget counts.
+            recorded = self.options.cuda_graphs and self.options.memory_budget is None
             return self._found_or_made(
-                ("triton", self.options.autotune, self.options.cuda_graphs, graph_structure(graph), low_memory),
+                ("triton", self.options.autotune, recorded, graph_structure(graph), low_memory),
                 lambda dump: compile_gpu_graph(
                     graph,
                     numerics,
@@ -230,7 +233,7 @@ class Builder:
                     session.fuel,
                     self.options.autotune,
                     low_memory,
-                    self.options.cuda_graphs,
+                    recorded,
                 ),
             )
         return self._found_or_made(

@@ -46,12 +46,14 @@ class LowMemory:
         over, as an iterator that holds none, has their memory free for what follows.
     stored: numbers of outputs that are put into `tier` after their last use; a KeptTensor stands for each. fetched:
         numbers of inputs that come as such, and are fetched just before their first use.
+    handed_on: numbers of outputs that go to another Program, and to nobody who would write to them.
     """
 
     released: frozenset[int] = frozenset()
     stored: frozenset[int] = frozenset()
     fetched: frozenset[int] = frozenset()
     tier: OffloadTier | None = None
+    handed_on: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)

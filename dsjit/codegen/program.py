@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from types import FunctionType
@@ -26,7 +26,7 @@ from dsjit.errors import VerificationError
 
 __all__ = [
     "CPU_EXECUTOR", "ArenaTensor", "Executor", "Frame", "GuestProgram", "Program", "ProgramParts", "Run",
-    "address_writer", "compile_source", "link", "link_planned",
+    "address_writer", "compile_source", "handed_over", "link", "link_planned",
 ]  # fmt: skip
 
 
@@ -195,6 +195,13 @@ class GuestProgram:
             return self.program.run(inputs, own, torch.get_num_threads())
         finally:
             self.host.frames.append(frame)
+
+
+def handed_over(tensors: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The tensors, one by one; the list is emptied, and who takes them is then the only one to hold them."""
+    tensors.reverse()
+    while tensors:
+        yield tensors.pop()
 
 
 def compile_source(source: str) -> FunctionType:

@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 import torch
 
-from dsjit.codegen.program import Program
+from dsjit.codegen.program import GuestProgram, Program
 
-__all__ = ["DeviceEvent", "GpuProgram"]
+__all__ = ["DeviceEvent", "GpuGuestProgram", "GpuProgram"]
 
 
 class DeviceEvent(Protocol):
@@ -47,11 +47,19 @@ class GpuProgram:
 
     def __call__(self, inputs: Iterable[torch.Tensor]) -> list[torch.Tensor]:
         with self.device_guard():
-            stream = self.current_stream()
-            program = self.streams.get(stream)
-            if program is None:
-                program = self.streams.setdefault(stream, replace(self.program, frames=[]))
-            return program(inputs)
+            return self.on_stream()(inputs)
+
+    def apart(self) -> GpuProgram:
+        """The same, with memory of its own."""
+        return replace(self, streams={})
+
+    def on_stream(self) -> Program:
+        """The Program of the current stream of the device, which is the current one."""
+        stream = self.current_stream()
+        program = self.streams.get(stream)
+        if program is None:
+            program = self.streams.setdefault(stream, replace(self.program, frames=[]))
+        return program
 
     @property
     def source(self) -> str:
@@ -65,3 +73,16 @@ class GpuProgram:
     @property
     def intermediate_bytes(self) -> int:
         return self.program.intermediate_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class GpuGuestProgram:
+    """`program`, run in the arenas that `host` has on the same stream: what the stream does later comes after it."""
+
+    program: GpuProgram
+    host: GpuProgram
+
+    def __call__(self, inputs: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+        """As `GpuProgram.__call__`."""
+        with self.program.device_guard():
+            return GuestProgram(self.program.on_stream(), self.host.on_stream())(inputs)
