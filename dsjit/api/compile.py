@@ -140,7 +140,7 @@ def lower_graph(
         plan = plan_fusion(optimized, target.limits, target.device, fuel)
     with timer.stage("lowering"):
         units = lower_units(plan, numerics == "fast")
-        steps, native = choose_steps(units, plan.views)
+        steps, native = choose_steps(units, plan.views, target.device)
     return Lowered(graph, optimized, plan, tuple(units), tuple(steps), native)
 
 
@@ -237,7 +237,7 @@ def compile_part(graph: Graph, numerics: Numerics, cache: KernelCache) -> Progra
     fast = numerics == "fast"
     plan = plan_fusion(graph, CPU_TARGET.limits, CPU_TARGET.device)
     units = lower_units(plan, fast)
-    steps, native = choose_steps(units, plan.views)
+    steps, native = choose_steps(units, plan.views, CPU_TARGET.device)
     fused = [unit for unit in units if isinstance(unit, FusedKernel)]
     templates = templates_of(native)
     result = cache.compile_kernels([*[kernel.kernel for kernel in fused], *templates.values()], fast)
@@ -286,7 +286,7 @@ def compile_template(
         _dump_rewrites(dump, fuel, burnt)
     with timer.stage("lowering"):
         units = [lower_units(plan, fast) for plan in plans]
-        chosen = [choose_steps(each, plan.views) for each, plan in zip(units, plans, strict=True)]
+        chosen = [choose_steps(each, plan.views, device) for each, plan in zip(units, plans, strict=True)]
         fused = [[unit for unit in each if isinstance(unit, FusedKernel)] for each in units]
         kernels = kernels_for_sizes([[unit.kernel for unit in each] for each in fused], fit, typical)
     if environment.check:

@@ -84,7 +84,7 @@ def compile_gpu_graph(
                 return prefers(choice) and (fuel is None or fuel.burn(Rewrite("kernel", str(node.op), node.source)))
 
             units = fuse_templates(units, plan.views, optimized, fast, may)
-        steps, native = choose_steps(units, plan.views)
+        steps, native = choose_steps(units, plan.views, machine.device)
     fused = [step.work for step in steps if isinstance(step.work, FusedKernel)]
     for unit in fused:
         if checks:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
+import torch
+
 from dsjit.codegen.gemm import MatmulPlan, plan_matmul
 from dsjit.codegen.llvm.executor import gemm_available
 from dsjit.codegen.llvm.templates.emit import Template
@@ -26,8 +28,14 @@ NativePlan: TypeAlias = MatmulPlan | ConvolutionPlan | AddRowsPlan | BitsPlan
 """How a library node runs as a native step."""
 
 
-def choose_steps(units: Sequence[FusedKernel | LibraryUnit], views: Views) -> tuple[list[Step], dict[Node, NativePlan]]:
-    """The steps of a Program, and which library nodes run as native matrix products or templates."""
+def choose_steps(
+    units: Sequence[FusedKernel | LibraryUnit], views: Views, device: torch.device
+) -> tuple[list[Step], dict[Node, NativePlan]]:
+    """The steps of a Program, and which library nodes run as native matrix products or templates.
+
+    device: where planned memory is. What lies elsewhere, as numbers of the host's beside tensors of a GPU, the library
+    makes.
+    """
     native: dict[Node, NativePlan] = {}
     steps: list[Step] = []
     for unit in units:
@@ -36,7 +44,7 @@ def choose_steps(units: Sequence[FusedKernel | LibraryUnit], views: Views) -> tu
             plan = _plan_native(unit.node, views)
             if plan is not None:
                 native[unit.node] = plan
-            planned = plan is not None or _takes_out(unit.node)
+            planned = plan is not None or _takes_out(unit.node, device)
         steps.append(Step(unit, planned))
     return steps, native
 
@@ -66,8 +74,8 @@ def _plan_native(node: Node, views: Views) -> NativePlan | None:
     return plan_convolution(node, views) or plan_add_rows(node, views) or plan_bits(node, views)
 
 
-def _takes_out(node: Node) -> bool:
-    if len(node.outputs) != 1 or node.effect or node.output.type.numel == 0:
+def _takes_out(node: Node, device: torch.device) -> bool:
+    if len(node.outputs) != 1 or node.effect or node.output.type.numel == 0 or node.output.type.device != device:
         return False
     if is_dynamic(node):  # `out=` would be resized, away from the buffer
         return False

@@ -51,7 +51,7 @@ def assembled(graph: Graph) -> Assembled:
     graph = run_passes(graph, check=True)
     plan = plan_fusion(graph, Limits(), torch.device("cpu"))
     units = [lower_group(u, plan.info, plan.views) if isinstance(u, Group) else u for u in plan.units]
-    steps, matmuls = choose_steps(units, plan.views)
+    steps, matmuls = choose_steps(units, plan.views, torch.device("cpu"))
     fused = [unit for unit in units if isinstance(unit, FusedKernel)]
     kernels = dict(zip(fused, KernelCache().compile_kernels([unit.kernel for unit in fused]).kernels, strict=True))
     program = assemble(graph, steps, matmuls, plan.views, kernels)
