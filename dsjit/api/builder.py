@@ -15,6 +15,7 @@ import torch
 from dsjit.api.checking import checked_program
 from dsjit.api.compile import Compilation, Lowered, StageTimer, compile_graph, compile_template, lower_graph
 from dsjit.api.compile_gpu import compile_gpu_graph, gpu_of
+from dsjit.api.hosted_program import hosted_program
 from dsjit.api.memory_budget import low_memory, offloadable, plan_training
 from dsjit.api.session import Session
 from dsjit.api.split_program import SplitProgram, run_behind
@@ -26,6 +27,7 @@ from dsjit.codegen.interpret import InterpretedProgram, KernelRunner
 from dsjit.codegen.interpreter import run_kernel
 from dsjit.codegen.low_memory import LowMemory
 from dsjit.codegen.offload.stores import HOST_MEMORY, OffloadTier, file_in
+from dsjit.codegen.program import Program
 from dsjit.codegen.sized_program import SizedProgram, SizeSource
 from dsjit.codegen.target import CPU_TARGET, gpu_target
 from dsjit.codegen.triton.load import triton_interpreter
@@ -41,6 +43,7 @@ from dsjit.passes.partition import partition
 from dsjit.passes.pipeline import JOINT_PASSES, hand_over, run_passes
 from dsjit.passes.reference import run_reference
 from dsjit.passes.segments import checkpointed_nodes
+from dsjit.passes.split_host import split_host
 from dsjit.passes.split_step import split_step
 from dsjit.trace.looks.segments import Segment
 from dsjit.trace.shapes.open_shapes import OpenShapes
@@ -70,6 +73,10 @@ class Builder:
         if segment.sizes is not None and segment.sizes.template.sizes:
             compilation = self._open_sizes(segment.sizes, timer)
             return Step(segment, compilation, compilation.program)
+        return self._hosted(segment, timer) or self._unhosted(segment, timer)
+
+    def _unhosted(self, segment: Segment, timer: StageTimer) -> Step:
+        """All of a segment of known sizes, on one device."""
         split = self._split(segment, timer)
         if split is not None:
             return split
@@ -86,6 +93,24 @@ class Builder:
 
     def _checked(self, compilation: Compilation) -> CheckedProgram:
         return checked_program(compilation, self.options.numerics, self.session.kernels)
+
+    def _hosted(self, segment: Segment, timer: StageTimer) -> Step | None:
+        """What the host computes for a GPU, and then the rest; None where the host computes nothing."""
+        gpu = gpu_of(segment.graph) if self.options.backend == "triton" else None
+        found = None if gpu is None else split_host(segment.graph, gpu)
+        if found is None:
+            return None
+        session = self.session
+        host = self._found_or_made(
+            (graph_structure(found.host),),
+            lambda dump: compile_graph(
+                found.host, self.options.numerics, session.environment, session.kernels, timer, dump, session.fuel
+            ),
+        )
+        assert isinstance(host.program, Program)
+        step = self._unhosted(replace(segment, graph=found.device), timer)
+        run = hosted_program(found, host.program, step.run)
+        return replace(step, segment=segment, run=run, ahead=(host, *step.ahead))
 
     def _split(self, segment: Segment, timer: StageTimer) -> Step | None:
         """A whole step in two Programs; None when one is better, or something else than machine code runs."""
@@ -105,7 +130,7 @@ class Builder:
         backward = self._graph(halves.backward, timer, LowMemory(frozenset(own)))
         assert not isinstance(forward.program, SizedProgram) and not isinstance(backward.program, SizedProgram)
         run = SplitProgram(forward.program, run_behind(forward.program, backward.program))
-        return Step(segment, backward, run, ahead=forward)
+        return Step(segment, backward, run, ahead=(forward,))
 
     def training(self, joint: JointGraph, timer: StageTimer) -> Step:
         """A forward, compiled now, and its backward, which is compiled when it is first wanted."""

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import dsjit
 from dsjit.api.entry import jitted_of
+from dsjit.codegen.program import Program
 from dsjit.codegen.triton.replay import ReplayedProgram
 from dsjit.passes import split_step
 from tests.api.gpus import StandInGpu, gpu
@@ -121,9 +122,15 @@ def test_each_stream_has_recordings_and_memory_of_its_own(gpu: StandInGpu) -> No
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-6)
 
 
-def step_of(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+def sgd(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
+
+def adamw(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
+
+
+def step_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> Callable[[torch.Tensor], torch.Tensor]:
     def step(x: torch.Tensor) -> torch.Tensor:
         optimizer.zero_grad()
         loss = model(x)[:, 0].square().mean()
@@ -134,19 +141,36 @@ def step_of(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     return step
 
 
-def assert_same_steps(gpu: StandInGpu, model: nn.Module, steps: int = 8, **options: object) -> Callable[..., object]:
+def assert_same_steps(
+    make: Callable[[nn.Module], torch.optim.Optimizer], steps: int = 8, **options: object
+) -> Callable[..., object]:
+    """Of both, the losses, parameters, gradients and states, with another learning rate for each step."""
+    torch.manual_seed(5)
+    model = Net()
     twin = copy.deepcopy(model)
-    jitted, eager = dsjit.jit(step_of(model), backend="triton", **options), step_of(twin)
+    optimizers = make(model), make(twin)
+    jitted, eager = dsjit.jit(step_of(model, optimizers[0]), backend="triton", **options), step_of(twin, optimizers[1])
     for seed in range(steps):
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = 0.1 / (1 + seed)
         torch.testing.assert_close(jitted(batch(seed)), eager(batch(seed)), rtol=1e-4, atol=1e-6)
     for mine, other in zip(model.parameters(), twin.parameters(), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(mine.grad, other.grad, rtol=1e-4, atol=1e-6)
+        states = (optimizer.state[each] for optimizer, each in zip(optimizers, (mine, other), strict=True))
+        torch.testing.assert_close(*states, rtol=1e-4, atol=1e-6)
+    assert jitted_of(jitted).counters.calls_compiled == steps - 2
     return jitted
 
 
-def test_a_whole_step_is_recorded_and_writes_to_parameters_and_momenta(gpu: StandInGpu) -> None:
-    assert_same_steps(gpu, Net(), cuda_graphs=True)
+@pytest.mark.parametrize("make", [sgd, adamw])
+def test_a_whole_step_is_recorded_and_writes_to_parameters_and_states(
+    gpu: StandInGpu, make: Callable[[nn.Module], torch.optim.Optimizer]
+) -> None:
+    """The rate and the step counts are in the host's memory, and are other ones in each replay."""
+    jitted = assert_same_steps(make, cuda_graphs=True)
+    host, device = jitted_of(jitted).trees[0].compilations
+    assert isinstance(host.program, Program) and isinstance(device.program, ReplayedProgram)
     assert sum(replays(gpu)) > 3
 
 
@@ -155,8 +179,8 @@ def test_a_large_step_is_two_programs_in_one_arena(
     gpu: StandInGpu, monkeypatch: pytest.MonkeyPatch, cuda_graphs: bool
 ) -> None:
     monkeypatch.setattr(split_step, "WORTH_A_SPLIT", 1)
-    jitted = assert_same_steps(gpu, Net(), cuda_graphs=cuda_graphs)
-    forward, backward = jitted_of(jitted).trees[0].compilations
+    jitted = assert_same_steps(adamw, cuda_graphs=cuda_graphs)
+    _, forward, backward = jitted_of(jitted).trees[0].compilations
     if cuda_graphs:
         assert isinstance(forward.program, ReplayedProgram) and isinstance(backward.program, ReplayedProgram)
         assert sum(replays(gpu)) > 6
