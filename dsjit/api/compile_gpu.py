@@ -17,6 +17,7 @@ from dsjit.codegen.templates.fuse import fuse_templates
 from dsjit.codegen.templates.product import FusedProduct
 from dsjit.codegen.triton.launch import build_launches
 from dsjit.codegen.triton.machine import GpuMachine
+from dsjit.codegen.triton.overwriting import GPU_OVERWRITES
 from dsjit.codegen.triton.program import GpuProgram
 from dsjit.codegen.triton.replay import ReplayedProgram, can_be_replayed, replayed
 from dsjit.codegen.triton.tuning import measured_preference, saves_traffic
@@ -95,7 +96,7 @@ def compile_gpu_graph(
         found = machine.kernels.compile_kernels([unit.kernel for unit in fused], fast, tuner)
         compiled: dict[FusedKernel | Node, CompiledKernel | DeviceKernel] = dict(zip(fused, found.kernels, strict=True))
     with timer.stage("assembly"):
-        executor = Executor(machine.device, build_launches, overwrites=False)
+        executor = Executor(machine.device, build_launches, GPU_OVERWRITES)
         program = assemble(
             optimized, steps, native, plan.views, compiled, check=checks, executor=executor, low_memory=low_memory
         )

@@ -99,7 +99,8 @@ def memory_schedule(
             if own and place not in made:
                 made.add(place)
                 value = placement.outputs[place.number] if place.home is Home.OUTPUT else value
-                found.made.setdefault(number, []).append(value)
+                before = number if placement.all_made is None else min(number, placement.all_made)
+                found.made.setdefault(before, []).append(value)
     owners = [holders(value, views, aliases)[-1] for value in graph.outputs]
     shared = Counter(owners)
     untouched = {*graph.inputs, *graph.constants, *[write.value for write in graph.writes]}

@@ -22,6 +22,7 @@ import torch
 
 from dsjit.codegen.llvm.executor import Call, StepSequence, build_sequence
 from dsjit.codegen.memory_plan import Lifetime, MemoryPlan, check_plan, plan_memory
+from dsjit.codegen.placement import Overwrites
 from dsjit.errors import VerificationError
 
 __all__ = [
@@ -35,15 +36,15 @@ class Executor:
     """What runs the kernels of a Program.
 
     device: where their memory is. build: encodes the calls of a sequence.
-    overwrites: whether a kernel may write over an operand. It may when each element is read and written by one thread.
+    overwrites: what a kernel may write over.
     """
 
     device: torch.device
     build: Callable[[Sequence[Call]], StepSequence]
-    overwrites: bool
+    overwrites: Overwrites
 
 
-CPU_EXECUTOR: Final = Executor(torch.device("cpu"), build_sequence, overwrites=True)
+CPU_EXECUTOR: Final = Executor(torch.device("cpu"), build_sequence, Overwrites())
 
 
 @dataclass(frozen=True, slots=True)

@@ -90,11 +90,12 @@ class Launch:
         queue = kernel.driver.prepare(usual.function, programs, usual.code)
         return Launch(kernel, _reader(call.slots, call.offsets), call.sizes, programs, queue)
 
-    def run(self, table: ctypes.Array[ctypes.c_int64]) -> None:
-        """Queue it, with the addresses that are in the table now."""
+    def ready(self, table: ctypes.Array[ctypes.c_int64]) -> tuple[Queue, tuple[int, ...]]:
+        """What queues it, and what that takes, for the addresses that are in the table now. Raises BackendError when
+        code for their alignments cannot be made."""
         addresses = self.addresses(table)
         queue = self.usual if not reduce(operator.or_, addresses, 0) % ALIGNMENT else self._other(addresses)
-        queue(addresses + self.sizes)
+        return queue, addresses + self.sizes
 
     def _other(self, addresses: tuple[int, ...]) -> Queue:
         aligned = tuple([address % ALIGNMENT == 0 for address in addresses])
@@ -128,8 +129,9 @@ def build_launches(calls: Sequence[Call]) -> StepSequence:
 
 def _run(launches: Sequence[Launch], table_type: type[ctypes.Array[ctypes.c_int64]], table: int, threads: int) -> None:
     addresses = table_type.from_address(table)
-    for launch in launches:
-        launch.run(addresses)
+    # Nothing is queued before all can be: what writes over the caller's tensors must not be followed by a failure.
+    for queue, words in [launch.ready(addresses) for launch in launches]:
+        queue(words)
 
 
 def _refuse_timing(table: int, threads: int, timestamps: int) -> None:

@@ -29,7 +29,6 @@ from dsjit.fusion.planner import LibraryUnit
 from dsjit.ir.graph import Graph, Node
 from dsjit.ops.binding import bind
 from dsjit.ops.properties import is_dynamic
-from dsjit.ops.strided import fresh_copy
 
 __all__ = ["GraphRecorder", "Recording", "ReplayedProgram", "can_be_replayed", "replayed"]
 
@@ -102,12 +101,23 @@ class _Replay:
         """Whether nobody holds what was handed out."""
         return all(_holders(self.results[number]) == alone for number, alone in self.lent.items())
 
-    def handed_out(self) -> list[torch.Tensor]:
-        """The results of the last replay."""
-        return [
-            result.detach() if number in self.lent else fresh_copy(result, result.stride())
-            for number, result in enumerate(self.results)
+    def run(self, given: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The results, given the inputs. Whatever may fail for want of memory comes before the replay."""
+        found = [
+            result.detach() if number in self.lent else _room_for(result) for number, result in enumerate(self.results)
         ]
+        for memory, tensor in zip(self.memory, given, strict=True):
+            if memory is not None:
+                memory.copy_(tensor)
+        self.recording.replay()
+        for number, copy in enumerate(found):
+            if number not in self.lent:
+                copy.copy_(self.results[number])
+        return found
+
+
+def _room_for(tensor: torch.Tensor) -> torch.Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
 
 
 def _holders(tensor: torch.Tensor) -> int:
@@ -155,12 +165,9 @@ class ReplayedProgram:
                 with stream.lock:
                     replay = self._replay(stream, given)
                     if replay is not None:
-                        for memory, tensor in zip(replay.memory, given, strict=True):
-                            if memory is not None:
-                                memory.copy_(tensor)
-                        replay.recording.replay()
+                        found = replay.run(given)
                         increment_version([t for number in self.counted if not (t := given[number]).is_inference()])
-                        return replay.handed_out()
+                        return found
         return (self.program if unrecorded is None else unrecorded)(handed_over(given))
 
     def _replay(self, stream: _Stream, given: Sequence[torch.Tensor]) -> _Replay | None:
@@ -194,8 +201,7 @@ class ReplayedProgram:
         if any(stride == 0 for place in moving for stride in given[place].stride()):
             return None  # elements that share memory cannot be copied into
         memory = tuple([
-            torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device) if place in moving else None
-            for place, t in enumerate(given)
+            _room_for(tensor) if place in moving else None for place, tensor in enumerate(given)
         ])  # fmt: skip
         inputs = [tensor if own is None else own for tensor, own in zip(given, memory, strict=True)]
         program = self.program.apart()
