@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dsjit.ir.graph import Arg, Node, Source, TensorType, Value
 from dsjit.ops.binding import bind_arguments
 from dsjit.ops.calls import fill
-from dsjit.ops.generator import generator_state, seed_generator, set_generator_state
+from dsjit.ops.generator import SEEDING, generator_state, set_generator_state
 from dsjit.ops.properties import dynamic_dims, is_dynamic, shares_memory
 from dsjit.ops.strided import strided_view
 from dsjit.trace.looks.outcome import Outcome, OutcomeKind, read_outcome
@@ -183,8 +183,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.problems:
             return
         source = self.sources.current(3)
-        if what == "seed" and type(value) is int:
-            self.memory.nodes.append(Node(seed_generator, (value,), {}, (), source, effect=True))
+        if what in SEEDING and type(value) is int:
+            self.memory.nodes.append(Node(SEEDING[what], (value,), {}, (), source, effect=True))
         elif what == "get":
             state = self.memory.fresh(tensor_type(value))
             self.memory.nodes.append(Node(generator_state, (), {}, (state,), source, effect=True))
