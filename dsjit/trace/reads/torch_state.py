@@ -12,6 +12,14 @@ from torch._C._dynamo.guards import GlobalStateGuard
 
 __all__ = ["TorchState", "foreign_modes"]
 
+_GPU_PROBES: Final[tuple[tuple[str, Callable[[], Any]], ...]] = (
+    ("autocast dtype on GPUs", functools.partial(torch.get_autocast_dtype, "cuda")),
+    ("memory-efficient attention enabled", torch._C._get_mem_efficient_sdp_enabled),
+    ("cuDNN's attention enabled", torch._C._get_cudnn_sdp_enabled),
+    ("cuDNN enabled", torch._C._get_cudnn_enabled),
+)
+"""What decides nothing without a GPU."""
+
 _PROBES: Final[tuple[tuple[str, Callable[[], Any]], ...]] = (
     ("inference mode", torch.is_inference_mode_enabled),
     ("active TorchDispatchModes", torch._C._len_torch_dispatch_stack),
@@ -22,6 +30,7 @@ _PROBES: Final[tuple[tuple[str, Callable[[], Any]], ...]] = (
     ("highest float32 matmul precision", lambda: torch.get_float32_matmul_precision() == "highest"),
     ("MKL-DNN enabled", torch._C._get_mkldnn_enabled),
     ("math attention enabled", torch._C._get_math_sdp_enabled),
+    *(() if torch.version.cuda is None and torch.version.hip is None else _GPU_PROBES),
 )
 
 

@@ -43,6 +43,7 @@ from dsjit.trace.shapes.open_shapes import OpenShapes
 from dsjit.trace.shapes.open_sizes import OpenSizes, resize
 from dsjit.trace.shapes.size_rules import ruled_part
 from dsjit.trace.training.checkpoints import CheckpointWatch
+from dsjit.trace.training.gradients import BackwardInThisThread
 from dsjit.trace.training.optimizers import OptimizerWatch
 
 __all__ = ["Rehearsal", "rehearse"]
@@ -201,6 +202,7 @@ def _rehearse(
                 lead.numbers,
                 run,
                 states,
+                BackwardInThisThread(),
             ):
                 watches.enter_context(watch)
             result = function(*args, **kwargs)
