@@ -30,7 +30,7 @@ from dsjit.trace.looks.segments import Look, Recording
 from dsjit.trace.numbers.calls import call_with_numbers
 from dsjit.trace.numbers.numbers import Numbers
 from dsjit.trace.numbers.taken import take_converted, take_item
-from dsjit.trace.recording.arguments import lists_are_on_cpu, tensors_in
+from dsjit.trace.recording.arguments import tensors_in
 from dsjit.trace.recording.borrowed import BorrowedMemory
 from dsjit.trace.recording.data_writes import DataWrites
 from dsjit.trace.recording.drawn import DrawnGenerators, StateOf
@@ -132,7 +132,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        if facts.per_tensor and lists_are_on_cpu(args):
+        if facts.per_tensor:
             with self:
                 return func._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args, **kwargs)
         if self.problems:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from dsjit.ir.graph import UNKNOWN_SOURCE, Value
+from dsjit.trace.capture import capture
 from dsjit.trace.recording.list_writes import LIST_WRITES
 from dsjit.trace.recording.memory import CannotTrace, tensor_type
 
@@ -41,3 +42,17 @@ def test_gradients_of_several_devices_are_not_recorded() -> None:
     gradients = [torch.empty(3, device="meta"), torch.empty(3)]
     with pytest.raises(CannotTrace, match="several devices"):
         recorded(gradients, torch.empty(1), torch.empty(1))
+
+
+def test_what_is_done_to_lists_is_recorded_tensor_by_tensor_on_any_device() -> None:
+    """As gradients are clipped, and by optimizers that are not known, on a GPU."""
+
+    def clip(x: torch.Tensor, y: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        torch._foreach_mul_([x, y], factor)
+        return torch.stack(torch._foreach_norm([x, y]))
+
+    captured = capture(clip, tuple(torch.empty(shape, device="meta") for shape in ((3,), (2, 4), ())), {}, "clip")
+    assert not captured.problems
+    graph = captured.segments[0].graph
+    assert not [node.op for node in graph.nodes if "_foreach" in str(node.op)]
+    assert len(graph.writes) == 2
