@@ -150,7 +150,7 @@ OPTION_ROWS: Final[tuple[OptionRow, ...]] = (
         _is_bool,
         "Whether calls on a GPU are recorded as CUDA graphs and replayed: for small kernels, whose launches take "
         "longer than they do. Inputs that move from call to call are copied, and so are results. "
-        "Calls that draw random numbers, write to what the caller owns or keep something for a backward run as always.",
+        "Calls that draw random numbers or read what is in the host's memory run as always.",
     ),
     OptionRow(
         "disable",

@@ -16,9 +16,10 @@ from dsjit.api.checking import checked_program
 from dsjit.api.compile import Compilation, Lowered, StageTimer, compile_graph, lower_graph
 from dsjit.api.compile_gpu import choose_libraries, compile_gpu_graph, compile_gpu_template, gpu_of
 from dsjit.api.compile_sizes import compile_template
+from dsjit.api.hosted_program import hosted_program
 from dsjit.api.memory_budget import low_memory, offloadable, plan_training
 from dsjit.api.session import Session
-from dsjit.api.split_program import SplitProgram
+from dsjit.api.split_program import SplitProgram, run_behind
 from dsjit.api.stats import Counters
 from dsjit.api.trace_nodes import Runner, Step
 from dsjit.api.training import make_training
@@ -27,8 +28,8 @@ from dsjit.codegen.interpret import InterpretedProgram, KernelRunner
 from dsjit.codegen.interpreter import run_kernel
 from dsjit.codegen.low_memory import LowMemory
 from dsjit.codegen.offload.stores import HOST_MEMORY, OffloadTier, file_in
-from dsjit.codegen.program import GuestProgram, Program
-from dsjit.codegen.sized_program import SizeSource
+from dsjit.codegen.program import Program
+from dsjit.codegen.sized_program import SizedProgram, SizeSource
 from dsjit.codegen.target import CPU_TARGET, gpu_target
 from dsjit.codegen.templates.attention_backends import enabled_backends
 from dsjit.codegen.triton.load import triton_interpreter
@@ -44,6 +45,7 @@ from dsjit.passes.partition import partition
 from dsjit.passes.pipeline import JOINT_PASSES, hand_over, run_passes
 from dsjit.passes.reference import run_reference
 from dsjit.passes.segments import checkpointed_nodes
+from dsjit.passes.split_host import split_host
 from dsjit.passes.split_step import split_step
 from dsjit.trace.looks.segments import Segment
 from dsjit.trace.shapes.open_shapes import OpenShapes
@@ -73,6 +75,10 @@ class Builder:
         if segment.sizes is not None and segment.sizes.template.sizes:
             compilation = self._open_sizes(segment.sizes, timer)
             return Step(segment, compilation, compilation.program)
+        return self._hosted(segment, timer) or self._unhosted(segment, timer)
+
+    def _unhosted(self, segment: Segment, timer: StageTimer) -> Step:
+        """All of a segment of known sizes, on one device."""
         split = self._split(segment, timer)
         if split is not None:
             return split
@@ -90,23 +96,43 @@ class Builder:
     def _checked(self, compilation: Compilation) -> CheckedProgram:
         return checked_program(compilation, self.options.numerics, self.session.kernels)
 
+    def _hosted(self, segment: Segment, timer: StageTimer) -> Step | None:
+        """What the host computes for a GPU, and then the rest; None where the host computes nothing."""
+        gpu = gpu_of(segment.graph) if self.options.backend == "triton" else None
+        found = None if gpu is None else split_host(segment.graph, gpu)
+        if found is None:
+            return None
+        session = self.session
+        host = self._found_or_made(
+            (graph_structure(found.host),),
+            lambda dump: compile_graph(
+                found.host, self.options.numerics, session.environment, session.kernels, timer, dump, session.fuel
+            ),
+        )
+        assert isinstance(host.program, Program)
+        step = self._unhosted(replace(segment, graph=found.device), timer)
+        run = hosted_program(found, host.program, step.run)
+        return replace(step, segment=segment, run=run, ahead=(host, *step.ahead))
+
     def _split(self, segment: Segment, timer: StageTimer) -> Step | None:
         """A whole step in two Programs; None when one is better, or something else than machine code runs."""
         graph = segment.graph
         checked = self.session.environment.check > 1
-        if checked or self.options.backend in ("eager", *_INTERPRETERS) or gpu_of(graph) is not None:
+        elsewhere = self.options.backend != "triton" and gpu_of(graph) is not None
+        if checked or self.options.backend in ("eager", *_INTERPRETERS) or elsewhere:
             return None
         with timer.stage("partition"):
             found = split_step(graph, functools.partial(run_passes, passes=JOINT_PASSES))
             if found is None:
                 return None
             halves = hand_over(found)
-        forward = self._graph(halves.forward, timer, LowMemory())
+        handed_on = frozenset(range(len(halves.forward.outputs)))
+        forward = self._graph(halves.forward, timer, LowMemory(handed_on=handed_on))
         own = range(len(graph.inputs), len(halves.backward.inputs))
         backward = self._graph(halves.backward, timer, LowMemory(frozenset(own)))
-        assert isinstance(forward.program, Program) and isinstance(backward.program, Program)
-        run = SplitProgram(forward.program, GuestProgram(backward.program, forward.program))
-        return Step(segment, backward, run, ahead=forward)
+        assert not isinstance(forward.program, SizedProgram) and not isinstance(backward.program, SizedProgram)
+        run = SplitProgram(forward.program, run_behind(forward.program, backward.program))
+        return Step(segment, backward, run, ahead=(forward,))
 
     def training(self, joint: JointGraph, timer: StageTimer) -> Step:
         """A forward, compiled now, and its backward, which is compiled when it is first wanted."""
@@ -245,8 +271,10 @@ class Builder:
         session, numerics = self.session, self.options.numerics
         gpu = self._gpu(graph)
         if gpu is not None:
+            # A recording keeps its memory from call to call, which no budget counts.
+            recorded = self.options.cuda_graphs and self.options.memory_budget is None
             return self._found_or_made(
-                ("triton", self._gpu_options, graph_structure(graph), low_memory),
+                ("triton", self._gpu_options, recorded, graph_structure(graph), low_memory),
                 lambda dump: compile_gpu_graph(
                     graph,
                     numerics,
@@ -257,7 +285,7 @@ class Builder:
                     session.fuel,
                     self.options.autotune,
                     low_memory,
-                    self.options.cuda_graphs,
+                    recorded,
                 ),
             )
         return self._found_or_made(

@@ -20,7 +20,7 @@ from dsjit.codegen.templates.product import FusedProduct
 from dsjit.codegen.triton.attention_choice import choose_attention
 from dsjit.codegen.triton.machine import GpuMachine
 from dsjit.codegen.triton.program import GpuProgram, gpu_executor
-from dsjit.codegen.triton.replay import ReplayedProgram, can_be_replayed
+from dsjit.codegen.triton.replay import ReplayedProgram, can_be_replayed, replayed
 from dsjit.codegen.triton.tuning import measured_preference, saves_traffic
 from dsjit.config import Autotune, Environment, Numerics
 from dsjit.dump import Dump
@@ -76,7 +76,7 @@ def compile_gpu_graph(
     """Optimise, fuse, lower, emit and assemble `graph` for the GPU that its tensors are on.
 
     fuel: bounds the rewrites. Without it, all are done. autotune, cuda_graphs: as the options have them.
-    low_memory: see `assemble`; what takes little memory is not recorded.
+    low_memory: see `assemble`; what offloads is not recorded.
     Raises VerificationError (under DSJIT_CHECK=1) and BackendError.
     """
     target, fast = gpu_target(machine.device), numerics == "fast"
@@ -128,8 +128,9 @@ def compile_gpu_graph(
         dump.write("program.py", program.source)
     launched = GpuProgram(program, machine.device_guard, machine.current_stream, machine.new_event)
     runs: GpuProgram | ReplayedProgram = launched
-    if cuda_graphs and machine.recorder is not None and low_memory is None and can_be_replayed(optimized, steps):
-        runs = ReplayedProgram(launched, machine.recorder)
+    recorder = machine.recorder if cuda_graphs and (low_memory is None or low_memory.tier is None) else None
+    if recorder is not None and can_be_replayed(optimized, steps, machine.device):
+        runs = replayed(launched, recorder, optimized, low_memory)
     compilation = Compilation(
         graph, optimized, plan, tuple(steps), compiled, native, runs, found.generated, found.reused, timer,
         low_memory=low_memory,

@@ -137,7 +137,7 @@ def low_memory(
     outputs = [results + number for number, value in enumerate(halves.own) if value in stored]
     inputs = [number for number, value in enumerate(halves.kept) if value in stored]
     return (
-        LowMemory(stored=frozenset(outputs), tier=tier),
+        LowMemory(stored=frozenset(outputs), tier=tier, handed_on=frozenset(range(results, results + len(halves.own)))),
         LowMemory(halves.released, fetched=frozenset(inputs), tier=tier),
     )
 

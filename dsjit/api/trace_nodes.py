@@ -27,20 +27,20 @@ Runner: TypeAlias = Callable[[Sequence[torch.Tensor]], list[torch.Tensor]]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A compiled Segment. `run` is its program, or an executor that stands in for it. ahead: of a whole step in two
-    programs, the one that runs first."""
+    """A compiled Segment. `run` is its program, or an executor that stands in for it. ahead: of a segment in several
+    programs, those that run before the last one."""
 
     segment: Segment
     compilation: Compilation
     run: Runner
-    ahead: Compilation | None = None
+    ahead: tuple[Compilation, ...] = ()
 
     @property
     def compilations(self) -> tuple[Compilation, ...]:
-        """The program's, and that of what runs ahead of it, or those of a forward and its backward."""
+        """The program's, and those of what runs ahead of it, or those of a forward and its backward."""
         if isinstance(self.run, Training):
             return self.run.compilations
-        return (self.compilation,) if self.ahead is None else (self.ahead, self.compilation)
+        return (*self.ahead, self.compilation)
 
 
 def without_history(run: Runner) -> Runner:

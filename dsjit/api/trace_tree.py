@@ -20,7 +20,7 @@ import torch
 from dsjit.api.compile import Compilation
 from dsjit.api.planting import Names, Planter, Trace
 from dsjit.api.trace_nodes import Branch, Leaf, Step, fits
-from dsjit.ops.generator import generator_state, set_generator_state
+from dsjit.ops.generator import generator_states, put_back
 from dsjit.trace.looks.outcome import Outcome, OutcomeKind, read_outcome
 from dsjit.trace.looks.segments import Look, Segment
 
@@ -115,18 +115,18 @@ class TraceTree:
     def walk(self, inputs: Sequence[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The Leaf that the call came to, what its program took and what it returned; or a Miss.
 
-        inputs: what the guard returned. Raises what a program raises; the random generator is then as it was before.
+        inputs: what the guard returned. Raises what a program raises; random generators are then as they were.
         """
         if not self._draws:
             return self._follow(inputs, args, kwargs)
-        drawn = generator_state()
+        drawn = generator_states()
         try:
             found = self._follow(inputs, args, kwargs)
         except Exception:
-            set_generator_state(drawn)
+            put_back(drawn)
             raise
         if type(found) is Miss:
-            set_generator_state(drawn)
+            put_back(drawn)
         return found
 
     def _follow(self, inputs: Sequence[torch.Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,10 +17,11 @@ from torch._C._autograd import _get_current_graph_task_keep_graph, _top_saved_te
 
 from dsjit.api.compile import Compilation
 from dsjit.api.memory_budget import TrainingMemory
+from dsjit.api.split_program import run_behind
 from dsjit.api.training_groups import Backward, Group, OpenTraining, Point, Runner, make_groups
 from dsjit.codegen.low_memory import LowMemory
 from dsjit.codegen.offload.tensors import KeptTensor, TensorInMemory
-from dsjit.codegen.program import GuestProgram, Program
+from dsjit.codegen.program import handed_over
 from dsjit.codegen.sized_program import KEPT_SHAPES, SizedProgram
 from dsjit.codegen.triton.program import GpuProgram
 from dsjit.errors import DsjitWarning, GradientError
@@ -155,18 +156,15 @@ class Training:
         except Exception as error:  # whatever a compiler may stumble over, op by op it runs
             self._warn(error)
             return functools.partial(_run_op_by_op, graph), None
-        program, host = compilation.program, self.forward.program
+        program = compilation.program
         if isinstance(program, SizedProgram) or (isinstance(program, GpuProgram) and program.serves_sizes):
             sized = program
             return lambda point, inputs: sized.run_at(point, list(inputs)), compilation
         if self.checked is not None:
             checked = self.checked(compilation)
             return lambda point, inputs: checked(_in_memory(inputs)), compilation
-        if isinstance(program, Program) and isinstance(host, Program):
-            guest = GuestProgram(program, host)
-            return lambda point, inputs: guest(inputs), compilation
-        alone = program
-        return lambda point, inputs: alone(inputs), compilation
+        run = run_behind(self.forward.program, program)
+        return lambda point, inputs: run(inputs), compilation
 
     def _warn(self, error: Exception) -> None:
         text = f"the backward of {self.joint.graph.name} runs op by op, without generated kernels: {error!r}"
@@ -201,7 +199,7 @@ class Training:
         # A backward that has never run through may be one that cannot: then all is wanted for the reference.
         held = [] if backward.proven else list(taken)
         try:
-            found = backward.run(point, _handed_over(taken))
+            found = backward.run(point, handed_over(taken))
             backward.proven = self.sizes is None  # each choice of sizes has a Program of its own
         except FaultFound:
             raise
@@ -267,13 +265,6 @@ def _run_op_by_op(graph: Graph | GraphTemplate, point: Point, inputs: Iterable[t
 def _in_memory(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
     """The tensors, those in files fetched."""
     return [tensor.fetch() if isinstance(tensor, KeptTensor) else tensor for tensor in tensors]
-
-
-def _handed_over(tensors: list[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """The tensors, one by one; who takes them is then the only one to hold them."""
-    tensors.reverse()
-    while tensors:
-        yield tensors.pop()
 
 
 def _laid_out(tangent: torch.Tensor, type_: TensorType) -> torch.Tensor:

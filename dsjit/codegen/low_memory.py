@@ -46,12 +46,14 @@ class LowMemory:
         over, as an iterator that holds none, has their memory free for what follows.
     stored: numbers of outputs that are put into `tier` after their last use; a KeptTensor stands for each. fetched:
         numbers of inputs that come as such, and are fetched just before their first use.
+    handed_on: numbers of outputs that go to another Program, and to nobody who would write to them.
     """
 
     released: frozenset[int] = frozenset()
     stored: frozenset[int] = frozenset()
     fetched: frozenset[int] = frozenset()
     tier: OffloadTier | None = None
+    handed_on: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +99,8 @@ def memory_schedule(
             if own and place not in made:
                 made.add(place)
                 value = placement.outputs[place.number] if place.home is Home.OUTPUT else value
-                found.made.setdefault(number, []).append(value)
+                before = number if placement.all_made is None else min(number, placement.all_made)
+                found.made.setdefault(before, []).append(value)
     owners = [holders(value, views, aliases)[-1] for value in graph.outputs]
     shared = Counter(owners)
     untouched = {*graph.inputs, *graph.constants, *[write.value for write in graph.writes]}

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Final
 
 from dsjit.codegen.memory_plan import Lifetime
 from dsjit.fusion.lower import FusedKernel
@@ -15,7 +16,7 @@ from dsjit.ir.graph import Graph, Node, Value
 from dsjit.ir.kernel import Kernel, Load, Store, has_checks
 from dsjit.ops.library import writes_over_first
 
-__all__ = ["Home", "Place", "Placement", "Step", "last_reads", "place_values"]
+__all__ = ["Home", "Overwrites", "Place", "Placement", "Step", "can_overwrite", "holders", "last_reads", "place_values"]
 
 
 class Home(Enum):
@@ -66,7 +67,8 @@ class Placement:
     """places: of every Value that is no transparent view. buffers: in the arena, by their numbers.
 
     last_use: for library results, the step after which nobody wants them. over: results of library calls that are
-    written over the first operand, in its memory.
+    written over the first operand, in its memory. all_made: the step before which all tensors have to be made, as
+    nothing may fail from then on; None when there is none.
     """
 
     places: dict[Value, Place] = field(default_factory=dict)
@@ -74,6 +76,7 @@ class Placement:
     last_use: dict[Value, int] = field(default_factory=dict)
     outputs: list[Value] = field(default_factory=list)
     over: set[Value] = field(default_factory=set)
+    all_made: int | None = None
 
 
 def place_values(
@@ -83,15 +86,16 @@ def place_values(
     aliases: Mapping[Value, Value],
     native: Container[Node] = frozenset(),
     *,
-    overwrites: bool = True,
+    overwrites: Overwrites | None = None,
     apart: int | None = None,
 ) -> Placement:
     """Assign a Place to every Value in memory.
 
     aliases: results of library calls that are views of another Value's memory. native: nodes whose library steps run
-    without Python, and so do not raise. overwrites: a kernel may write over an operand. apart: buffers of so many bytes
-    are tensors of their own (`Home.LIBRARY`), not parts of the arena.
+    without Python, and so do not raise. overwrites: what kernels may write over; on a CPU by default. apart: buffers of
+    so many bytes are tensors of their own (`Home.LIBRARY`), not parts of the arena.
     """
+    over = Overwrites() if overwrites is None else overwrites
     placement = Placement()
     places = placement.places
 
@@ -104,7 +108,11 @@ def place_values(
         places[value] = Place(Home.CONSTANT, number)
     last = last_reads(graph, steps, views, aliases)
     returned = {owner(value) for value in graph.outputs}
-    in_place = _written_in_place(graph, steps, last, returned, native, owner) if overwrites else {}
+    first = _last_failure(graph, steps, native, owner, over)
+    in_place = _written_in_place(graph, steps, last, returned, first, owner, over)
+    if over.memory_ends:
+        written = [number for number, step in enumerate(steps) if not in_place.keys().isdisjoint(step.writes)]
+        placement.all_made = min(written, default=None)
     lifetimes: list[Lifetime[Value]] = []
     end = len(steps)
     for number, step in enumerate(steps):
@@ -125,7 +133,7 @@ def place_values(
                 places[value] = places[in_place[value]]
                 continue
             source = None
-            if overwrites:
+            if over.operands:
                 given = graph.donated if apart is None else frozenset[Value]()
                 source = _reusable(step.work, value, number, last, places, taken, returned, given, owner)
             if source is not None and places[source].home is Home.INPUT:
@@ -170,20 +178,37 @@ def place_values(
     return placement
 
 
+SMALL: Final = 2**20
+"""Bytes that there is room for, where whole tensors were made before: allocators keep some for what is small."""
+
+
+def _last_failure(
+    graph: Graph,
+    steps: Sequence[Step],
+    native: Container[Node],
+    owner: Callable[[Value], Value],
+    over: Overwrites,
+) -> int:
+    """The first step from which on nothing may raise; a call that fails goes on eagerly. (Tensors that the rest of the
+    steps make can be made ahead of it.)"""
+    made = {value for step in steps for value in step.writes}
+    copied = [value for value in graph.outputs if owner(value) not in made]  # at the end
+    if over.memory_ends and any(value.type.nbytes > SMALL for value in copied):
+        return len(steps)
+    return max([number + 1 for number, step in enumerate(steps) if _may_raise(step.work, native)], default=0)
+
+
 def _written_in_place(
     graph: Graph,
     steps: Sequence[Step],
     last: Mapping[Value, int],
     returned: set[Value],
-    native: Container[Node],
+    first: int,
     owner: Callable[[Value], Value],
+    over: Overwrites,
 ) -> dict[Value, Value]:
-    """What kernels may write into the caller's tensor at once, with that input, rather than to be copied there.
-
-    No step after it may raise, since a call that fails goes on eagerly; and none may want what was there.
-    """
-    calls = [n for n, step in enumerate(steps) if _may_raise(step.work, native)]
-    first = max(calls, default=-1) + 1
+    """What kernels may write into the caller's tensor at once, with that input, rather than to be copied there: from
+    step `first` on, where no later one wants what was there."""
     sources = Counter(owner(write.value) for write in graph.writes)
     targets = {write.value: write.target for write in graph.writes if owner(write.value) is write.value}
     found: dict[Value, Value] = {}
@@ -197,7 +222,7 @@ def _written_in_place(
                 continue
             assert isinstance(fused, FusedKernel)
             names = {v: p.name for v, p in zip(fused.values, fused.kernel.params, strict=True)}
-            if target not in names or can_overwrite(fused.kernel, names[target], names[value]):
+            if target not in names or over.targets(fused.kernel, names[target], names[value]):
                 found[value] = target
     return found
 
@@ -303,3 +328,16 @@ def can_overwrite(kernel: Kernel, read: str, written: str) -> bool:
             elif isinstance(stmt, Store) and stmt.param == written:
                 stored = stmt
     return stored is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Overwrites:
+    """What kernels may write over. operands: buffers that they read for the last time.
+
+    targets: whether a Kernel that reads the caller's tensor in a param may write over it in another one.
+    memory_ends: whether making a tensor may fail, as on a GPU, whose memory is not the host's.
+    """
+
+    operands: bool = True
+    targets: Callable[[Kernel, str, str], bool] = can_overwrite
+    memory_ends: bool = False

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
 from types import FunctionType
@@ -22,11 +22,12 @@ import torch
 
 from dsjit.codegen.llvm.executor import Call, FrameSequence, OpenSequence, StepSequence, build_sequence, packed
 from dsjit.codegen.memory_plan import Lifetime, MemoryPlan, check_plan, plan_memory
+from dsjit.codegen.placement import Overwrites
 from dsjit.errors import VerificationError
 
 __all__ = [
     "CPU_EXECUTOR", "ArenaTensor", "Executor", "Frame", "GuestProgram", "Program", "ProgramParts", "Run",
-    "SequenceForSizes", "SequenceOfFrame", "address_writer", "compile_source", "link", "link_planned",
+    "SequenceForSizes", "SequenceOfFrame", "address_writer", "compile_source", "handed_over", "link", "link_planned",
 ]  # fmt: skip
 
 
@@ -55,7 +56,7 @@ class Executor:
     """What runs the kernels of a Program.
 
     device: where their memory is. build: encodes the calls of a sequence.
-    overwrites: whether a kernel may write over an operand. It may when each element is read and written by one thread.
+    overwrites: what a kernel may write over.
 
     For Programs of many sizes: for_sizes: what calls have in common, None when they have to be packed for each size.
     pack: what `SequenceForSizes.filled` gives, from the calls. of_frame: a sequence, filled with that, of such calls.
@@ -63,14 +64,14 @@ class Executor:
 
     device: torch.device
     build: Callable[[Sequence[Call]], StepSequence]
-    overwrites: bool
+    overwrites: Overwrites
     for_sizes: Callable[[tuple[Call, ...]], SequenceForSizes | None]
     pack: Callable[[Sequence[Call]], Any]
     of_frame: Callable[[Any, tuple[Call, ...]], SequenceOfFrame]
 
 
 CPU_EXECUTOR: Final = Executor(
-    torch.device("cpu"), build_sequence, overwrites=True, for_sizes=OpenSequence.of, pack=packed, of_frame=FrameSequence
+    torch.device("cpu"), build_sequence, Overwrites(), for_sizes=OpenSequence.of, pack=packed, of_frame=FrameSequence
 )
 
 
@@ -227,6 +228,13 @@ class GuestProgram:
             return self.program.run(inputs, own, torch.get_num_threads())
         finally:
             self.host.frames.append(frame)
+
+
+def handed_over(tensors: list[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """The tensors, one by one; the list is emptied, and who takes them is then the only one to hold them."""
+    tensors.reverse()
+    while tensors:
+        yield tensors.pop()
 
 
 def compile_source(source: str) -> FunctionType:

@@ -36,7 +36,7 @@ from dsjit.trace.recording.recorder import Recorder
 from dsjit.trace.recording.source import SourceFinder
 from dsjit.trace.recording.untraceable import Untraceable
 from dsjit.trace.training.checkpoints import CheckpointWatch
-from dsjit.trace.training.gradients import is_spent
+from dsjit.trace.training.gradients import BackwardInThisThread, is_spent
 from dsjit.trace.training.joint import carries_gradients, record_joint
 from dsjit.trace.training.optimizers import OptimizerWatch
 
@@ -131,6 +131,7 @@ def capture(
             recorder,
             recorder.numbers,
             states,
+            BackwardInThisThread(),
         )
         found = _capture(function, args, kwargs, name, observer, recorder, journal, watches)
         return found

@@ -53,6 +53,22 @@ def test_a_program_does_what_eager_does(function: Callable[..., object]) -> None
     assert list(compilation.program.streams) == [7]
 
 
+def test_what_is_on_another_device_stays_there() -> None:
+    """Numbers of the host's beside tensors of a GPU, for which the device without memory stands."""
+
+    def both(x: torch.Tensor, other: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return x.exp() + 1, (other.exp() + 1).sum() * 2
+
+    arguments = torch.randn(4, 8), torch.empty(3, device="meta")
+    captured = capture(both, arguments, {}, "f")
+    graph, machine = captured.segments[0].graph, interpreting_machine(InterpretingDriver())
+    program = compile_gpu_graph(graph, "eager", Environment(check=1), machine, StageTimer(), None).program
+    order = dict(zip(captured.inputs, captured.given, strict=True))
+    found = program([order[value.id] for value in graph.inputs])
+    assert [each.device.type for each in found] == ["cpu", "meta"]
+    torch.testing.assert_close(found[0], arguments[0].exp() + 1)
+
+
 def test_a_graph_on_the_cpu_has_no_gpu() -> None:
     captured = capture(lambda x: x + 1, (torch.randn(3),), {}, "f")
     assert gpu_of(captured.segments[0].graph) is None

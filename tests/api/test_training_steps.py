@@ -83,6 +83,10 @@ OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, lr=0.1),
     "momentum": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, dampening=0.1, weight_decay=0.01),
     "nesterov": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, maximize=True),
+    "nesterov foreach": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, foreach=True),
+    "nesterov decay foreach": lambda p: torch.optim.SGD(
+        p, lr=0.1, momentum=0.9, nesterov=True, foreach=True, weight_decay=0.1
+    ),
     "sgd foreach": lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, foreach=True),
     "adam": lambda p: torch.optim.Adam(p, lr=0.01, weight_decay=0.1),
     "adamw": adamw,
@@ -93,11 +97,12 @@ OPTIMIZERS = {
     "rmsprop": lambda p: torch.optim.RMSprop(p, lr=0.01, momentum=0.5),
     "adagrad": lambda p: torch.optim.Adagrad(p, lr=0.01),
     "adagrad slowing": lambda p: torch.optim.Adagrad(p, lr=0.01, lr_decay=0.1, weight_decay=0.1, maximize=True),
+    "adagrad foreach": lambda p: torch.optim.Adagrad(p, lr=0.01, foreach=True),
     "adamax": lambda p: torch.optim.Adamax(p, lr=0.01, weight_decay=0.1),
+    "adamax foreach": lambda p: torch.optim.Adamax(p, lr=0.01, foreach=True),
 }
 
 STEPS_AS_NUMBERS = {
-    "adagrad foreach": lambda p: torch.optim.Adagrad(p, lr=0.01, foreach=True),
     "nadam": lambda p: torch.optim.NAdam(p, lr=0.01),
 }
 """Optimizers whose Python computes with the step count."""
@@ -332,7 +337,7 @@ def test_twenty_steps_give_eagers_losses():
 @pytest.mark.parametrize(
     "place",
     [
-        (optimizers._Writer, "read"),
+        (optimizers.UpdateWriter, "read"),
         (optimizers._Call, "is_known"),
         (optimizers.OptimizerWatch, "__enter__"),
         (gradients.GradientWatch, "on_backward"),

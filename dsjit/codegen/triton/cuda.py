@@ -10,8 +10,8 @@ from typing import Any, Final
 import torch
 
 from dsjit.codegen.triton.code import GpuCode
-from dsjit.codegen.triton.launch import Batch, Launch, Specialization
-from dsjit.codegen.triton.native_launch import MISALIGNED, NativeBatch, Stop
+from dsjit.codegen.triton.launch import ALIGNMENT, Batch, Launch, Specialization
+from dsjit.codegen.triton.native_launch import NativeBatch
 from dsjit.codegen.triton.target import TritonTarget
 from dsjit.errors import BackendError
 
@@ -78,33 +78,32 @@ class CudaDriver:
         return handle
 
     def batch(self, launches: Sequence[Launch]) -> Batch:
-        """Queues them on torch's current stream, with one native call if all their buffers are aligned. Raises
-        BackendError with what the driver says."""
-        function = ctypes.cast(self.library.cuLaunchKernel, ctypes.c_void_p).value or 0
-        native, current_stream = NativeBatch(launches, function), self.current_stream
-        others: dict[tuple[int, Specialization], NativeBatch] = {}
+        """Queues them on torch's current stream with one native call. Raises BackendError with what the driver says.
 
-        def misaligned(number: int, table: int) -> Stop | None:
-            launch = launches[number].realigned(table)
-            key = number, launch.specialization
-            alone = others.get(key)
-            if alone is None:
-                alone = others[key] = NativeBatch((launch,), function)
-            stop = alone.run(table, current_stream(), relied=1)
-            return None if stop is None else Stop(number, stop.status)
+        None is queued before there is code for all of them, as the buffers are aligned: what writes over the caller's
+        tensors must not be followed by a failure.
+        """
+        function = ctypes.cast(self.library.cuLaunchKernel, ctypes.c_void_p).value or 0
+        aligned, current_stream = NativeBatch(launches, function), self.current_stream
+        others: dict[tuple[Specialization, ...], NativeBatch] = {}
 
         def run(table: int) -> None:
-            stop = native.run(table, current_stream())
+            stop = aligned.run(table, current_stream())
+            if stop is None:
+                return
+            batch, relied = aligned, ALIGNMENT
+            if stop.status is None:
+                own = [launch.realigned(table) for launch in launches]
+                key = tuple([launch.specialization for launch in own])
+                batch, relied = others.setdefault(key, NativeBatch(own, function)), 1
+                stop = batch.run(table, current_stream(), aligned=relied)
             while stop is not None:
-                first = stop.number
-                if stop.status == MISALIGNED:
-                    stop = misaligned(first, table)
-                    first += stop is None
-                if stop is not None and stop.status == _INVALID_CONTEXT:
-                    self._enter_context(launches[first].variant.code)
-                elif stop is not None:
-                    self._check(stop.status, launches[first].variant.code)
-                stop = native.run(table, current_stream(), first)
+                code = launches[stop.number].variant.code
+                if stop.status == _INVALID_CONTEXT:
+                    self._enter_context(code)
+                else:
+                    self._check(stop.status or 0, code)
+                stop = batch.run(table, current_stream(), stop.number, relied)
 
         return run
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -34,19 +35,36 @@ def cuda_machine(device: torch.device) -> GpuMachine:
     event = partial(torch.cuda.Event, enable_timing=True)
     kernels = GpuKernelCache(cuda_target(device), driver, compile_source)
     tuner = Tuner(CudaMeter(device, driver.version()), Choices(choices_file()))
-    return GpuMachine(device, kernels, partial(torch.cuda.device, device), stream, event, tuner, CudaRecorder())
+    return GpuMachine(device, kernels, partial(torch.cuda.device, device), stream, event, tuner, CudaRecorder(device))
 
 
-@dataclass(frozen=True, slots=True)
+_RECORDING: Final = threading.Lock()
+"""torch allows one capture at a time in the process."""
+
+
+@dataclass(slots=True)
 class CudaRecorder:
-    """Records CUDA graphs, each with memory of its own."""
+    """Records CUDA graphs of one device, each with memory of its own. stream: where they are recorded, once one is."""
+
+    device: torch.device
+    stream: torch.cuda.Stream | None = None
+
+    def is_busy(self) -> bool:
+        """As `GraphRecorder.is_busy`."""
+        return torch.cuda.is_current_stream_capturing()
 
     def record(self, run: Callable[[], list[torch.Tensor]]) -> tuple[torch.cuda.CUDAGraph, list[torch.Tensor]]:
         """As `GraphRecorder.record`."""
         graph = torch.cuda.CUDAGraph()
-        # Other threads may allocate meanwhile.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            results = run()
+        with _RECORDING:
+            if self.stream is None:  # torch's own is of the device that was the current one when it was first wanted
+                self.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            # A capture that fails leaves its stream the current one. Other threads may allocate meanwhile.
+            with (
+                torch.cuda.stream(torch.cuda.current_stream(self.device)),
+                torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"),
+            ):
+                results = run()
         return graph, results
 
 

@@ -8,7 +8,7 @@ once per process. A launch is a row of 64-bit words:
 
 Its arguments lie on the stack while the driver's function runs, which copies them before it returns (CUDA Driver API,
 cuLaunchKernel, CU_LAUNCH_PARAM_BUFFER_POINTER): addresses, sizes, and zeros for the parameters that Triton adds. So
-any number of threads may launch at once.
+any number of threads may launch at once. Before the first launch, all addresses are looked at.
 """
 
 from __future__ import annotations
@@ -24,12 +24,10 @@ from dsjit.codegen.llvm.target import host_target
 from dsjit.codegen.triton.launch import ALIGNMENT, Launch
 from dsjit.once import once
 
-__all__ = ["MISALIGNED", "NativeBatch", "Stop", "launcher_text"]
+__all__ = ["NativeBatch", "Stop", "launcher_text"]
 
 _ALL_DONE: Final = -1
-
-MISALIGNED: Final = 2**32 - 1
-"""In the place of the driver's status: of a launch that was not tried, as some buffer is not aligned."""
+_MISALIGNED: Final = -2
 
 # From cuda.h.
 _PARAM_END: Final = 0
@@ -39,10 +37,10 @@ _PARAM_BUFFER_SIZE: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Stop:
-    """Launch `number` was not done. status: what the driver returned, or MISALIGNED."""
+    """Launch `number` was not done, as the driver returned `status`; None when nothing was, for want of alignment."""
 
     number: int
-    status: int
+    status: int | None
 
 
 class NativeBatch:
@@ -59,12 +57,14 @@ class NativeBatch:
         self._launch = _launcher().launch
         self._function, self._kept = function, tuple(launches)
 
-    def run(self, table: int, stream: int, first: int = 0, relied: int = ALIGNMENT) -> Stop | None:
-        """Do the launches from `first` on; None when all are done. table: its address. relied: what all addresses have
+    def run(self, table: int, stream: int, first: int = 0, aligned: int = ALIGNMENT) -> Stop | None:
+        """Do the launches from `first` on; None when all are done. table: its address. aligned: what all addresses have
         to be multiples of."""
         count = len(self._kept) - first
-        left = self._launch(self._starts[first], count, self._room, table, stream, self._function, relied - 1)
-        return None if left == _ALL_DONE else Stop(first + (left >> 32), left & 0xFFFFFFFF)
+        left = self._launch(self._starts[first], count, self._room, table, stream, self._function, aligned - 1)
+        if left == _ALL_DONE:
+            return None
+        return Stop(first, None) if left == _MISALIGNED else Stop(first + (left >> 32), left & 0xFFFFFFFF)
 
 
 def _encoded(launch: Launch) -> list[int]:
@@ -92,9 +92,21 @@ def _launcher() -> _Launcher:
 _FIELDS: Final = ("length", "kernel", "programs", "threads", "shared", "parameters", "buffers")
 
 
+_ADDRESS: Final = """\
+  %position = mul i64 %buffer, 2
+  %slot.p = getelementptr i64, ptr %pairs, i64 %position
+  %slot = load i64, ptr %slot.p
+  %offset.p = getelementptr i64, ptr %slot.p, i64 1
+  %offset = load i64, ptr %offset.p
+  %base.p = getelementptr i64, ptr %table, i64 %slot
+  %base = load i64, ptr %base.p
+  %address = add i64 %base, %offset"""
+"""Of buffer %buffer of the launch."""
+
+
 def launcher_text() -> str:
     """The module: `launch(launches, number of them, most parameters, table, stream, function, mask)`, which returns -1,
-    or the number of the launch that was not done times 2^32, and why. mask: bits that no address may have."""
+    or the number of the launch that was not done times 2^32, and why; -2 when an address has a bit of `mask`."""
     fields = "\n".join(
         f"  %{name}.p = getelementptr i64, ptr %row, i64 {position}\n  %{name} = load i64, ptr %{name}.p"
         for position, name in enumerate(_FIELDS)
@@ -107,8 +119,44 @@ def launcher_text() -> str:
         for n, value in enumerate(extra)
     )
     return f"""
+define internal i64 @bits(ptr %rows, i64 %count, ptr %table) nounwind {{
+entry:
+  %some = icmp sgt i64 %count, 0
+  br i1 %some, label %row.begin, label %done
+row.begin:
+  %number = phi i64 [ 0, %entry ], [ %next, %row.end ]
+  %row = phi ptr [ %rows, %entry ], [ %row.next, %row.end ]
+  %before = phi i64 [ 0, %entry ], [ %after, %row.end ]
+{fields}
+  %pairs = getelementptr i64, ptr %row, i64 {len(_FIELDS)}
+  br label %buffer.begin
+buffer.begin:
+  %buffer = phi i64 [ 0, %row.begin ], [ %buffer.next, %gather ]
+  %after = phi i64 [ %before, %row.begin ], [ %bits, %gather ]
+  %more = icmp slt i64 %buffer, %buffers
+  br i1 %more, label %gather, label %row.end
+gather:
+{_ADDRESS}
+  %bits = or i64 %after, %address
+  %buffer.next = add i64 %buffer, 1
+  br label %buffer.begin
+row.end:
+  %next = add i64 %number, 1
+  %row.next = getelementptr i64, ptr %row, i64 %length
+  %rows.more = icmp slt i64 %next, %count
+  br i1 %rows.more, label %row.begin, label %done
+done:
+  %all = phi i64 [ 0, %entry ], [ %after, %row.end ]
+  ret i64 %all
+}}
+
 define i64 @launch(ptr %rows, i64 %count, i64 %room, ptr %table, ptr %stream, ptr %function, i64 %mask) nounwind {{
 entry:
+  %all = call i64 @bits(ptr %rows, i64 %count, ptr %table)
+  %low = and i64 %all, %mask
+  %odd = icmp ne i64 %low, 0
+  br i1 %odd, label %misaligned, label %begin
+begin:
   %args = alloca i64, i64 %room
   %size = alloca i64
   %extra = alloca [5 x ptr]
@@ -116,42 +164,29 @@ entry:
   %some = icmp sgt i64 %count, 0
   br i1 %some, label %row.begin, label %done
 row.begin:
-  %number = phi i64 [ 0, %entry ], [ %next, %row.end ]
-  %row = phi ptr [ %rows, %entry ], [ %row.next, %row.end ]
+  %number = phi i64 [ 0, %begin ], [ %next, %row.end ]
+  %row = phi ptr [ %rows, %begin ], [ %row.next, %row.end ]
 {fields}
   %pairs = getelementptr i64, ptr %row, i64 {len(_FIELDS)}
-  %any = icmp sgt i64 %buffers, 0
-  br i1 %any, label %gather, label %gathered
-gather:
+  br label %buffer.begin
+buffer.begin:
   %buffer = phi i64 [ 0, %row.begin ], [ %buffer.next, %gather ]
-  %bits = phi i64 [ 0, %row.begin ], [ %bits.next, %gather ]
-  %position = mul i64 %buffer, 2
-  %slot.p = getelementptr i64, ptr %pairs, i64 %position
-  %slot = load i64, ptr %slot.p
-  %offset.p = getelementptr i64, ptr %slot.p, i64 1
-  %offset = load i64, ptr %offset.p
-  %base.p = getelementptr i64, ptr %table, i64 %slot
-  %base = load i64, ptr %base.p
-  %address = add i64 %base, %offset
+  %buffer.more = icmp slt i64 %buffer, %buffers
+  br i1 %buffer.more, label %gather, label %gathered
+gather:
+{_ADDRESS}
   %arg = getelementptr i64, ptr %args, i64 %buffer
   store i64 %address, ptr %arg
-  %bits.next = or i64 %bits, %address
   %buffer.next = add i64 %buffer, 1
-  %buffer.more = icmp slt i64 %buffer.next, %buffers
-  br i1 %buffer.more, label %gather, label %gathered
+  br label %buffer.begin
 gathered:
-  %all = phi i64 [ 0, %row.begin ], [ %bits.next, %gather ]
-  %low = and i64 %all, %mask
-  %odd = icmp ne i64 %low, 0
-  br i1 %odd, label %stopped, label %aligned
-aligned:
   %sizes.at = mul i64 %buffers, 2
   %sizes.p = getelementptr i64, ptr %pairs, i64 %sizes.at
   %sizes = load i64, ptr %sizes.p
   %taken = add i64 %buffers, %sizes
   br label %rest
 rest:
-  %place = phi i64 [ %buffers, %aligned ], [ %place.next, %rest.set ]
+  %place = phi i64 [ %buffers, %gathered ], [ %place.next, %rest.set ]
   %open = icmp slt i64 %place, %parameters
   br i1 %open, label %rest.value, label %call
 rest.value:
@@ -184,11 +219,12 @@ row.end:
   %more = icmp slt i64 %next, %count
   br i1 %more, label %row.begin, label %done
 stopped:
-  %why = phi i32 [ {MISALIGNED - 2**32}, %gathered ], [ %status, %call ]
-  %why.64 = zext i32 %why to i64
+  %status.64 = zext i32 %status to i64
   %high = shl i64 %number, 32
-  %left = or i64 %high, %why.64
+  %left = or i64 %high, %status.64
   ret i64 %left
+misaligned:
+  ret i64 {_MISALIGNED}
 done:
   ret i64 {_ALL_DONE}
 }}

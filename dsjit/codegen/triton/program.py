@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
 
-from dsjit.codegen.program import Executor, Program
+from dsjit.codegen.program import Executor, GuestProgram, Program
 from dsjit.codegen.sized_program import SizedProgram
 from dsjit.codegen.triton.launch import FrameLaunches, OpenLaunches, build_launches, pack_launches
+from dsjit.codegen.triton.overwriting import GPU_OVERWRITES
 
-__all__ = ["DeviceEvent", "GpuProgram", "gpu_executor"]
+__all__ = ["DeviceEvent", "GpuGuestProgram", "GpuProgram", "gpu_executor"]
 
 
 def gpu_executor(device: torch.device) -> Executor:
     """Launches kernels on the current stream of a device."""
     return Executor(
-        device, build_launches, overwrites=False, for_sizes=OpenLaunches.of, pack=pack_launches, of_frame=FrameLaunches
+        device, build_launches, GPU_OVERWRITES, for_sizes=OpenLaunches.of, pack=pack_launches, of_frame=FrameLaunches
     )
 
 
@@ -54,14 +55,15 @@ class GpuProgram:
     new_event: Callable[[], DeviceEvent]
     streams: dict[int, Program | SizedProgram] = field(default_factory=dict)
 
-    def __call__(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def __call__(self, inputs: Iterable[torch.Tensor]) -> list[torch.Tensor]:
         with self.device_guard():
-            return self._of_stream()(inputs)
+            program = self.on_stream()
+            return program(list(inputs)) if isinstance(program, SizedProgram) else program(inputs)
 
     def run_at(self, point: tuple[int, ...], inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """As `SizedProgram.run_at`, of a program for many sizes."""
         with self.device_guard():
-            program = self._of_stream()
+            program = self.on_stream()
             assert isinstance(program, SizedProgram)
             return program.run_at(point, inputs)
 
@@ -70,8 +72,12 @@ class GpuProgram:
         """Whether it is for many sizes."""
         return isinstance(self.program, SizedProgram)
 
-    def _of_stream(self) -> Program | SizedProgram:
-        """The program of the current stream."""
+    def apart(self) -> GpuProgram:
+        """The same, with memory of its own."""
+        return replace(self, streams={})
+
+    def on_stream(self) -> Program | SizedProgram:
+        """The program of the current stream of the device, which is the current one."""
         stream = self.current_stream()
         program = self.streams.get(stream)
         if program is None:
@@ -90,3 +96,19 @@ class GpuProgram:
     @property
     def intermediate_bytes(self) -> int:
         return self.program.intermediate_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class GpuGuestProgram:
+    """`program`, run in the arenas that `host` has on the same stream: what the stream does later comes after it. For
+    exact sizes."""
+
+    program: GpuProgram
+    host: GpuProgram
+
+    def __call__(self, inputs: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+        """As `GpuProgram.__call__`."""
+        with self.program.device_guard():
+            program, host = self.program.on_stream(), self.host.on_stream()
+            assert isinstance(program, Program) and isinstance(host, Program)
+            return GuestProgram(program, host)(inputs)

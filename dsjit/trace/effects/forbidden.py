@@ -123,13 +123,23 @@ def forbidden_code(module: str, code: types.CodeType) -> str | None:
 def blame(frame: types.FrameType | None) -> Source | None:
     """The user's line that `frame` runs for; None when torch or another library called, not the user, or when it is
     logging's way to a record (whole records are told again)."""
-    while frame is not None and is_stdlib_file(frame.f_code.co_filename):
+    while frame is not None and (is_stdlib_file(frame.f_code.co_filename) or _passes_on(frame)):
         if frame.f_globals.get("__name__") == "logging":
             return None
         frame = frame.f_back
     if frame is None or is_library_file(frame.f_code.co_filename):
         return None
     return Source(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_qualname)
+
+
+def _passes_on(frame: types.FrameType) -> bool:
+    """Whether `frame` is a function of torch's that hands seeds to the generator of a GPU, or saves its state, for its
+    caller. (What `torch.manual_seed` does, the program does.)"""
+    module, name = frame.f_globals.get("__name__"), frame.f_code.co_name
+    return module == "torch.cuda.random" or (module, name) in (
+        ("torch.cuda", "_lazy_call"),
+        ("torch.random", "fork_rng"),
+    )
 
 
 def is_loading(frame: types.FrameType | None) -> bool:

@@ -6,6 +6,7 @@ generator through one name in `torch.random`, where a stand-in listens while the
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -39,7 +40,8 @@ class _StandIn(StandIn):
         return self.original.set_state(state)
 
     def manual_seed(self, seed: int) -> Any:
-        self._current.listen("seed", seed)
+        whole = sys._getframe(1).f_globals.get("__name__") == "torch.random"  # torch.manual_seed
+        self._current.listen("seed all" if whole else "seed", seed)
         return self.original.manual_seed(seed)
 
     def seed(self) -> int:
@@ -93,8 +95,8 @@ _REGISTER: Final = _Register()
 
 
 class GeneratorWatch:
-    """Calls `listen(what, value)`, for the thread that enters: ("get" | "set", state), ("seed", number) or
-    ("random", None)."""
+    """Calls `listen(what, value)`, for the thread that enters: ("get" | "set", state), ("seed", number), ("seed all",
+    number) for the generators of all devices, or ("random", None)."""
 
     def __init__(self, listen: Callable[[str, Any], None]) -> None:
         self._listen = listen

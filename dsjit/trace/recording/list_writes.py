@@ -26,21 +26,24 @@ class NodeRecorder(Protocol):
 
 def _unscale(recorder: NodeRecorder, args: Sequence[Any], source: Source) -> None:
     """`_amp_foreach_non_finite_check_and_unscale_`: each gradient times `scale`, and a 1 in `found` when one is
-    infinite or NaN (aten/src/ATen/native/cpu/AmpGradScalerKernels.cpp)."""
+    infinite or NaN (aten/src/ATen/native/cpu/AmpGradScalerKernels.cpp, and cuda/AmpKernels.cu)."""
     gradients, found, scale = args
     memory, emit = recorder.memory, recorder.emit
-    if any(each.dtype not in (torch.float32, torch.float64) or each.device.type != "cpu" for each in gradients):
-        raise CannotTrace("gradients of reduced precision, or on another device, are unscaled")
+    device = found.device
+    if any(each.dtype not in (torch.float32, torch.float64) for each in gradients):
+        raise CannotTrace("gradients of reduced precision are unscaled")
+    if any(each.device != device for each in (*gradients, scale)):
+        raise CannotTrace("gradients of several devices are unscaled at once")
     for each in (*gradients, found):
         memory.expect_write(each)
     flag, factor = memory.read(found), memory.read(scale)
-    factor = emit(aten.view.default, (factor, ()), {}, _scalar(factor.type.dtype))
+    factor = emit(aten.view.default, (factor, ()), {}, _scalar(factor.type.dtype, device))
     for each in gradients:
-        value, own = memory.read(each), _scalar(each.dtype)
+        value, own = memory.read(each), _scalar(each.dtype, device)
         if each.numel():
             magnitudes = emit(aten.abs.default, (value,), {}, value.type)
             largest = emit(aten.amax.default, (magnitudes,), {}, own)
-            finite = emit(aten.lt.Scalar, (largest, math.inf), {}, _scalar(torch.bool))
+            finite = emit(aten.lt.Scalar, (largest, math.inf), {}, _scalar(torch.bool, device))
             one = emit(aten.ones_like.default, (flag,), {}, flag.type)
             flag = emit(aten.where.self, (finite, flag, one), {}, flag.type)
         operand = factor
@@ -50,8 +53,8 @@ def _unscale(recorder: NodeRecorder, args: Sequence[Any], source: Source) -> Non
     memory.overwrite(found, flag, source)
 
 
-def _scalar(dtype: torch.dtype) -> TensorType:
-    return TensorType((), dtype, (), torch.device("cpu"))
+def _scalar(dtype: torch.dtype, device: torch.device) -> TensorType:
+    return TensorType((), dtype, (), device)
 
 
 LIST_WRITES: Final[Mapping[Any, Callable[[NodeRecorder, Sequence[Any], Source], None]]] = {

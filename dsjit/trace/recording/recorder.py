@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dsjit.ir.graph import Arg, Node, Source, TensorType, Value
 from dsjit.ops.binding import bind_arguments
 from dsjit.ops.calls import fill
-from dsjit.ops.generator import generator_state, seed_generator, set_generator_state
+from dsjit.ops.generator import SEEDING, generator_state, set_generator_state
 from dsjit.ops.properties import dynamic_dims, is_dynamic, shares_memory
 from dsjit.ops.strided import strided_view
 from dsjit.trace.looks.outcome import Outcome, OutcomeKind, read_outcome
@@ -30,7 +30,7 @@ from dsjit.trace.looks.segments import Look, Recording
 from dsjit.trace.numbers.calls import call_with_numbers
 from dsjit.trace.numbers.numbers import Numbers
 from dsjit.trace.numbers.taken import take_converted, take_item
-from dsjit.trace.recording.arguments import lists_are_on_cpu, tensors_in, tensors_returned
+from dsjit.trace.recording.arguments import tensors_in, tensors_returned
 from dsjit.trace.recording.borrowed import BorrowedMemory
 from dsjit.trace.recording.data_writes import DataWrites
 from dsjit.trace.recording.drawn import DrawnGenerators, StateOf
@@ -132,7 +132,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 result = func.decompose(*args, **kwargs)
             if result is not NotImplemented:
                 return result
-        if facts.per_tensor and lists_are_on_cpu(args):
+        if facts.per_tensor:
             with self:
                 return func._op_dk(torch._C.DispatchKey.CompositeExplicitAutograd, *args, **kwargs)
         if self.problems:
@@ -183,8 +183,8 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if self.problems:
             return
         source = self.sources.current(3)
-        if what == "seed" and type(value) is int:
-            self.memory.nodes.append(Node(seed_generator, (value,), {}, (), source, effect=True))
+        if what in SEEDING and type(value) is int:
+            self.memory.nodes.append(Node(SEEDING[what], (value,), {}, (), source, effect=True))
         elif what == "get":
             state = self.memory.fresh(tensor_type(value))
             self.memory.nodes.append(Node(generator_state, (), {}, (state,), source, effect=True))

@@ -22,7 +22,7 @@ from dsjit.ir.polynomial import Polynomial
 from dsjit.ir.probes import leg_points
 from dsjit.ir.structure_graph import graph_structure
 from dsjit.ir.template import Mismatch, Template, TemplateMaker
-from dsjit.ops.generator import generator_state, set_generator_state
+from dsjit.ops.generator import generator_states, put_back
 from dsjit.trace.capture import Capture, Conclusion, Description, conclude, describe
 from dsjit.trace.effects.outputs import TemplateError
 from dsjit.trace.effects.replay import Returned, ReturnedSize
@@ -44,6 +44,7 @@ from dsjit.trace.shapes.open_shapes import OpenShapes
 from dsjit.trace.shapes.open_sizes import OpenSizes, resize
 from dsjit.trace.shapes.size_rules import ruled_part
 from dsjit.trace.training.checkpoints import CheckpointWatch
+from dsjit.trace.training.gradients import BackwardInThisThread
 from dsjit.trace.training.optimizers import OptimizerWatch
 
 __all__ = ["Rehearsal", "rehearse"]
@@ -99,7 +100,7 @@ def rehearse(
         points = leg_points(typical, lowest, allowed, divisors)
         if points is None:
             raise Abandoned("too few other sizes meet what Python asks of them")
-        state = generator_state()
+        states = generator_states()
         assert captured.observer is not None
         try:
             with rewound(captured.observer.before), _unwritten(captured):
@@ -114,7 +115,7 @@ def rehearse(
             else:  # Something is different for small sizes: leave them out.
                 lowest = smallest
         finally:
-            set_generator_state(state)
+            put_back(states)
     raise Abandoned("Python asks too much about sizes")
 
 
@@ -203,6 +204,7 @@ def _rehearse(
                 lead.numbers,
                 run,
                 states,
+                BackwardInThisThread(),
             ):
                 watches.enter_context(watch)
             result = function(*args, **kwargs)

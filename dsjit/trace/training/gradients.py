@@ -18,11 +18,23 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from dsjit.trace.reads.notes import Notes
 from dsjit.trace.reads.paths import Slot
 
-__all__ = ["GRAD", "GradientWatch", "graph_of", "is_spent", "keeps_tensors", "runs_backward"]
+__all__ = ["GRAD", "BackwardInThisThread", "GradientWatch", "graph_of", "is_spent", "keeps_tensors", "runs_backward"]
 
 GRAD: Final = Slot("grad")
 
 _HOOKS: Final = (Slot("_backward_hooks"), Slot("_post_accumulate_grad_hooks"))
+
+
+class BackwardInThisThread:
+    """While it is entered, autograd's engine runs all nodes in the thread that calls it. Those of a GPU have a thread
+    of their own otherwise, where nobody watches what hooks and functions of the user's read."""
+
+    def __enter__(self) -> None:
+        self._before = torch._C._is_multithreading_enabled()
+        torch._C._set_multithreading_enabled(False)
+
+    def __exit__(self, *error: object) -> None:
+        torch._C._set_multithreading_enabled(self._before)
 
 
 def runs_backward(code: object) -> bool:

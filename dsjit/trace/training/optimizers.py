@@ -7,6 +7,9 @@ the optimizers (`torch.optim.adam.adam`, `torch.optim.sgd.sgd`) run as they are,
 parameter: with the step count as a tensor, and the learning rate as an input of the program. Kinds of updates that are
 not known here are recorded call by call. (The kernel of `fused=True` computes the same; where a tensor's length is no
 multiple of its vectors, the compiler has contracted what is left over, and last bits differ.)
+
+Where parameters are on a GPU, their step counts are in the host's memory, as a rule. What depends on these is computed
+there for all parameters at once, and goes to the GPU as one tensor.
 """
 
 from __future__ import annotations
@@ -19,22 +22,21 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol
 
 import torch
 from torch.amp.grad_scaler import GradScaler
+from torch.optim.optimizer import _default_to_fused_or_foreach
 
 from dsjit.ir.graph import TensorType, Value
 from dsjit.trace.numbers.tables import SCALAR
 from dsjit.trace.recording.memory import CannotTrace, tensor_type
 from dsjit.trace.recording.recorder import Recorder
+from dsjit.trace.training.update_writer import Number, UpdateWriter
 
 __all__ = ["OptimizerWatch", "reads_only_updates"]
 
 aten = torch.ops.aten
-
-Number: TypeAlias = float | Value
-"""A float that is the same on each call, or a float64 tensor of no dimension."""
 
 
 class GroupReader(Protocol):
@@ -124,7 +126,7 @@ class OptimizerWatch:
                 self._recorder.give_up(f"an update raises {type(error).__name__}")
                 raise
 
-    def end(self, write: Callable[[_Writer, _Call], None], call: _Call) -> None:
+    def end(self, write: Callable[[UpdateWriter, _Call], None], call: _Call) -> None:
         """The update has run: `write` it down."""
         try:
             with self._reader.undisturbed(), torch._C.DisableTorchFunction(), torch._C._DisableTorchDispatch():
@@ -133,7 +135,7 @@ class OptimizerWatch:
                     told = replace(call, bound=translate(call.bound), buffers=translate(call.buffers))
                     if rate is not None:
                         told.rate = recorder.memory.read(rate)
-                    write(_Writer(recorder), told)
+                    write(UpdateWriter(recorder), told)
         except CannotTrace as error:
             self._recorder.give_up(error.reason)
         except Exception as error:
@@ -166,82 +168,54 @@ class _Call:
     def value(self, name: str) -> Any:
         return self.bound.get(name)
 
+    def is_foreach(self) -> bool:
+        """Whether lists are updated at once, as they are on GPUs by default."""
+        chosen = self.value("foreach"), self.value("fused")
+        if chosen != (None, None):
+            return bool(chosen[0])
+        return _default_to_fused_or_foreach(self.value("params"), differentiable=False)[1]
+
     def is_known(self) -> bool:
         """Whether it is written down here what the call computes."""
         unusual = ("capturable", "differentiable", "has_complex", "has_sparse_grad", "grad_scale", "found_inf")
         if any(self.value(name) not in (None, False) for name in unusual):
             return False
-        if self.value("foreach") and self.value("nesterov"):
-            return False  # it writes to the gradients
-        if (self.value("foreach") or self.value("fused")) and not _WRITTEN_AS_IN_EACH.isdisjoint(self.bound):
+        if self.value("fused") and not _OTHERWISE_FUSED.isdisjoint(self.bound):
             return False
         numbers = ("lr", "beta1", "beta2", "weight_decay", "eps", "momentum", "dampening", "lr_decay")
         if not all(type(self.value(name)) in (float, int) for name in numbers if name in self.bound):
             return False
         tensors = [each for name in _LISTS for each in self.value(name) or () if each is not None]
-        return all(type(each) in (torch.Tensor, torch.nn.Parameter) and _is_plain(each) for each in tensors)
+        if not all(type(each) in (torch.Tensor, torch.nn.Parameter) and _is_plain(each) for each in tensors):
+            return False
+        devices = [each.device for each in self.value("params")]
+        steps = [each.device for each in self.value("state_steps") or ()]
+        return all(
+            [each.device for each in self.value(name) or () if each is not None] in (devices, []) for name in _BESIDE
+        ) and all(step in (device, SCALAR.device) for step, device in zip(steps, devices, strict=bool(steps)))
 
 
-_LISTS: Final = (
-    *("params", "grads", "d_p_list", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs", "state_steps"),
+_BESIDE: Final = (
+    *("grads", "d_p_list", "exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs"),
     *("momentum_buffer_list", "state_sums", "exp_infs"),
 )
+"""Arguments that hold, for each parameter, a tensor of its device."""
 
-_WRITTEN_AS_IN_EACH: Final = frozenset({"state_sums", "exp_infs"})
-"""Arguments of functions of which only the implementation that goes through the parameters is written down."""
+_LISTS: Final = ("params", "state_steps", *_BESIDE)
+
+_OTHERWISE_FUSED: Final = frozenset({"state_sums", "exp_infs"})
+"""Arguments of functions whose kernel is not written down."""
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
-    return (
-        tensor.dtype in (torch.float32, torch.float64)
-        and tensor.layout is torch.strided
-        and tensor.device.type == "cpu"
-        and not tensor.is_neg()
-    )
+    return tensor.dtype in (torch.float32, torch.float64) and tensor.layout is torch.strided and not tensor.is_neg()
 
 
-@dataclass(slots=True)
-class _Writer:
-    """Writes nodes for tensors that exist."""
-
-    recorder: Recorder
-
-    def read(self, tensor: torch.Tensor) -> Value:
-        return self.recorder.memory.read(tensor)
-
-    def write(self, tensor: torch.Tensor, value: Value) -> None:
-        memory = self.recorder.memory
-        memory.expect_write(tensor)
-        memory.overwrite(tensor, value, memory.sources.current())
-
-    def call(self, op: Any, type_: TensorType, *args: Any, **kwargs: Any) -> Value:
-        return self.recorder.emit(op, args, kwargs, type_)
-
-    def negative(self, number: Number) -> Number:
-        return self.call(aten.neg.default, SCALAR, number) if isinstance(number, Value) else -number
-
-    def one_minus(self, number: Number) -> Number:
-        return self.call(aten.rsub.Scalar, SCALAR, number, 1.0) if isinstance(number, Value) else 1 - number
-
-    def times(self, number: Number, factor: float) -> Number:
-        return self.call(aten.mul.Tensor, SCALAR, number, factor) if isinstance(number, Value) else number * factor
-
-    def over(self, number: Number, divisor: Value) -> Value:
-        if not isinstance(number, Value):
-            number = self.recorder.constant(float(number))
-        return self.call(aten.div.Tensor, SCALAR, number, divisor)
-
-    def operand(self, number: Number, dtype: torch.dtype) -> Number:
-        """A number in the dtype that it is computed with."""
-        if not isinstance(number, Value) or dtype is torch.float64:
-            return number
-        type_ = TensorType((), dtype, (), SCALAR.device)
-        return self.call(aten._to_copy.default, type_, number, dtype=dtype)
-
-
-def _write_sgd(writer: _Writer, call: _Call) -> None:
+def _write_sgd(writer: UpdateWriter, call: _Call) -> None:
     """torch.optim.sgd._single_tensor_sgd."""
     momentum, decay = call.value("momentum"), call.value("weight_decay")
+    # What is done to lists at once is done to the gradients themselves, unless there are others by then.
+    writes_gradients = call.is_foreach() and not (call.value("maximize") or decay)
     after = call.value("momentum_buffer_list")
     for number, (param, grad) in enumerate(zip(call.value("params"), call.value("d_p_list"), strict=True)):
         value = writer.read(param)
@@ -257,9 +231,11 @@ def _write_sgd(writer: _Writer, call: _Call) -> None:
                 writer.write(buffer, average)
             if call.value("nesterov"):
                 descent = writer.call(aten.add.Tensor, descent.type, descent, average, alpha=momentum)
+                if writes_gradients:
+                    writer.write(grad, descent)
             else:
                 descent = average
-        rate = writer.operand(writer.negative(call.rate), param.dtype)
+        rate = writer.operand(writer.negative(call.rate), value.type)
         if isinstance(rate, Value):  # the same sum, rounded once
             updated = writer.call(aten.addcmul.default, value.type, value, descent, rate)
         else:
@@ -267,19 +243,22 @@ def _write_sgd(writer: _Writer, call: _Call) -> None:
         writer.write(param, updated)
 
 
-def _write_adam(writer: _Writer, call: _Call) -> None:
+def _write_adam(writer: UpdateWriter, call: _Call) -> None:
     """torch.optim.adam._single_tensor_adam."""
     decay, decoupled, amsgrad = call.value("weight_decay"), call.value("decoupled_weight_decay"), call.value("amsgrad")
     beta1, beta2 = call.value("beta1"), call.value("beta2")
     shrink = writer.one_minus(writer.times(call.rate, decay))
-    lists = zip(*(call.value(name) for name in _ADAM_LISTS), strict=True)
-    for number, (param, grad, average, square, step) in enumerate(lists):
-        count = _count(writer, step)
+
+    def by_count(count: Value) -> list[Number]:
         size = writer.over(call.rate, _correction(writer, beta1, count))
-        root = writer.call(aten.sqrt.default, SCALAR, _correction(writer, beta2, count))
+        root = writer.call(aten.sqrt.default, count.type, _correction(writer, beta2, count))
+        return [writer.negative(size), root]
+
+    lists = zip(*(call.value(name) for name in _ADAM_LISTS), _for_each(writer, call, by_count), strict=True)
+    for number, (param, grad, average, square, (size, root)) in enumerate(lists):
         value = writer.read(param)
         if decay != 0 and decoupled:
-            value = writer.call(aten.mul.Tensor, value.type, value, writer.operand(shrink, param.dtype))
+            value = writer.call(aten.mul.Tensor, value.type, value, writer.operand(shrink, value.type))
             decay_here = 0
         else:
             decay_here = decay
@@ -294,36 +273,45 @@ def _write_adam(writer: _Writer, call: _Call) -> None:
             variance = writer.call(aten.maximum.default, tensor_type(largest), writer.read(largest), variance)
             writer.write(largest, variance)
         deviation = writer.call(aten.sqrt.default, variance.type, variance)
-        scaled = writer.call(aten.div.Tensor, variance.type, deviation, writer.operand(root, param.dtype))
+        scaled = writer.call(aten.div.Tensor, variance.type, deviation, writer.operand(root, value.type))
         divisor = writer.call(aten.add.Tensor, variance.type, scaled, call.value("eps"))
-        writer.write(param, _with_quotient(writer, value, mean, divisor, writer.negative(size)))
+        writer.write(param, _with_quotient(writer, value, mean, divisor, size))
 
 
-def _write_adagrad(writer: _Writer, call: _Call) -> None:
+def _write_adagrad(writer: UpdateWriter, call: _Call) -> None:
     """torch.optim.adagrad._single_tensor_adagrad."""
-    rate, slowing = call.rate, call.value("lr_decay")
-    for param, grad, total, step in zip(*(call.value(name) for name in _ADAGRAD_LISTS), strict=True):
-        count = _count(writer, step)
+    slowing = call.value("lr_decay")
+
+    def by_count(count: Value) -> list[Number]:
+        rate = call.rate
         if slowing != 0:
-            before = writer.times(writer.call(aten.sub.Tensor, SCALAR, count, 1.0), slowing)
-            rate = writer.over(call.rate, writer.call(aten.add.Tensor, SCALAR, before, 1.0))
+            before = writer.times(writer.call(aten.sub.Tensor, count.type, count, 1.0), slowing)
+            rate = writer.over(call.rate, writer.call(aten.add.Tensor, count.type, before, 1.0))
+        return [writer.negative(rate)]
+
+    lists = zip(*(call.value(name) for name in _ADAGRAD_LISTS), _for_each(writer, call, by_count), strict=True)
+    for param, grad, total, (rate,) in lists:
         value = writer.read(param)
         descent = _descent(writer, call, grad, value, call.value("weight_decay"))
         squares = writer.call(aten.addcmul.default, tensor_type(total), writer.read(total), descent, descent, value=1)
         writer.write(total, squares)
         deviation = writer.call(aten.sqrt.default, squares.type, squares)
         divisor = writer.call(aten.add.Tensor, squares.type, deviation, call.value("eps"))
-        writer.write(param, _with_quotient(writer, value, descent, divisor, writer.negative(rate)))
+        writer.write(param, _with_quotient(writer, value, descent, divisor, rate))
 
 
-_ADAGRAD_LISTS: Final = ("params", "grads", "state_sums", "state_steps")
+_ADAGRAD_LISTS: Final = ("params", "grads", "state_sums")
 
 
-def _write_adamax(writer: _Writer, call: _Call) -> None:
+def _write_adamax(writer: UpdateWriter, call: _Call) -> None:
     """torch.optim.adamax._single_tensor_adamax."""
     beta1, beta2 = call.value("beta1"), call.value("beta2")
-    for param, grad, average, norm, step in zip(*(call.value(name) for name in _ADAMAX_LISTS), strict=True):
-        size = writer.over(call.rate, _correction(writer, beta1, _count(writer, step)))
+
+    def by_count(count: Value) -> list[Number]:
+        return [writer.negative(writer.over(call.rate, _correction(writer, beta1, count)))]
+
+    lists = zip(*(call.value(name) for name in _ADAMAX_LISTS), _for_each(writer, call, by_count), strict=True)
+    for param, grad, average, norm, (size,) in lists:
         value = writer.read(param)
         descent = _descent(writer, call, grad, value, call.value("weight_decay"))
         mean = writer.call(aten.lerp.Scalar, tensor_type(average), writer.read(average), descent, 1 - beta1)
@@ -333,33 +321,62 @@ def _write_adamax(writer: _Writer, call: _Call) -> None:
         length = writer.call(aten.add.Tensor, length.type, length, call.value("eps"))
         largest = writer.call(aten.maximum.default, kept.type, kept, length)
         writer.write(norm, largest)
-        writer.write(param, _with_quotient(writer, value, mean, largest, writer.negative(size)))
+        writer.write(param, _with_quotient(writer, value, mean, largest, size))
 
 
-_ADAMAX_LISTS: Final = ("params", "grads", "exp_avgs", "exp_infs", "state_steps")
+_ADAMAX_LISTS: Final = ("params", "grads", "exp_avgs", "exp_infs")
 
 
-def _count(writer: _Writer, step: torch.Tensor) -> Value:
-    """A step count, one higher, as float64."""
-    count = writer.call(aten.add.Tensor, tensor_type(step), writer.read(step), 1)
-    writer.write(step, count)
-    if step.dtype is torch.float64:
-        return count
-    return writer.call(aten._to_copy.default, SCALAR, count, dtype=torch.float64)
+def _for_each(writer: UpdateWriter, call: _Call, by_count: Callable[[Value], list[Number]]) -> list[list[Number]]:
+    """For each parameter, what depends on its step count, which becomes one higher.
+
+    by_count: given a count in float64, or a row of counts.
+    """
+    params, steps = call.value("params"), call.value("state_steps")
+    found: list[list[Number]] = [[] for _ in params]
+    rows: dict[tuple[torch.device, torch.dtype, torch.dtype], list[int]] = {}
+    for number, (param, step) in enumerate(zip(params, steps, strict=True)):
+        if _is_elsewhere(step, param):
+            rows.setdefault((param.device, param.dtype, step.dtype), []).append(number)
+            continue
+        count = writer.call(aten.add.Tensor, tensor_type(step), writer.read(step), 1)
+        writer.write(step, count)
+        found[number] = by_count(writer.at(count, torch.float64, step.device))
+    for (device, dtype, kind), numbers in rows.items():
+        row = TensorType((len(numbers),), kind, (1,), SCALAR.device)
+        before = writer.call(aten.stack.default, row, tuple([writer.read(steps[number]) for number in numbers]))
+        counts = writer.call(aten.add.Tensor, row, before, 1)
+        for place, number in enumerate(numbers):
+            writer.write(steps[number], writer.picked(counts, place))
+        made = by_count(writer.at(counts, torch.float64, row.device))
+        values = {place: value for place, value in enumerate(made) if isinstance(value, Value) and value.type.shape}
+        packed = tuple(values.values())
+        if packed:
+            rank = TensorType((len(packed), *row.shape), torch.float64, (len(numbers), 1), row.device)
+            moved = writer.at(writer.call(aten.stack.default, rank, packed), dtype, device)
+        for place, number in enumerate(numbers):
+            own = [writer.picked(writer.picked(moved, line), place) for line in range(len(packed))]
+            rest = iter(own)
+            found[number] = [next(rest) if each in values else value for each, value in enumerate(made)]
+    return found
 
 
-def _with_quotient(writer: _Writer, value: Value, dividend: Value, divisor: Value, factor: Number) -> Value:
+def _is_elsewhere(step: torch.Tensor, param: torch.Tensor) -> bool:
+    """Whether a step count is not where its parameter is."""
+    return step.device != param.device
+
+
+def _with_quotient(writer: UpdateWriter, value: Value, dividend: Value, divisor: Value, factor: Number) -> Value:
     """As `addcdiv` has it: value + factor * dividend / divisor"""
-    product = writer.call(aten.mul.Tensor, dividend.type, dividend, writer.operand(factor, value.type.dtype))
+    product = writer.call(aten.mul.Tensor, dividend.type, dividend, writer.operand(factor, value.type))
     change = writer.call(aten.div.Tensor, value.type, product, divisor)
     return writer.call(aten.add.Tensor, value.type, value, change)
 
 
-_ADAM_LISTS: Final = ("params", "grads", "exp_avgs", "exp_avg_sqs", "state_steps")
-_ADAM_ARGUMENTS: Final = (*_ADAM_LISTS[:-1], "max_exp_avg_sqs", "state_steps")
+_ADAM_LISTS: Final = ("params", "grads", "exp_avgs", "exp_avg_sqs")
 
 
-def _descent(writer: _Writer, call: _Call, grad: torch.Tensor, value: Value, decay: float) -> Value:
+def _descent(writer: UpdateWriter, call: _Call, grad: torch.Tensor, value: Value, decay: float) -> Value:
     """The gradient with its sign, and with what weight decay adds."""
     descent = writer.read(grad)
     if call.value("maximize"):
@@ -367,16 +384,21 @@ def _descent(writer: _Writer, call: _Call, grad: torch.Tensor, value: Value, dec
     return writer.call(aten.add.Tensor, descent.type, descent, value, alpha=decay) if decay != 0 else descent
 
 
-def _correction(writer: _Writer, beta: float, count: Value) -> Value:
+def _correction(writer: UpdateWriter, beta: float, count: Value) -> Value:
     """1 - beta ** count"""
-    power = writer.call(aten.pow.Scalar, SCALAR, float(beta), count)
-    return writer.call(aten.rsub.Scalar, SCALAR, power, 1.0)
+    power = writer.call(aten.pow.Scalar, count.type, float(beta), count)
+    return writer.call(aten.rsub.Scalar, count.type, power, 1.0)
 
 
 _WATCHED: Final = (
-    (importlib.import_module("torch.optim.adam"), "adam", _ADAM_ARGUMENTS, _write_adam),
-    (importlib.import_module("torch.optim.adagrad"), "adagrad", _ADAGRAD_LISTS, _write_adagrad),
-    (importlib.import_module("torch.optim.adamax"), "adamax", _ADAMAX_LISTS, _write_adamax),
+    (
+        importlib.import_module("torch.optim.adam"),
+        "adam",
+        (*_ADAM_LISTS, "max_exp_avg_sqs", "state_steps"),
+        _write_adam,
+    ),
+    (importlib.import_module("torch.optim.adagrad"), "adagrad", (*_ADAGRAD_LISTS, "state_steps"), _write_adagrad),
+    (importlib.import_module("torch.optim.adamax"), "adamax", (*_ADAMAX_LISTS, "state_steps"), _write_adamax),
     (importlib.import_module("torch.optim.sgd"), "sgd", ("params", "d_p_list", "momentum_buffer_list"), _write_sgd),
 )
 """Modules, functions in them, and what their first arguments are called."""
@@ -425,7 +447,7 @@ def _stand_in(
     current: _Current,
     original: Callable[..., None],
     names: Sequence[str],
-    write: Callable[[_Writer, _Call], None],
+    write: Callable[[UpdateWriter, _Call], None],
 ) -> Any:
     def update(*args: Any, **kwargs: Any) -> None:
         watch = current.watch

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+import dsjit
 from dsjit.trace.recording.generator import GeneratorWatch
 from tests.api.checks import check
 
@@ -43,7 +44,7 @@ def test_the_watch_tells_what_is_done_and_leaves_no_trace() -> None:
     with GeneratorWatch(lambda what, value: told.append(what)):
         torch.manual_seed(1)
         torch.set_rng_state(torch.get_rng_state())
-    assert told == ["seed", "get", "set"]
+    assert told == ["seed all", "get", "set"]
     assert torch.random.default_generator is real
 
 
@@ -71,3 +72,66 @@ def test_watches_of_two_threads_hear_their_own_and_leave_no_trace_in_any_order()
         thread.join()
     assert told == {"first": [1], "second": [2]}
     assert torch.random.default_generator is real
+
+
+@pytest.fixture
+def gpus_generator(monkeypatch: pytest.MonkeyPatch) -> torch.Generator:
+    """One that stands for the generator of a GPU."""
+    found = torch.Generator()
+    monkeypatch.setattr(torch.cuda, "default_generators", (found,))
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda.random, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    return found
+
+
+def test_what_seeds_all_generators_seeds_those_of_gpus_in_compiled_calls_too(gpus_generator: torch.Generator) -> None:
+    jitted = dsjit.jit(seeded)
+    for _ in range(3):
+        gpus_generator.manual_seed(11)
+        jitted(torch.zeros(4))
+        assert gpus_generator.initial_seed() == 3
+    assert jitted.counters.calls_compiled == 2
+
+
+def seeds_a_gpu(x: torch.Tensor) -> torch.Tensor:
+    torch.cuda.manual_seed_all(5)
+    return x + 1
+
+
+def reads_a_gpus_state(x: torch.Tensor) -> torch.Tensor:
+    return x + torch.cuda.default_generators[0].get_state().sum()
+
+
+@pytest.mark.parametrize("function", [seeds_a_gpu, reads_a_gpus_state])
+def test_the_generator_of_a_gpu_on_its_own_makes_a_call_eager(
+    function: Callable[[torch.Tensor], torch.Tensor], gpus_generator: torch.Generator
+) -> None:
+    jitted = dsjit.jit(function)
+    with pytest.warns(dsjit.DsjitWarning, match="generator"):
+        for _ in range(2):
+            jitted(torch.zeros(4))
+    assert not jitted.counters.calls_compiled
+
+
+def test_a_call_that_goes_another_way_has_drawn_nothing_on_a_gpu(gpus_generator: torch.Generator) -> None:
+    def drawn(x: torch.Tensor) -> torch.Tensor:
+        noise = torch.rand(4)
+        return x + noise if x.sum() > 0 else x - noise
+
+    jitted = dsjit.jit(drawn)
+    jitted(torch.ones(4))
+    jitted(torch.ones(4))
+    before = gpus_generator.get_state()
+    seen: list[torch.Tensor] = []
+    set_state = torch.Generator.set_state
+
+    class Told(torch.Generator):
+        def set_state(self, state: torch.Tensor) -> torch.Generator:
+            seen.append(state)
+            return set_state(self, state)
+
+    torch.cuda.default_generators = (Told(),)  # type: ignore[attr-defined]
+    torch.cuda.default_generators[0].manual_seed(gpus_generator.initial_seed())
+    jitted(-torch.ones(4))
+    assert len(seen) == 1 and seen[0].shape == before.shape
