@@ -4,7 +4,8 @@ Why: torch lets an op on a GPU read a tensor of no dimension from the CPU. A lea
 the step counts of optimizers, are such tensors; so are the few ops between them and the update of each parameter, and
 each of them is a call of the library's. A kernel cannot read the CPU's memory, so the update falls apart as well. Where
 the scalars are on the GPU, it is one kernel. They come in one copy for each dtype, which nobody waits for. What the CPU
-wants of them, it still computes itself.
+wants of them, it still computes itself. Where the host has a Program of its own that runs ahead (`split_host`), nothing
+is left to do: this is for the halves of differentiated calls, and for open sizes.
 
 Before:
     def graph(x0: 'f32[8, 4] @cuda:0', x1: f64[()], x2: f64[()]):
