@@ -342,6 +342,8 @@ class _Lowering:
             assert isinstance(source, GatheredSource) and isinstance(operand, IndexOperand)
             axis = source.places[operand.dim]
             places[axis] = self._place(node, info.wraps, source.extents[axis], value, wanted, level, looped)
+        if not picked.is_gathered:  # of one place to choose from: the source may be computed here
+            return self._element(base, picked, level, looped)
         return self._load(base, picked, level, looped, places)
 
     def _place(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dsjit
-from tests.api.checks import call_compiled, check
+from tests.api.checks import assert_same, call_compiled, check
 
 
 def test_a_shape_that_is_returned_holds_numbers_when_sizes_are_open() -> None:
@@ -300,3 +300,46 @@ def test_parts_that_are_numbers_stand_where_they_belong(join):
 
     check(function, torch.randn(9, 2), exact=True)
     check(function, torch.zeros(2, 9, dtype=torch.int16).t(), exact=True)
+
+
+@pytest.mark.parametrize("backend", ["llvm", "interpreter"])
+def test_rows_are_picked_of_a_single_one_that_the_same_kernel_computes(backend) -> None:
+    """The place is known whatever the index holds, so that the source was thought to need no memory; it was read."""
+    rows = torch.tensor([0, -1])
+
+    def picked(x):
+        y = x * 2
+        return y[True], y[None][rows], y.sum(0, keepdim=True)[rows] + y[0]
+
+    jitted = dsjit.jit(picked, fullgraph=True, backend=backend)
+    for first in range(3):
+        x = torch.arange(first, first + 6.0).view(3, 2)
+        jitted(x)
+        assert_same(call_compiled(jitted, x), picked(x), exact=True)
+    rows[0] = 1
+    with pytest.raises(IndexError):
+        jitted(x)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda x: x.gt_(0),
+        lambda x: x.logical_not_(),
+        lambda x: x[1:].eq_(x[1:]),
+        lambda x: x.cumsum_(0),
+        lambda x: torch.ge(x, 0, out=x),
+        lambda x: torch.cat([x.double() / 3, x], out=torch.empty(2 * len(x))),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float32])
+def test_what_an_op_writes_has_the_dtype_of_what_it_writes_to(monkeypatch, write, dtype) -> None:
+    """The Graph held the result of the functional form, which has another dtype, as if it had the target's."""
+
+    def step(x):
+        x = x.clone()
+        return write(x), x * 2
+
+    monkeypatch.setenv("DSJIT_CHECK", "1")
+    for size in (3, 0):
+        check(step, torch.arange(size).to(dtype), exact=True)
