@@ -343,3 +343,29 @@ def test_what_an_op_writes_has_the_dtype_of_what_it_writes_to(monkeypatch, write
     monkeypatch.setenv("DSJIT_CHECK", "1")
     for size in (3, 0):
         check(step, torch.arange(size).to(dtype), exact=True)
+
+
+@pytest.mark.parametrize(
+    ("views", "argument"),
+    [
+        (lambda z: ((z * 1).real, (z * 1).imag), torch.complex(torch.rand(3), torch.rand(3))),
+        (lambda z: (z.real, z.imag[1:], z * 2), torch.complex(torch.rand(3), torch.rand(3))),
+        (lambda x: (x.view(torch.int32)[1:], x + 1), torch.rand(3)),
+        (lambda x: (x.add_(1).view(torch.int16), x), torch.rand(3)),
+        (lambda x: (lambda y: (y.view(torch.int32), y[1:]))(x + 1), torch.rand(3)),
+        (lambda z: (lambda y: (y.real, y.imag) if y.real.sum() > 0 else (y.imag,))(z.exp()), torch.zeros(3) + 0.5j),
+    ],
+)
+def test_a_view_as_another_dtype_shares_memory_as_eagers_does(views, argument) -> None:
+    """It was a copy of its own, beside other results on its memory, and where it was a part of an argument."""
+    report = dsjit.verify(views, argument)
+    assert report.ok and report.compiled, report
+
+
+@pytest.mark.parametrize(
+    "views", [lambda z: (lambda y: (y.conj(), y))(z * 1), lambda z: z.conj()[1:], lambda z: (z.conj()[1:], z * 2)]
+)
+@pytest.mark.filterwarnings("ignore::dsjit.DsjitWarning")
+def test_a_conjugated_view_that_shares_memory_is_eagers(views) -> None:
+    report = dsjit.verify(views, torch.complex(torch.rand(3), torch.rand(3)))
+    assert report.ok and not report.compiled, report
