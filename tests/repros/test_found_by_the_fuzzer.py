@@ -369,3 +369,26 @@ def test_a_view_as_another_dtype_shares_memory_as_eagers_does(views, argument) -
 def test_a_conjugated_view_that_shares_memory_is_eagers(views) -> None:
     report = dsjit.verify(views, torch.complex(torch.rand(3), torch.rand(3)))
     assert report.ok and not report.compiled, report
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda x: x.addmm_(x.mT, x),
+        lambda x: torch.mm(x.mT, x, out=x),
+        lambda x: torch.addmm(x, x.mT, x, out=x),
+    ],
+)
+def test_a_product_that_is_written_over_its_operands_is_eagers(write) -> None:
+    """Eager reads rows that it has just written; the program read the old ones."""
+
+    def step(x):
+        write(x)
+        return x + 1
+
+    jitted = dsjit.jit(step)
+    with pytest.warns(dsjit.DsjitWarning, match="a product is written to memory of its operands"):
+        for _ in range(2):
+            x = torch.arange(9.0).view(3, 3)
+            assert torch.equal(jitted(x), step(torch.arange(9.0).view(3, 3)))
+    assert jitted.counters.calls_compiled == 0

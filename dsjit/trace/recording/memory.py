@@ -16,7 +16,7 @@ import torch
 
 from dsjit.ir.graph import Arg, Node, Source, TensorType, Value, Write
 from dsjit.ops.strided import StridedView, strided_scatter, strided_view
-from dsjit.trace.recording.partial_overlap import overlap_partially
+from dsjit.trace.recording.partial_overlap import PRODUCTS, overlap_partially
 from dsjit.trace.recording.source import SourceFinder
 
 __all__ = ["CannotTrace", "Memory", "Region", "RootView", "Storage", "TracedTensor", "result_type", "tensor_type"]
@@ -357,10 +357,11 @@ class Memory:
         self.count += 1
         return Value(self.count - 1, type_)
 
-    def expect_write(self, tensor: torch.Tensor, operands: Sequence[torch.Tensor] = ()) -> None:
-        """`tensor` is about to be overwritten with what an op makes of `operands`: inputs that share its memory become
+    def expect_write(self, tensor: torch.Tensor, operands: Sequence[torch.Tensor] = (), op: Any = None) -> None:
+        """`tensor` is about to be overwritten with what `op` makes of `operands`: inputs that share its memory become
         parts of one region. Raises CannotTrace, also where torch leaves open in which order elements are read and
-        written: they share memory with one another, or with those of an operand at other indices.
+        written: they share memory with one another, or with those of an operand at other indices, or with one that a
+        product reads again for each row.
         """
         if tensor_type(tensor).may_overlap:
             raise CannotTrace("memory is written through a view whose elements share it")
@@ -368,11 +369,14 @@ class Memory:
         if record is not None and record.storage.shared:
             self.merge(tensor)
         storage = None if record is None else _at_home(record).storage
+        rereads = op in PRODUCTS
+        if rereads and sum(operand is tensor for operand in operands) > 1:
+            raise CannotTrace("a product is written to memory of its operands")
         for operand in operands:
             other = None if operand is tensor else self.lookup(operand)
             if other is None or other.storage is not storage:
                 continue
-            if overlap_partially(tensor, operand):
+            if rereads or overlap_partially(tensor, operand):
                 raise CannotTrace("memory is written that an operand reads at other places")
 
     def overwrite(self, tensor: torch.Tensor, value: Value, source: Source) -> None:
