@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +32,7 @@ from dsjit.fusion.lower import FusedKernel, lower_group
 from dsjit.fusion.planner import FusionPlan, LibraryUnit, plan_fusion
 from dsjit.ir.graph import Graph, Node
 from dsjit.ir.graph_template import GraphTemplate
+from dsjit.ir.polynomial import PolynomialFit
 from dsjit.ir.print_graph import print_graph
 from dsjit.ir.print_kernel import print_kernel
 from dsjit.ir.probes import LOWEST
@@ -38,6 +40,7 @@ from dsjit.ir.template import Mismatch
 from dsjit.ir.verify_kernel import verify_kernel
 from dsjit.passes.fuel import Fuel
 from dsjit.passes.pipeline import SIZED_PASSES, run_passes
+from dsjit.trace.looks.outcome import SMALLEST
 
 __all__ = [
     "Compilation",
@@ -54,6 +57,9 @@ __all__ = [
 PROBED_FROM: Final = (LOWEST, 4 * LOWEST, 16 * LOWEST)
 """Least sizes of the points at which a template is probed. Passes choose by sizes here and there (a reduction is split
 from so many elements on). Where the points lie on both sides of such a bound, others are tried, beyond it."""
+
+_MOST_CHECKED: Final = 243
+"""Choices of small sizes for which a program for all sizes is looked at: all there are for five open sizes."""
 
 
 @dataclass(slots=True)
@@ -254,9 +260,11 @@ def compile_template(
     timer: StageTimer,
     dump: Dump | None,
     fuel: Fuel | None = None,
+    smallest: int = SMALLEST,
 ) -> Compilation:
-    """As `compile_graph`, for all sizes: the pipeline runs at a few choices of sizes, and what differs between the
-    results is a polynomial in the sizes. typical: what to optimise for; sources: where the sizes are read.
+    """As `compile_graph`, for all sizes from `smallest` on: the pipeline runs at a few choices of sizes, and what
+    differs between the results is a polynomial in the sizes. typical: what to optimise for; sources: where the sizes
+    are read.
 
     Raises Mismatch when the choices lead to programs of different structure, and what `compile_graph` raises.
     """
@@ -289,6 +297,7 @@ def compile_template(
         chosen = [choose_steps(each, plan.views) for each, plan in zip(units, plans, strict=True)]
         fused = [[unit for unit in each if isinstance(unit, FusedKernel)] for each in units]
         kernels = kernels_for_sizes([[unit.kernel for unit in each] for each in fused], fit, typical)
+        _require_margins([[margin for unit in each for margin in unit.margins] for each in fused], fit, smallest)
     if environment.check:
         for kernel in kernels:
             verify_kernel(kernel.kernel)
@@ -320,6 +329,19 @@ def compile_template(
     )  # fmt: skip
     print_stages(compilation, environment.debug, result.ir_text)
     return compilation
+
+
+def _require_margins(columns: Sequence[Sequence[int]], fit: PolynomialFit, smallest: int) -> None:
+    """columns: the margins of all Kernels at each point of `fit`, which are large sizes: `x.reshape(-1)[:4]` is in the
+    first row there. Raises Mismatch where it need not be so for smaller ones."""
+    sizes = itertools.product((smallest, smallest + 1, 2 * LOWEST), repeat=len(fit.points[0]))
+    checked = list(itertools.islice(sizes, _MOST_CHECKED))
+    for margins in set(zip(*columns, strict=True)):
+        if min(margins) < 0 or len(set(margins)) == 1:  # read under a condition only; the same for all sizes
+            continue
+        margin = fit.find(margins)
+        if margin is None or any(margin.at(point) < 0 for point in checked):
+            raise Mismatch("for small sizes, elements that are read in one row lie in several")
 
 
 def _same_ops(graph: Graph, other: Graph) -> bool:

@@ -392,3 +392,15 @@ def test_a_product_that_is_written_over_its_operands_is_eagers(write) -> None:
             x = torch.arange(9.0).view(3, 3)
             assert torch.equal(jitted(x), step(torch.arange(9.0).view(3, 3)))
     assert jitted.counters.calls_compiled == 0
+
+
+def test_what_lies_in_one_row_of_large_sizes_is_read_right_for_small_ones() -> None:
+    """Programs for open sizes are fitted at sizes of 17 and more, where the first four elements are in one row."""
+
+    def first(x):
+        return (x * 1).flatten()[:4] + 1, x.view(-1)[1::2][:3] * 2 if x.is_contiguous() else x
+
+    jitted = dsjit.jit(first)
+    for shape in ((6, 4), (7, 5), (4, 7), (3, 7), (9, 2), (2, 3)):
+        for x in (torch.arange(float(shape[0] * shape[1])).view(shape), torch.rand(shape[::-1]).t()):
+            assert_same(jitted(x), first(x), exact=True)
