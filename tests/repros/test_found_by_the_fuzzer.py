@@ -404,3 +404,17 @@ def test_what_lies_in_one_row_of_large_sizes_is_read_right_for_small_ones() -> N
     for shape in ((6, 4), (7, 5), (4, 7), (3, 7), (9, 2), (2, 3)):
         for x in (torch.arange(float(shape[0] * shape[1])).view(shape), torch.rand(shape[::-1]).t()):
             assert_same(jitted(x), first(x), exact=True)
+
+
+def test_one_of_two_open_sizes_is_divided() -> None:
+    """The sizes that such programs are fitted at could not be chosen: the call ran eagerly, for good."""
+
+    def first_half(x):
+        return x[:, : x.shape[1] // 2] * 2
+
+    jitted = dsjit.jit(first_half, fullgraph=True)
+    for rows, columns in ((4, 6), (5, 8)):
+        jitted(torch.ones(rows, columns))
+    for rows, columns in ((3, 10), (6, 6), (9, 12)):
+        x = torch.rand(rows, columns)
+        assert_same(call_compiled(jitted, x), first_half(x), exact=True)
