@@ -47,6 +47,7 @@ from dsjit.passes.reference import run_reference
 from dsjit.passes.segments import checkpointed_nodes
 from dsjit.passes.split_host import split_host
 from dsjit.passes.split_step import split_step
+from dsjit.trace.looks.outcome import SMALLEST
 from dsjit.trace.looks.segments import Segment
 from dsjit.trace.shapes.open_shapes import OpenShapes
 
@@ -208,29 +209,34 @@ class Builder:
         return Step(Segment(training.partition.forward, None, sizes=sizes), training.forward, training)
 
     def _open_sizes(self, sizes: OpenShapes, timer: StageTimer) -> Compilation:
-        return self._template(sizes.template, sizes.sources, sizes.typical, timer)
+        return self._template(sizes.template, sizes.sources, sizes.typical, timer, sizes.smallest)
 
     def _template(
-        self, template: GraphTemplate, places: tuple[tuple[int, int], ...], typical: tuple[int, ...], timer: StageTimer
+        self,
+        template: GraphTemplate,
+        places: tuple[tuple[int, int], ...],
+        typical: tuple[int, ...],
+        timer: StageTimer,
+        smallest: int = SMALLEST,
     ) -> Compilation:
-        """places: where the sizes are read. Raises Mismatch."""
+        """places: where the sizes are read. smallest: of them. Raises Mismatch."""
         session = self.session
         sources = tuple([SizeSource(*place) for place in places])
-        structure = (places, template.quotients, *map(graph_structure, template.canonical()))
+        structure = (places, smallest, template.quotients, *map(graph_structure, template.canonical()))
         gpu = self._gpu(template.example)
         if gpu is not None:
             return self._found_or_made(
                 ("triton", *structure),
                 lambda dump: compile_gpu_template(
                     template, sources, typical, self.options.numerics, session.environment, session.gpu(gpu), timer,
-                    dump, session.fuel,
+                    dump, session.fuel, smallest,
                 ),
             )  # fmt: skip
         return self._found_or_made(
             structure,
             lambda dump: compile_template(
                 template, sources, typical, self.options.numerics, session.environment, session.kernels, timer,
-                dump, session.fuel,
+                dump, session.fuel, smallest,
             ),
         )  # fmt: skip
 

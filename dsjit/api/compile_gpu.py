@@ -35,6 +35,7 @@ from dsjit.ir.verify_graph import verify_graph
 from dsjit.ir.verify_kernel import verify_kernel
 from dsjit.passes.fuel import Fuel, Rewrite
 from dsjit.passes.pipeline import run_passes
+from dsjit.trace.looks.outcome import SMALLEST
 
 __all__ = ["choose_libraries", "compile_gpu_graph", "compile_gpu_template", "gpu_of"]
 
@@ -149,10 +150,11 @@ def compile_gpu_template(
     timer: StageTimer,
     dump: Dump | None,
     fuel: Fuel | None = None,
+    smallest: int = SMALLEST,
 ) -> Compilation:
     """As `compile_gpu_graph`, for all sizes: see `compile_template`. Products and attention are library calls."""
     target = gpu_target(machine.device)
-    lowered = lower_template(template, typical, numerics, environment, target, timer, dump, fuel)
+    lowered = lower_template(template, typical, numerics, environment, target, timer, dump, fuel, smallest)
     with timer.stage("codegen"):
         found = machine.kernels.compile_kernels(lowered.kernels_to_compile, numerics == "fast")
     with timer.stage("assembly"):

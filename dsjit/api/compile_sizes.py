@@ -6,6 +6,7 @@ the results is a polynomial in the sizes.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -39,12 +40,16 @@ from dsjit.ir.template import Mismatch
 from dsjit.ir.verify_kernel import verify_kernel
 from dsjit.passes.fuel import Fuel
 from dsjit.passes.pipeline import passes_for_sizes, run_passes
+from dsjit.trace.looks.outcome import SMALLEST
 
 __all__ = ["LoweredSizes", "assemble_sizes", "compile_template", "lower_template"]
 
 PROBED_FROM: Final = (LOWEST, 4 * LOWEST, 16 * LOWEST)
 """Least sizes of the points at which a template is probed. Passes choose by sizes here and there (a reduction is split
 from so many elements on). Where the points lie on both sides of such a bound, others are tried, beyond it."""
+
+_MOST_CHECKED: Final = 243
+"""Choices of small sizes for which a program for all sizes is looked at: all there are for five open sizes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +84,13 @@ def lower_template(
     timer: StageTimer,
     dump: Dump | None,
     fuel: Fuel | None = None,
+    smallest: int = SMALLEST,
 ) -> LoweredSizes:
-    """Optimise, fuse and lower. Raises Mismatch when the choices of sizes lead to programs of different structure, and
-    VerificationError (under DSJIT_CHECK=1)."""
+    """Optimise, fuse and lower, for all sizes from `smallest` on.
+
+    Raises Mismatch when the choices of sizes lead to programs of different structure, and VerificationError (under
+    DSJIT_CHECK=1).
+    """
     passes = passes_for_sizes(target.passes)
     with timer.stage("passes"):
         for lowest in PROBED_FROM:
@@ -110,6 +119,7 @@ def lower_template(
         chosen = [choose_steps(each, plan.views, target) for each, plan in zip(units, plans, strict=True)]
         fused = tuple([tuple([unit for unit in each if isinstance(unit, FusedKernel)]) for each in units])
         kernels = kernels_for_sizes([[unit.kernel for unit in each] for each in fused], fit, typical)
+        _require_margins([[margin for unit in each for margin in unit.margins] for each in fused], fit, smallest)
     if environment.check:
         for kernel in kernels:
             verify_kernel(kernel.kernel)
@@ -154,12 +164,14 @@ def compile_template(
     timer: StageTimer,
     dump: Dump | None,
     fuel: Fuel | None = None,
+    smallest: int = SMALLEST,
 ) -> Compilation:
-    """As `compile_graph`, for all sizes, on the CPU. typical: what to optimise for; sources: where the sizes are read.
+    """As `compile_graph`, for all sizes from `smallest` on, on the CPU. typical: what to optimise for; sources: where
+    the sizes are read.
 
     Raises what `lower_template` and `compile_graph` raise.
     """
-    lowered = lower_template(template, typical, numerics, environment, CPU_TARGET, timer, dump, fuel)
+    lowered = lower_template(template, typical, numerics, environment, CPU_TARGET, timer, dump, fuel, smallest)
     with timer.stage("codegen"):
         templates = [templates_of(native) for native in lowered.native]
         result = cache.compile_kernels([*lowered.kernels_to_compile, *templates[0].values()], numerics == "fast")
@@ -175,6 +187,19 @@ def compile_template(
     )  # fmt: skip
     print_stages(compilation, environment.debug, result.ir_text)
     return compilation
+
+
+def _require_margins(columns: Sequence[Sequence[int]], fit: PolynomialFit, smallest: int) -> None:
+    """columns: the margins of all Kernels at each point of `fit`, which are large sizes: `x.reshape(-1)[:4]` is in the
+    first row there. Raises Mismatch where it need not be so for smaller ones."""
+    sizes = itertools.product((smallest, smallest + 1, 2 * LOWEST), repeat=len(fit.points[0]))
+    checked = list(itertools.islice(sizes, _MOST_CHECKED))
+    for margins in set(zip(*columns, strict=True)):
+        if min(margins) < 0 or len(set(margins)) == 1:  # read under a condition only; the same for all sizes
+            continue
+        margin = fit.find(margins)
+        if margin is None or any(margin.at(point) < 0 for point in checked):
+            raise Mismatch("for small sizes, elements that are read in one row lie in several")
 
 
 def _same_ops(graph: Graph, other: Graph) -> bool:

@@ -49,12 +49,13 @@ SPILL_COST: Final = 6
 class FusedKernel:
     """A Kernel and the Values that its params stand for, in order.
 
-    nodes: what was fused, in program order.
+    nodes: what was fused, in program order. margins: of the places that it reads behind reshapes (`digit_margins`).
     """
 
     kernel: Kernel
     values: tuple[Value, ...]
     nodes: tuple[Node, ...]
+    margins: tuple[int, ...] = ()
 
     @property
     def reads(self) -> tuple[Value, ...]:
@@ -88,6 +89,7 @@ class _Lowering:
     finished: set[Value] = field(default_factory=set)
     spills: dict[Value, dict[tuple[Value, Access], tuple[int, int]]] = field(default_factory=dict)
     costs: Costs = field(default_factory=Costs)
+    margins: list[int] = field(default_factory=list)
     counter: int = 0
 
     def __post_init__(self) -> None:
@@ -115,7 +117,7 @@ class _Lowering:
             blocks=self._blocks(),
             vector_axis=self.schedule.vector_axis,
         )
-        return FusedKernel(kernel, tuple(self.params), nodes)
+        return FusedKernel(kernel, tuple(self.params), nodes, tuple(self.margins))
 
     def _access_mode(self, value: Value) -> Any:
         if value not in self.group.stored:
@@ -212,7 +214,7 @@ class _Lowering:
             sizes = self.group.sizes
             if isinstance(operand, GatheredSource):
                 sizes = {**sizes, **operand.extents}
-            base, index = self.views.follow(operand.value, wanted.index, sizes)
+            base, index = self.views.follow(operand.value, wanted.index, sizes, self.margins)
             found.append((base, Access(index, wanted.guards)))
         return found
 
@@ -342,6 +344,8 @@ class _Lowering:
             assert isinstance(source, GatheredSource) and isinstance(operand, IndexOperand)
             axis = source.places[operand.dim]
             places[axis] = self._place(node, info.wraps, source.extents[axis], value, wanted, level, looped)
+        if not picked.is_gathered:  # of one place to choose from: the source may be computed here
+            return self._element(base, picked, level, looped)
         return self._load(base, picked, level, looped, places)
 
     def _place(

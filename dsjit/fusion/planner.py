@@ -153,9 +153,10 @@ class _Planner:
                     group.split(obstacle.split)
                     continue
                 break
-            group.want(base, replace(wanted, index=index))
+            read = replace(wanted, index=index)
+            group.want(base, read)
             self.wanted_by.setdefault(base, {})[group] = None
-            if isinstance(operand, GatheredSource):
+            if read.is_gathered:
                 self.required[base] = None
 
     def _may(self, kind: RewriteKind, node: Node, *groups: Group) -> bool:

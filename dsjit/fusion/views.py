@@ -16,7 +16,7 @@ from dsjit.fusion.affine import Affine, IndexMap, NotAffine, digits
 from dsjit.ir.graph import Node, TensorType, Value
 from dsjit.ops.strided import strided_view
 
-__all__ = ["VIEW_RULES", "Views", "is_view", "pull_index", "strides_of", "view_source"]
+__all__ = ["VIEW_RULES", "Views", "digit_margins", "is_view", "pull_index", "strides_of", "view_source"]
 
 aten = torch.ops.aten
 
@@ -240,6 +240,19 @@ def _strided_view(node: Node, output: int, index: IndexMap, sizes: Sizes) -> Ind
     return digits(linear, source.shape, sizes)
 
 
+def digit_margins(node: Node, index: IndexMap, sizes: Sizes) -> list[int]:
+    """How far from the end of its dimension `index`, into the input of a view, stays at least, in each dimension whose
+    end another one continues at: the index holds as long as none of these is negative. None for other views."""
+    source = _source_type(node).shape
+    if node.op is strided_view:
+        inner = [*range(1, len(source))]
+    elif VIEW_RULES[node.op] is _reshape and 0 not in source:
+        inner = [dim for _, dims in _aligned(node.outputs[0].type.shape, source) for dim in dims[1:]]
+    else:
+        return []
+    return [source[dim] - 1 - index[dim].bounds(sizes)[1] for dim in inner]
+
+
 def _rules() -> dict[Any, Rule]:
     rules: dict[Any, Rule] = {
         aten.permute.default: _permute,
@@ -315,8 +328,11 @@ class Views:
                 value = view_source(node)
         return value
 
-    def follow(self, value: Value, index: IndexMap, sizes: Sizes) -> tuple[Value, IndexMap]:
-        """The base of `value`, and where in it the element `index` lives.
+    def follow(
+        self, value: Value, index: IndexMap, sizes: Sizes, margins: list[int] | None = None
+    ) -> tuple[Value, IndexMap]:
+        """The base of `value`, and where in it the element `index` lives. margins: see `digit_margins`; those of the
+        views on the way are appended.
 
         Raises NotAffine when splitting an axis would help; a view that nothing helps becomes opaque. An axis that
         stands for a place that data decide, whose number is negative, cannot be split.
@@ -329,5 +345,7 @@ class Views:
                     raise
                 self.opaque[node] = None
                 continue
+            if margins is not None:
+                margins.extend(digit_margins(node, index, sizes))
             value = view_source(node)
         return value, index

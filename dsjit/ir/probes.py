@@ -104,8 +104,9 @@ def _free_point(sizes: Sequence[int], quotients: Sequence[Quotient], number: int
 def _tells_apart(column: Sequence[int], others: Sequence[Sequence[int]]) -> bool:
     """Whether no affine form of one or two of `others` has the values `column`, nor any of these one of it."""
     ones = [1] * len(column)
+    beside = [other[: len(column)] for other in others]  # those are whole already
     for count in range(min(2, len(others)) + 1):
-        for chosen in itertools.combinations(others, count):
+        for chosen in itertools.combinations(beside, count):
             if np.linalg.matrix_rank(np.array([ones, column, *chosen], np.float64)) < 2 + count:
                 return False
     return True

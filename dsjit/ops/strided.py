@@ -6,13 +6,40 @@ these count it from the tensor, so that they mean the same for an input, a plann
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import TypeAlias
+
 import torch
 
-__all__ = ["fresh_copy", "strided_scatter", "strided_view"]
+__all__ = ["StridedView", "fresh_copy", "span", "strided_scatter", "strided_view"]
+
+StridedView: TypeAlias = (
+    tuple[tuple[int, ...], tuple[int, ...], int] | tuple[tuple[int, ...], tuple[int, ...], int, torch.dtype]
+)
+"""What `strided_view` takes beside a tensor."""
 
 
-def strided_view(tensor: torch.Tensor, size: tuple[int, ...], stride: tuple[int, ...], offset: int = 0) -> torch.Tensor:
-    """A view of `tensor`'s memory with these sizes and strides (elements), `offset` elements after its first one."""
+def span(shape: Sequence[int], strides: Sequence[int]) -> int:
+    """Elements of memory from the first to the last one of a tensor."""
+    if math.prod(shape) == 0:
+        return 0
+    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+
+
+def strided_view(
+    tensor: torch.Tensor,
+    size: tuple[int, ...],
+    stride: tuple[int, ...],
+    offset: int = 0,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """A view of `tensor`'s memory with these sizes and strides (elements), `offset` elements after its first one.
+
+    dtype: of the view, whose elements are then what is counted; no wider than that of `tensor`.
+    """
+    if dtype is not None:
+        tensor = tensor.as_strided((span(tensor.shape, tensor.stride()),), (1,)).view(dtype)
     return tensor.as_strided(size, stride, tensor.storage_offset() + offset)
 
 

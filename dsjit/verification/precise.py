@@ -16,7 +16,7 @@ import torch
 from dsjit.ir.graph import Graph, Node, TensorType, Value
 from dsjit.ir.joint_graph import JointGraph
 from dsjit.ops.generator import generator_state, set_generator_state
-from dsjit.ops.strided import strided_view
+from dsjit.ops.strided import span, strided_view
 from dsjit.oracle.fault import copies
 from dsjit.oracle.reference import Reference, agrees, laid_out_as, run_with_precision
 from dsjit.trace.capture import Capture, capture
@@ -127,8 +127,7 @@ def _run(
         for value, tensor in reference.precise.items()
     }
     precise, moved, exact = (
-        tensors_below({"result": recipe.make(*_ends(graph, values, passed), call)})
-        for values in (reference.precise, reference.moved, flags)
+        _made(recipe, graph, values, passed, call) for values in (reference.precise, reference.moved, flags)
     )
     found = {path: Precise(precise[path], moved[path], bool(exact[path].all())) for path in precise}
     made_as = {id(reference.precise[value]): value for value in graph.outputs}
@@ -145,6 +144,26 @@ def _run(
         found |= _gradients(captured, captured.joint, recipe, (eager, wide), call, reachable, seed)
     producers = graph.producers()
     return found, {path: producers[value] for path, value in values.items() if value in producers}
+
+
+def _made(
+    recipe: Recipe, graph: Graph, values: Mapping[Value, torch.Tensor], passed: tuple[Value, ...], call: Any
+) -> dict[str, torch.Tensor]:
+    """The tensors of the result, by path. A view as another dtype is one of what the Graph's own dtype can hold of its
+    root; of flags, it has all of them."""
+    inputs, outputs = _ends(graph, values, passed)
+    given, made = graph.inputs, (*graph.outputs, *passed)
+    returned = list(recipe.returned)
+    for number, each in enumerate(returned):
+        if isinstance(each, Returned) and each.view is not None and len(each.view) == 4:
+            root, type_ = (inputs, given[each.number]) if each.from_input else (outputs, made[each.number])
+            tensor = root[each.number]
+            flags = tensor.dtype is torch.bool is not type_.type.dtype
+            shape = each.view[0]
+            view = tensor.all().expand(shape) if flags else strided_view(_laid_out(tensor, type_.type), *each.view)
+            returned[number] = Returned(False, len(outputs), None)
+            outputs.append(view)
+    return tensors_below({"result": replace(recipe, returned=tuple(returned)).make(inputs, outputs, call)})
 
 
 def _ends(
@@ -215,6 +234,14 @@ def _holes(recipe: Recipe, call: Any) -> Iterator[tuple[str, Returned]]:
         number = numbers.pop(id(mark), None)
         if number is not None and isinstance(returned := recipe.returned[number], Returned):
             yield path, returned
+
+
+def _laid_out(tensor: torch.Tensor, type_: TensorType) -> torch.Tensor:
+    """What `tensor` holds, as a tensor of this type; elements may share memory, and there may be gaps."""
+    count = span(type_.shape, type_.strides)
+    memory = torch.zeros(count, dtype=type_.dtype)
+    memory[torch.arange(count).as_strided(type_.shape, type_.strides)] = tensor.to(type_.dtype)
+    return memory.as_strided(type_.shape, type_.strides)
 
 
 def _zeros(type_: TensorType) -> torch.Tensor:

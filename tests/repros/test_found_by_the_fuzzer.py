@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import dsjit
-from tests.api.checks import call_compiled, check
+from tests.api.checks import assert_same, call_compiled, check
 
 
 def test_a_shape_that_is_returned_holds_numbers_when_sizes_are_open() -> None:
@@ -300,3 +300,121 @@ def test_parts_that_are_numbers_stand_where_they_belong(join):
 
     check(function, torch.randn(9, 2), exact=True)
     check(function, torch.zeros(2, 9, dtype=torch.int16).t(), exact=True)
+
+
+@pytest.mark.parametrize("backend", ["llvm", "interpreter"])
+def test_rows_are_picked_of_a_single_one_that_the_same_kernel_computes(backend) -> None:
+    """The place is known whatever the index holds, so that the source was thought to need no memory; it was read."""
+    rows = torch.tensor([0, -1])
+
+    def picked(x):
+        y = x * 2
+        return y[True], y[None][rows], y.sum(0, keepdim=True)[rows] + y[0]
+
+    jitted = dsjit.jit(picked, fullgraph=True, backend=backend)
+    for first in range(3):
+        x = torch.arange(first, first + 6.0).view(3, 2)
+        jitted(x)
+        assert_same(call_compiled(jitted, x), picked(x), exact=True)
+    rows[0] = 1
+    with pytest.raises(IndexError):
+        jitted(x)
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda x: x.gt_(0),
+        lambda x: x.logical_not_(),
+        lambda x: x[1:].eq_(x[1:]),
+        lambda x: x.cumsum_(0),
+        lambda x: torch.ge(x, 0, out=x),
+        lambda x: torch.cat([x.double() / 3, x], out=torch.empty(2 * len(x))),
+    ],
+)
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float32])
+def test_what_an_op_writes_has_the_dtype_of_what_it_writes_to(monkeypatch, write, dtype) -> None:
+    """The Graph held the result of the functional form, which has another dtype, as if it had the target's."""
+
+    def step(x):
+        x = x.clone()
+        return write(x), x * 2
+
+    monkeypatch.setenv("DSJIT_CHECK", "1")
+    for size in (3, 0):
+        check(step, torch.arange(size).to(dtype), exact=True)
+
+
+@pytest.mark.parametrize(
+    ("views", "argument"),
+    [
+        (lambda z: ((z * 1).real, (z * 1).imag), torch.complex(torch.rand(3), torch.rand(3))),
+        (lambda z: (z.real, z.imag[1:], z * 2), torch.complex(torch.rand(3), torch.rand(3))),
+        (lambda x: (x.view(torch.int32)[1:], x + 1), torch.rand(3)),
+        (lambda x: (x.add_(1).view(torch.int16), x), torch.rand(3)),
+        (lambda x: (lambda y: (y.view(torch.int32), y[1:]))(x + 1), torch.rand(3)),
+        (lambda z: (lambda y: (y.real, y.imag) if y.real.sum() > 0 else (y.imag,))(z.exp()), torch.zeros(3) + 0.5j),
+    ],
+)
+def test_a_view_as_another_dtype_shares_memory_as_eagers_does(views, argument) -> None:
+    """It was a copy of its own, beside other results on its memory, and where it was a part of an argument."""
+    report = dsjit.verify(views, argument)
+    assert report.ok and report.compiled, report
+
+
+@pytest.mark.parametrize(
+    "views", [lambda z: (lambda y: (y.conj(), y))(z * 1), lambda z: z.conj()[1:], lambda z: (z.conj()[1:], z * 2)]
+)
+@pytest.mark.filterwarnings("ignore::dsjit.DsjitWarning")
+def test_a_conjugated_view_that_shares_memory_is_eagers(views) -> None:
+    report = dsjit.verify(views, torch.complex(torch.rand(3), torch.rand(3)))
+    assert report.ok and not report.compiled, report
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda x: x.addmm_(x.mT, x),
+        lambda x: torch.mm(x.mT, x, out=x),
+        lambda x: torch.addmm(x, x.mT, x, out=x),
+    ],
+)
+def test_a_product_that_is_written_over_its_operands_is_eagers(write) -> None:
+    """Eager reads rows that it has just written; the program read the old ones."""
+
+    def step(x):
+        write(x)
+        return x + 1
+
+    jitted = dsjit.jit(step)
+    with pytest.warns(dsjit.DsjitWarning, match="a product is written to memory of its operands"):
+        for _ in range(2):
+            x = torch.arange(9.0).view(3, 3)
+            assert torch.equal(jitted(x), step(torch.arange(9.0).view(3, 3)))
+    assert jitted.counters.calls_compiled == 0
+
+
+def test_what_lies_in_one_row_of_large_sizes_is_read_right_for_small_ones() -> None:
+    """Programs for open sizes are fitted at sizes of 17 and more, where the first four elements are in one row."""
+
+    def first(x):
+        return (x * 1).flatten()[:4] + 1, x.view(-1)[1::2][:3] * 2 if x.is_contiguous() else x
+
+    jitted = dsjit.jit(first)
+    for shape in ((6, 4), (7, 5), (4, 7), (3, 7), (9, 2), (2, 3)):
+        for x in (torch.arange(float(shape[0] * shape[1])).view(shape), torch.rand(shape[::-1]).t()):
+            assert_same(jitted(x), first(x), exact=True)
+
+
+def test_one_of_two_open_sizes_is_divided() -> None:
+    """The sizes that such programs are fitted at could not be chosen: the call ran eagerly, for good."""
+
+    def first_half(x):
+        return x[:, : x.shape[1] // 2] * 2
+
+    jitted = dsjit.jit(first_half, fullgraph=True)
+    for rows, columns in ((4, 6), (5, 8)):
+        jitted(torch.ones(rows, columns))
+    for rows, columns in ((3, 10), (6, 6), (9, 12)):
+        x = torch.rand(rows, columns)
+        assert_same(call_compiled(jitted, x), first_half(x), exact=True)

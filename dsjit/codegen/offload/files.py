@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
-from dsjit.codegen.offload.tensors import KeptTensor, span
+from dsjit.codegen.offload.tensors import KeptTensor
 from dsjit.errors import OffloadError
+from dsjit.ops.strided import span
 
 __all__ = ["OffloadFile", "StoredTensor"]
 

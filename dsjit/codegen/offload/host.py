@@ -11,7 +11,8 @@ from typing import Any, Protocol
 
 import torch
 
-from dsjit.codegen.offload.tensors import KeptTensor, span
+from dsjit.codegen.offload.tensors import KeptTensor
+from dsjit.ops.strided import span
 
 __all__ = ["Copies", "CudaCopies", "HostMemory", "HostTensor"]
 

@@ -11,8 +11,9 @@ import torch
 
 from dsjit.codegen.offload.files import OffloadFile
 from dsjit.codegen.offload.host import CudaCopies, HostMemory
-from dsjit.codegen.offload.tensors import read_in_order, span
+from dsjit.codegen.offload.tensors import read_in_order
 from dsjit.ir.graph import TensorType
+from dsjit.ops.strided import span
 
 __all__ = ["HOST_MEMORY", "OffloadTier", "file_in", "open_stores"]
 

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import zip_longest
 
 import torch
 
-__all__ = ["KeptTensor", "TensorInMemory", "read_in_order", "span"]
-
-
-def span(shape: Sequence[int], strides: Sequence[int]) -> int:
-    """Elements of memory from the first to the last one of a tensor."""
-    if math.prod(shape) == 0:
-        return 0
-    return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+__all__ = ["KeptTensor", "TensorInMemory", "read_in_order"]
 
 
 class KeptTensor(ABC):

@@ -40,6 +40,8 @@ def _module_of(function: Any) -> str | None:
         return None if owner is None else owner.__name__
     cls = owner if isinstance(owner, type) else type(owner)
     defining = next((each for each in cls.__mro__ if function.__name__ in vars(each)), cls)
+    if defining.__module__.startswith("pybind11"):
+        return None  # a function without a module or a class: of torch's own dispatcher, for one
     return str(defining.__module__)
 
 

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import torch
 
-from dsjit.ops.strided import strided_view
+from dsjit.ops.strided import StridedView, strided_view
 from dsjit.trace.effects.events import Event
 from dsjit.trace.effects.outputs import Fixed, Hole, Template, build_template
 from dsjit.trace.effects.writes import Write
@@ -40,7 +40,7 @@ class Returned:
 
     from_input: bool
     number: int
-    view: tuple[tuple[int, ...], tuple[int, ...], int] | None
+    view: StridedView | None
     detached: bool = False
     spent: bool = False
 

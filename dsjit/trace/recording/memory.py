@@ -8,15 +8,15 @@ when they are next read. That is what turns in-place code into a functional Grap
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
 
 from dsjit.ir.graph import UNDEFINED, Arg, Node, Source, TensorType, Value, Write
-from dsjit.ops.strided import strided_scatter, strided_view
-from dsjit.trace.recording.partial_overlap import overlap_partially
+from dsjit.ops.strided import StridedView, strided_scatter, strided_view
+from dsjit.trace.recording.partial_overlap import PRODUCTS, overlap_partially
 from dsjit.trace.recording.source import SourceFinder
 
 __all__ = ["CannotTrace", "Memory", "Region", "RootView", "Storage", "TracedTensor", "result_type", "tensor_type"]
@@ -80,11 +80,12 @@ class Region:
 
 @dataclass(frozen=True, slots=True)
 class RootView:
-    """Where a returned tensor lies: on a root value (an input when `input` is set), whole or as a strided view."""
+    """Where a returned tensor lies: on a root value (an input when `input` is set), whole or as a strided view (see
+    `ops.strided.strided_view`), which names its dtype when it is another than the root's."""
 
     root: Value
     input: torch.Tensor | None
-    view: tuple[tuple[int, ...], tuple[int, ...], int] | None
+    view: StridedView | None
 
 
 _STALE: Final = -1
@@ -113,6 +114,15 @@ def _covers(one: TensorType, other: TensorType) -> bool:
     return same and one.is_contiguous and other.is_contiguous
 
 
+def _is_whole(view: torch.Tensor, storage: Storage) -> bool:
+    """Whether a view, conjugated or of another dtype, is of all of the root, and in its order."""
+    type_, root = tensor_type(view), storage.current.type
+    if view.storage_offset() * type_.dtype.itemsize != storage.offset * root.dtype.itemsize:
+        return False
+    rows = type_.is_contiguous and root.is_contiguous and type_.shape[:-1] == root.shape[:-1]
+    return rows or (type_.shape, type_.strides) == (root.shape, root.strides)
+
+
 def tensor_type(t: torch.Tensor) -> TensorType:
     return TensorType(tuple(t.shape), t.dtype, t.stride(), t.device)
 
@@ -136,7 +146,8 @@ class Memory:
     wants_gradients: whether an outside tensor that requires a gradient was read in grad mode.
     writes_with_history: whether one was written in grad mode, so that autograd knows the write.
     inputs: the outside tensors that were read, with their Values, in order. returned: by memory, the tensor object that
-        was located first. regions: what inputs that share memory were merged into; `prologue` are the Nodes that come
+        was located first. located: by memory, all of them. apart: memory of which a view was located that no strides
+        lead to. regions: what inputs that share memory were merged into; `prologue` are the Nodes that come
         before all others, which make of a region what its members held. counts: by id, how many writes autograd had
         counted when an input was met. left: by id, what inputs were that have other
         memory now.
@@ -151,6 +162,8 @@ class Memory:
         self.tensors: dict[int, TracedTensor] = {}
         self.storages: dict[int, Storage] = {}
         self.returned: dict[int, int] = {}
+        self.located: dict[int, set[int]] = {}
+        self.apart: set[int] = set()
         self.left: dict[int, TracedTensor] = {}
         self.regions: list[Region] = []
         self.prologue: list[Node] = []
@@ -344,10 +357,11 @@ class Memory:
         self.count += 1
         return Value(self.count - 1, type_)
 
-    def expect_write(self, tensor: torch.Tensor, operands: Iterable[torch.Tensor] = ()) -> None:
-        """`tensor` is about to be overwritten with what an op makes of `operands`: inputs that share its memory become
+    def expect_write(self, tensor: torch.Tensor, operands: Sequence[torch.Tensor] = (), op: Any = None) -> None:
+        """`tensor` is about to be overwritten with what `op` makes of `operands`: inputs that share its memory become
         parts of one region. Raises CannotTrace, also where torch leaves open in which order elements are read and
-        written: they share memory with one another, or with those of an operand at other indices.
+        written: they share memory with one another, or with those of an operand at other indices, or with one that a
+        product reads again for each row.
         """
         if tensor_type(tensor).may_overlap:
             raise CannotTrace("memory is written through a view whose elements share it")
@@ -355,9 +369,14 @@ class Memory:
         if record is not None and record.storage.shared:
             self.merge(tensor)
         storage = None if record is None else _at_home(record).storage
+        rereads = op in PRODUCTS
+        if rereads and sum(operand is tensor for operand in operands) > 1:
+            raise CannotTrace("a product is written to memory of its operands")
         for operand in operands:
             other = None if operand is tensor else self.lookup(operand)
-            if other is not None and other.storage is storage and overlap_partially(tensor, operand):
+            if other is None or other.storage is not storage:
+                continue
+            if rereads or overlap_partially(tensor, operand):
                 raise CannotTrace("memory is written that an operand reads at other places")
 
     def overwrite(self, tensor: torch.Tensor, value: Value, source: Source) -> None:
@@ -395,11 +414,15 @@ class Memory:
             for value, other in self.inputs:
                 if other is tensor:
                     return RootView(value, tensor, None)
-        type_, offset = tensor_type(tensor), self._offset_of(tensor, storage)
-        whole = offset == 0 and type_ == storage.current.type
-        if type_.dtype is not storage.current.type.dtype or tensor.is_conj() or tensor.is_neg():
-            # No strides lead from the root to such a view: the op that made it runs again, and gives a view again.
-            return RootView(record.value, None, None)
+        type_, root = tensor_type(tensor), storage.current.type
+        if tensor.is_conj() or tensor.is_neg() or type_.dtype.itemsize > root.dtype.itemsize:
+            return self._locate_apart(tensor, record)
+        self._note_located(tensor, storage)
+        if type_.dtype is not root.dtype:
+            offset = int(tensor.storage_offset()) - storage.offset * (root.dtype.itemsize // type_.dtype.itemsize)
+            return RootView(storage.current, storage.input, (type_.shape, type_.strides, offset, type_.dtype))
+        offset = self._offset_of(tensor, storage)
+        whole = offset == 0 and type_ == root
         if storage.input is None:
             # The first tensor object of a memory is the one that the program returns, any other is a view of it.
             itself = whole and id(tensor) == self.returned.setdefault(id(storage), id(tensor))
@@ -407,6 +430,23 @@ class Memory:
             itself = whole and tensor is storage.input
         view = None if itself else (type_.shape, type_.strides, offset)
         return RootView(storage.current, storage.input, view)
+
+    def _locate_apart(self, tensor: torch.Tensor, record: TracedTensor) -> RootView:
+        """No strides lead from the root to such a view: the op that made it runs again, and gives a view again. The
+        Graph returns it as memory of its own, unless it is one of an input."""
+        storage = record.storage
+        if storage.input is None:
+            self.apart.add(id(storage))
+        elif not _is_whole(tensor, storage):
+            raise CannotTrace("a part of an argument is returned, conjugated or as a wider dtype")
+        self._note_located(tensor, storage)
+        return RootView(record.value, None, None)
+
+    def _note_located(self, tensor: torch.Tensor, storage: Storage) -> None:
+        located = self.located.setdefault(id(storage), set())
+        located.add(id(tensor))
+        if len(located) > 1 and id(storage) in self.apart:
+            raise CannotTrace("results share memory, and one is conjugated or of a wider dtype")
 
     def writes(self) -> tuple[Write, ...]:
         """What the run left in the caller's tensors."""

@@ -6,9 +6,19 @@ it sees that tensors overlap (aten/src/ATen/MemoryOverlap.h); of tensors with ga
 
 from __future__ import annotations
 
+from typing import Any, Final
+
 import torch
 
-__all__ = ["lies_within", "overlap_partially"]
+__all__ = ["PRODUCTS", "lies_within", "overlap_partially"]
+
+aten = torch.ops.aten
+
+PRODUCTS: Final[frozenset[Any]] = frozenset(
+    {aten.addmm_.default, aten.addbmm_.default, aten.baddbmm_.default, aten.addmv_.default,
+     aten.mm.out, aten.bmm.out, aten.mv.out, aten.addmm.out, aten.addbmm.out, aten.baddbmm.out, aten.addmv.out}
+)  # fmt: skip
+"""Ops that write a product, and read elements of their operands after they have begun to."""
 
 
 def overlap_partially(written: torch.Tensor, read: torch.Tensor) -> bool:

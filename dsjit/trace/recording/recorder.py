@@ -410,7 +410,7 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise CannotTrace(f"{func} writes to a list of tensors")
         operands = tensors_in(args, kwargs)
         for t in targets:
-            self.memory.expect_write(t, operands)
+            self.memory.expect_write(t, operands, func)
             record = self.memory.lookup(t)
             if record is not None and record.value.type != tensor_type(t):
                 raise CannotTrace(f"{func} resizes its output")

@@ -8,8 +8,12 @@ from typing import Any, Final
 
 import torch
 
-from dsjit.ir.graph import Arg, Value
+from dsjit.ir.graph import Arg, map_values, values_in
+from dsjit.ops.binding import bind_arguments
 from dsjit.ops.calls import ASK_FOR_GRAD_MODE, in_grad_mode
+from dsjit.ops.inference import output_dtype
+from dsjit.ops.row import Pointwise
+from dsjit.ops.table import row_of
 from dsjit.trace.recording.memory import CannotTrace
 
 __all__ = [
@@ -160,15 +164,27 @@ def updates_statistics(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 
 def functional_dtype(op: Any, args: tuple[Arg, ...], kwargs: dict[str, Arg], own: torch.dtype) -> torch.dtype:
-    """The result dtype of the functional form of an in-place op: its own dtype, unless another operand is wider."""
-    others = [arg.type.dtype for arg in args if isinstance(arg, Value)]
+    """The result dtype of the functional form of an op that writes to a tensor of dtype `own`: that one, unless another
+    operand is wider, or the op has a dtype of its own (`gt_`, or `cumsum_` of int32)."""
+    # Lists of tensors that may be None are indices.
+    deciding = [arg for arg, kind in zip(args, _kinds(op), strict=False) if kind != "List[Optional[Tensor]]"]
+    others = [value.type.dtype for value in values_in(tuple(deciding))]
     if all(dtype in (own, torch.bool) for dtype in others):  # a mask never widens
-        return own
-    meta_args = [
-        torch.empty(a.type.shape, dtype=a.type.dtype, device="meta") if isinstance(a, Value) else a for a in args
-    ]
+        row = row_of(op)
+        if row is not None and isinstance(row.rule, Pointwise):
+            return output_dtype(row.rule, bind_arguments(op, args, kwargs))
+        accumulates = any(argument.name == "dtype" for argument in op._schema.arguments)
+        if own.is_floating_point or not accumulates:
+            return own
+    meta_args = map_values(args, lambda v: torch.empty(v.type.shape, dtype=v.type.dtype, device="meta"))
     try:
         result = op(*meta_args, **kwargs)
     except (RuntimeError, TypeError, NotImplementedError) as error:
         raise CannotTrace(f"{op} has a functional form of unknown dtype") from error
     return result.dtype if isinstance(result, torch.Tensor) else own
+
+
+@cache
+def _kinds(op: Any) -> tuple[str, ...]:
+    """The types of the arguments, as the schema has them."""
+    return tuple([str(argument.type) for argument in op._schema.arguments])

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 
 from dsjit.ir.graph import Value
+from dsjit.ops.strided import StridedView
 from dsjit.trace.effects.replay import Returned
 from dsjit.trace.recording.memory import CannotTrace, RootView, tensor_type
 from dsjit.trace.recording.recorder import Recorder
@@ -55,7 +56,7 @@ class Results:
 class _Way:
     is_input: bool
     value: Value
-    view: tuple[tuple[int, ...], tuple[int, ...], int] | None = None
+    view: StridedView | None = None
     detached: bool = False
 
 
@@ -100,6 +101,8 @@ def _way_to_input(recorder: Recorder, item: torch.Tensor | float, root: RootView
             raise CannotTrace("the memory of an argument is returned, with other gradients than the argument's")
         if value.type.may_overlap:  # autograd gives each element that shares memory an equal part
             raise CannotTrace("a view of an argument that overlaps itself in memory is returned with gradients")
+        if item.dtype is not root.input.dtype:
+            raise CannotTrace("a view of an argument as another dtype is returned with gradients")
     return _Way(True, value, root.view, root.input.requires_grad and not item.requires_grad)
 
 
@@ -127,6 +130,8 @@ def _way_to_made(
     made.setdefault(whole.root, Made(whole.root, base, True))
     if item is base:
         return _Way(False, whole.root)
+    if item.dtype is not base.dtype:
+        raise CannotTrace("results that require gradients share memory, as different dtypes")
     offset = 0 if root.view is None else root.view[2]
     view = (tuple(item.shape), item.stride(), offset)
     return _Way(False, whole.root, view, not item.requires_grad)
