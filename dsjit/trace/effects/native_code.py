@@ -25,27 +25,29 @@ _SUFFIXES: Final = (".so", ".pyd", ".dylib")
 def foreign_native_module(function: Any) -> str | None:
     """The extension module that the C function `function` belongs to, if it is linked against torch and is not torch's
     own; None otherwise."""
-    module = _module_of(function)
-    if module is None or module.partition(".")[0] in _KNOWN:
-        return None
-    return module if _is_linked_to_torch(module) else None
-
-
-def _module_of(function: Any) -> str | None:
     module = getattr(function, "__module__", None)
-    if isinstance(module, str):
-        return module
+    if not isinstance(module, str):
+        module = _module_of_method(function)
+    return module if module is not None and _may_reach_tensors(module) else None
+
+
+def _module_of_method(function: Any) -> str | None:
     owner = getattr(function, "__objclass__", None) or getattr(function, "__self__", None)
     if owner is None or isinstance(owner, types.ModuleType):
         return None if owner is None else owner.__name__
     cls = owner if isinstance(owner, type) else type(owner)
-    defining = next((each for each in cls.__mro__ if function.__name__ in vars(each)), cls)
-    if defining.__module__.startswith("pybind11"):
-        return None  # a function without a module or a class: of torch's own dispatcher, for one
-    return str(defining.__module__)
+    module = cls.__module__
+    if isinstance(module, str) and _may_reach_tensors(module):  # or it is a class of the user's, derived from another
+        module = next((each for each in cls.__mro__ if function.__name__ in vars(each)), cls).__module__
+    # A function without a module or a class is one of torch's own dispatcher, for example.
+    return module if isinstance(module, str) and not module.startswith("pybind11") else None
 
 
 @functools.cache
+def _may_reach_tensors(module: str) -> bool:
+    return module.partition(".")[0] not in _KNOWN and _is_linked_to_torch(module)
+
+
 def _is_linked_to_torch(module: str) -> bool:
     """Whether the file of the module names torch's libraries, or a file of its package when it has none of its own."""
     root = module.partition(".")[0]
