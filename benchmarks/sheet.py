@@ -41,7 +41,8 @@ def milliseconds(seconds: float) -> str:
 
 
 def microseconds(seconds: float) -> str:
-    return f"{seconds * 1e6:.1f}"
+    us = seconds * 1e6
+    return f"{us:.1f}" if us >= 1 else f"{us:.2f}"
 
 
 def times(ratio: float) -> str:
