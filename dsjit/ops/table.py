@@ -16,7 +16,7 @@ from dsjit.ops.decompositions import DECOMPOSITION_ROWS
 from dsjit.ops.pointwise import POINTWISE_ROWS
 from dsjit.ops.row import Decomposition, OpRow, Pointwise, Reduction, View
 
-__all__ = ["OP_TABLE", "can_hold", "row_of", "rule_of"]
+__all__ = ["OP_TABLE", "can_hold", "is_pointwise", "row_of", "rule_of"]
 
 OP_TABLE: Final[Mapping[str, OpRow]] = MappingProxyType(
     {**POINTWISE_ROWS, **reductions.ROWS, **views.ROWS, **DECOMPOSITION_ROWS}
@@ -42,6 +42,12 @@ def row_of(op: Callable[..., Any]) -> OpRow | None:
     if not isinstance(op, OpOverload):
         return None
     return _BY_QUALIFIED_NAME.get(op._name)
+
+
+def is_pointwise(op: Callable[..., Any]) -> bool:
+    """Whether the row of an overload says that it computes each element from those at its place, numbers included."""
+    row = row_of(op)
+    return row is not None and isinstance(row.rule, Pointwise)
 
 
 def rule_of(node: Node) -> Pointwise | Reduction | View | Decomposition | None:

@@ -31,15 +31,13 @@ After:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 
 from dsjit.ir.graph import UNKNOWN_SOURCE, Graph, Node, TensorType, Value
-from dsjit.ops.row import Pointwise
-from dsjit.ops.table import row_of
+from dsjit.ops.table import is_pointwise
 from dsjit.passes.rewrite import inputs_of, ops_where, rebuild, substitute
 
 __all__ = ["scalars_to_device"]
@@ -65,7 +63,7 @@ class _Mover:
         self.nodes: list[Node] = []
         self.moved: dict[Value, Value] = {}
         self.producers = graph.producers()
-        self.pointwise = ops_where(graph.nodes, _is_pointwise)
+        self.pointwise = ops_where(graph.nodes, is_pointwise)
 
     def run(self) -> Graph:
         readers = {node: scalars for node in self.graph.nodes if (scalars := self._scalars(node))}
@@ -141,11 +139,6 @@ class _Mover:
     def _new(self, type_: TensorType) -> Value:
         self.next_id += 1
         return Value(self.next_id - 1, type_)
-
-
-def _is_pointwise(op: Callable[..., Any]) -> bool:
-    row = row_of(op)
-    return row is not None and isinstance(row.rule, Pointwise)
 
 
 def _is_scalar(value: Value) -> bool:

@@ -15,8 +15,7 @@ import torch
 
 from dsjit.ir.graph import Graph, Node, Value, Write
 from dsjit.ops.properties import is_dynamic, is_pure
-from dsjit.ops.row import Pointwise
-from dsjit.ops.table import row_of
+from dsjit.ops.table import is_pointwise
 from dsjit.passes.cse import eliminate_common_subexpressions
 from dsjit.passes.dce import eliminate_dead_code
 from dsjit.passes.rewrite import substitute
@@ -66,14 +65,14 @@ def split_host(captured: Graph, device: torch.device) -> HostSplit | None:
             host.append(node)
             made[node.output] = None
         else:
-            for value in given if _takes_numbers(node) else ():
+            for value in given if is_pointwise(node.op) else ():
                 if value in on_host and value not in constants and value not in moved and not value.type.shape:
                     copy = Value(following, replace(value.type, device=device))
                     following += 1
                     keywords = {"dtype": value.type.dtype, "device": device, "non_blocking": True}
                     host.append(Node(aten._to_copy.default, (value,), keywords, (copy,), node.source))
                     moved[value] = copy
-            late.append(substitute(node, moved) if _takes_numbers(node) else node)
+            late.append(substitute(node, moved) if is_pointwise(node.op) else node)
     computed = {value for node in host for value in node.outputs}
     written = tuple([write for write in graph.writes if write.value in computed and write.target in on_host])
     writes = tuple([write for write in graph.writes if write not in written])
@@ -95,9 +94,3 @@ def split_host(captured: Graph, device: torch.device) -> HostSplit | None:
 
 def _moves(node: Node) -> bool:
     return node.op is aten._to_copy.default and is_pure(node)
-
-
-def _takes_numbers(node: Node) -> bool:
-    """Whether a number is as good on the device as in the host's memory, and better for fusion."""
-    row = row_of(node.op)
-    return row is not None and isinstance(row.rule, Pointwise)
