@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import threading
 import warnings
+import weakref
 
 import pytest
 import torch
@@ -213,6 +215,36 @@ def test_only_what_the_same_backward_wants_is_read_ahead(tmp_path):
     assert first.following is second
     read_in_order((first,))
     assert first.following is None
+
+
+def test_what_is_read_ahead_outlives_a_backward_that_does_not_ask_for_it(tmp_path, monkeypatch):
+    begun, dropped = threading.Event(), threading.Event()
+    read = os.preadv
+
+    def late(*args):
+        begun.set()
+        assert dropped.wait(60)
+        return read(*args)
+
+    monkeypatch.setattr(files.os, "preadv", late)
+    stored = files.OffloadFile(str(tmp_path), 4096).put(torch.randn(8))
+    reading = []
+    submit = files.ThreadPoolExecutor.submit
+
+    def watched(*args):
+        future = submit(*args)
+        reading.append((weakref.ref(args[-1]), future))
+        return future
+
+    monkeypatch.setattr(files.ThreadPoolExecutor, "submit", watched)
+    read_in_order((stored,))
+    assert begun.wait(60)
+    del stored
+    gc.collect()
+    ((content, future),) = reading
+    assert content() is not None
+    dropped.set()
+    future.result(60)
 
 
 def on_a_gpu(monkeypatch):

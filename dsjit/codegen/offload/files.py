@@ -13,7 +13,6 @@ import tempfile
 import weakref
 import zlib
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
 
 import torch
 
@@ -50,7 +49,7 @@ class OffloadFile:
         """Write a tensor. Raises OffloadError."""
         nbytes = span(tensor.shape, tensor.stride()) * tensor.itemsize
         on_host = tensor.as_strided((nbytes // tensor.itemsize,), (1,)).cpu()
-        content = _bytes_of(on_host, nbytes)
+        content = _bytes_of(on_host)
         try:
             done = 0
             while done < nbytes:
@@ -63,22 +62,22 @@ class OffloadFile:
         self._end += nbytes
         return stored
 
-    def read(self, start: int, checksum: int, into: memoryview) -> None:
-        """Raises OffloadError when the file holds something else."""
-        done = 0
-        while done < len(into):
-            count = os.preadv(self._number, [into[done:]], start + done)
+    def read(self, start: int, checksum: int, into: torch.Tensor) -> None:
+        """Fill a tensor of one dimension. Raises OffloadError when the file holds something else."""
+        content, done = _bytes_of(into), 0
+        while done < len(content):
+            count = os.preadv(self._number, [content[done:]], start + done)
             if count == 0:
                 break
             done += count
-        if done < len(into) or zlib.crc32(into) != checksum:
+        if done < len(content) or zlib.crc32(content) != checksum:
             raise OffloadError(f"what was kept for a backward in {self._directory!r} was changed on the disk")
 
-    def submit(self, *args: Any) -> Future[None]:
-        """`read`, in a thread."""
+    def submit(self, start: int, checksum: int, into: torch.Tensor) -> Future[None]:
+        """`read`, in a thread, which holds the tensor: a backward may end, or fail, before it has asked for this."""
         if self._reader is None:
             self._reader = ThreadPoolExecutor(1, thread_name_prefix="dsjit-offload")
-        return self._reader.submit(self.read, *args)
+        return self._reader.submit(self.read, start, checksum, into)
 
 
 class StoredTensor(KeptTensor):
@@ -93,8 +92,7 @@ class StoredTensor(KeptTensor):
     def read_ahead(self) -> None:
         if self._ahead is None:
             content = torch.empty(self.nbytes // self._dtype.itemsize, dtype=self._dtype)
-            reading = self._file.submit(self._start, self._checksum, _bytes_of(content, self.nbytes))
-            self._ahead = content, reading
+            self._ahead = content, self._file.submit(self._start, self._checksum, content)
 
     def fetch(self) -> torch.Tensor:
         self.read_ahead()
@@ -106,6 +104,6 @@ class StoredTensor(KeptTensor):
         return content.to(self._device).as_strided(self._shape, self._strides)
 
 
-def _bytes_of(tensor: torch.Tensor, nbytes: int) -> memoryview:
-    """The memory of the tensor, which has to outlive it."""
-    return memoryview((ctypes.c_char * nbytes).from_address(tensor.data_ptr())).cast("B")
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous tensor, which has to outlive it."""
+    return memoryview((ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())).cast("B")
