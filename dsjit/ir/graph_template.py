@@ -106,11 +106,19 @@ def integers_in(graph: Graph) -> frozenset[int]:
     return frozenset(found)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class _Reference:
-    """Stands for the Value that is defined as number `number`. One object for each number."""
+    """Stands for the Value that is defined as number `number`. One object for each number.
 
-    number: int
+    No dataclass: numbers of Values that differ are another Graph, and no size, whatever polynomial has them.
+    """
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __repr__(self) -> str:
+        return f"value {self.number}"
 
 
 @dataclass(slots=True)

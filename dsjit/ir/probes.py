@@ -117,15 +117,17 @@ def leg_points(
     lowest: Sequence[int],
     allowed: Callable[[tuple[int, ...]], bool],
     divisors: Mapping[int, int] = MappingProxyType({}),
+    turned: bool = True,
 ) -> tuple[tuple[int, ...], ...] | None:
     """`sizes`, `lowest` when it can be, and further points around, from `lowest` on, that `allowed` accepts; None when
     there are too few. No coordinate repeats but within `lowest`, and none is an affine form of two others. When
     `lowest` is not accepted, each coordinate takes its lowest number in a point of its own.
 
     divisors: by the number of a size, what it is divided by: there are more points then, with other quotients.
+    turned: at one point, if it is accepted, what is less than another size elsewhere is more.
     """
     for stretch in range(4):
-        points = _leg_points(sizes, lowest, allowed, divisors, stretch)
+        points = _leg_points(sizes, lowest, allowed, divisors, turned, stretch)
         if points is None:
             return None
         columns = list(zip(*points, strict=True))
@@ -139,6 +141,7 @@ def _leg_points(
     lowest: Sequence[int],
     allowed: Callable[[tuple[int, ...]], bool],
     divisors: Mapping[int, int],
+    turned: bool,
     stretch: int,
 ) -> tuple[tuple[int, ...], ...] | None:
     """stretch: how far coordinates are moved apart, that would follow each other at all points."""
@@ -146,6 +149,8 @@ def _leg_points(
     taken = set(sizes)
     count = LEGS + 2 * bool(divisors)
     for number, target in enumerate((0.67, 0.0, 0.34, 1.0, 1.5, 2.0, 0.5, 0.84)):
+        if number == _BEFORE_TURNED and turned and len(sizes) > 1:
+            _add_turned(points, taken, lowest, allowed, stretch)
         for attempt in _ATTEMPTS:
             point: list[int] = []
             for place, (size, least) in enumerate(zip(sizes, lowest, strict=True)):
@@ -170,11 +175,34 @@ def _leg_points(
 _ATTEMPTS: Final = (0, 3, 6, 9, *sorted(set(range(1, 65)) - {3, 6, 9}))
 """What is added to a point until it is allowed: to get beyond a limit, and to every remainder."""
 
+_BEFORE_TURNED: Final = 2
+"""Points around the sizes that come first."""
+
+_SMALLEST_TURNED: Final = 5
+
 _FARTHEST: Final = 512
 """How far sizes that are divided are from those that were asked for."""
 
 _SMALL: Final = 16
 """Remainders are small numbers: where need be, they are among those that are avoided."""
+
+
+def _add_turned(
+    points: list[tuple[int, ...]],
+    taken: set[int],
+    lowest: Sequence[int],
+    allowed: Callable[[tuple[int, ...]], bool],
+    stretch: int,
+) -> None:
+    """Add a point, near the lowest sizes, in which the sizes are in the opposite order."""
+    for attempt in _ATTEMPTS:
+        point, size = [0] * len(lowest), _SMALLEST_TURNED + attempt
+        for place in sorted(range(len(lowest)), key=lambda place: (points[0][place], place), reverse=True):
+            point[place] = size = _near(max(size + 1 + stretch * place, lowest[place]), taken)
+        if allowed(tuple(point)):
+            points.append(tuple(point))
+            taken.update(point)
+            return
 
 
 def _add_lowest_apart(

@@ -39,3 +39,24 @@ def test_points_that_are_not_allowed_are_left_out() -> None:
     points = leg_points((8, 6), (2, 2), lambda point: point[0] > 5)
     assert points is not None
     assert all(first > 5 for first, _ in points)
+
+
+@pytest.mark.parametrize("typical", [sizes for sizes in TYPICAL if len(sizes) > 1], ids=str)
+def test_in_one_leg_all_sizes_are_in_the_opposite_order(typical: tuple[int, ...]) -> None:
+    points = leg_points(typical, (2,) * len(typical), lambda point: True)
+    assert points is not None
+    for one, other in itertools.combinations(range(len(typical)), 2):
+        signs = {(point[one] > point[other]) - (point[one] < point[other]) for point in points[1:]}
+        assert {-1, 1} <= signs
+
+
+def test_an_order_that_is_not_allowed_is_kept() -> None:
+    points = leg_points((8, 16), (2, 2), lambda point: point[0] <= point[1])
+    assert points is not None
+    assert all(first <= second for first, second in points)
+
+
+def test_the_order_is_kept_when_asked() -> None:
+    points = leg_points((8, 16), (2, 2), lambda point: True, turned=False)
+    assert points is not None
+    assert all(first <= second for first, second in points)

@@ -20,7 +20,7 @@ from dsjit.trace.shapes.data_sizes import DataSizes, DynamicResult
 from dsjit.trace.shapes.lockstep import Abandoned
 from dsjit.trace.shapes.open_shapes import OpenShapes
 from dsjit.trace.shapes.open_sizes import dense_strides
-from dsjit.trace.shapes.size_rules import rounds_sizes, ruled_part
+from dsjit.trace.shapes.size_rules import order_of, rounds_sizes, ruled_parts
 
 __all__ = ["SegmentOpener", "rounds_open_sizes"]
 
@@ -64,16 +64,22 @@ class SegmentOpener:
             for place, result in enumerate(results)
             for number in result.dims.values()
         }
+        self._all_conditions = tuple(conditions)
         self._conditions: dict[int, list[str]] = {}
         ends = _segment_ends(recording)
         for condition, looks in conditions.items():
             self._conditions.setdefault(ends[looks], []).append(condition)
         for number, column in enumerate(zip(*points, strict=True)):
             if min(column) > SMALLEST:
-                birth = self._births.get(number)
-                where = self._conditions.setdefault(0 if birth is None else birth[0] + 1, [])
-                where.append(f"s{number} >= {min(column)}")
+                self._conditions.setdefault(self._first_segment(number), []).append(f"s{number} >= {min(column)}")
+        for condition, pair in order_of(points):
+            self._conditions.setdefault(max(map(self._first_segment, pair)), []).append(condition)
         self._parts: list[_Part] = []
+
+    def _first_segment(self, number: int) -> int:
+        """The first that may depend on a size."""
+        birth = self._births.get(number)
+        return 0 if birth is None else birth[0] + 1
 
     def read(self, runs: Sequence[tuple[Segment, ...]], returned: Sequence[Polynomial]) -> bool:
         """Take the segments of all runs. returned: sizes that the result depends on. Raises Mismatch and Abandoned.
@@ -92,7 +98,8 @@ class SegmentOpener:
             graphs = [_without_sizes(graph, self._looks[number]) for graph in graphs]
         if any(rounds_open_sizes(graphs, node) for node in range(len(graphs[0].nodes))):
             raise Abandoned("an op rounds sizes that are open")
-        template, ruled = self._template(graphs), self._template([ruled_part(graph) for graph in graphs])
+        template = self._template(graphs)
+        ruled = self._template(ruled_parts(graphs, self._fit, self._all_conditions))
         variables = template.variables | ruled.variables
         for condition in self._conditions.get(number, ()):
             variables |= {int(name) for name in _NAME.findall(condition)}

@@ -83,11 +83,7 @@ class OpenShapes:
         """Whether `why_not` says nothing."""
         point = tuple([inputs[number].shape[dim] for number, dim in self.sources])
         layouts = tuple([(inputs[number].shape, inputs[number].stride()) for number in self._inputs])
-        return (
-            self._allows(*point)
-            and layouts == self._layouts(*point)
-            and (not self.ruled.example.nodes or keeps_shape_rules(self.ruled.at(point)))
-        )
+        return self._allows(*point) and layouts == self._layouts(*point) and self._keeps_rules(point)
 
     def why_not(self, inputs: Sequence[torch.Tensor]) -> str | None:
         """What keeps these inputs from being served, in words."""
@@ -103,9 +99,13 @@ class OpenShapes:
         broken = self.broken_condition(point)
         if broken is not None:
             return f"{broken} does not hold"
-        if self.ruled.example.nodes and not keeps_shape_rules(self.ruled.at(point)):
-            return "an index is out of the range that was recorded"
+        if not self._keeps_rules(point):
+            return "an index, or the shape of a result, is beyond what was recorded"
         return None
+
+    def _keeps_rules(self, point: Sequence[int]) -> bool:
+        recorded = self.ruled.example
+        return not recorded.nodes or keeps_shape_rules(self.ruled.at(point), recorded)
 
     def serves_typical(self) -> bool:
         """Whether the sizes that the call had are not too small for what it was made into."""

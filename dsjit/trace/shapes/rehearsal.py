@@ -42,14 +42,14 @@ from dsjit.trace.shapes.lockstep import Abandoned, Lockstep
 from dsjit.trace.shapes.open_segments import SegmentOpener, rounds_open_sizes
 from dsjit.trace.shapes.open_shapes import OpenShapes
 from dsjit.trace.shapes.open_sizes import OpenSizes, resize
-from dsjit.trace.shapes.size_rules import ruled_part
+from dsjit.trace.shapes.size_rules import meets, order_of, ruled_parts
 from dsjit.trace.training.checkpoints import CheckpointWatch
 from dsjit.trace.training.gradients import BackwardInThisThread
 from dsjit.trace.training.optimizers import OptimizerWatch
 
 __all__ = ["Rehearsal", "rehearse"]
 
-ATTEMPTS: Final = 6
+ATTEMPTS: Final = 7
 """Rehearsals of one call, each with sizes that meet the conditions that the ones before found."""
 
 
@@ -85,19 +85,26 @@ def rehearse(
 
     Raises Abandoned or Mismatch.
     """
-    conditions: list[Any] = []
+    conditions: list[str] = []
     divisors: dict[int, int] = {}
     typical = (*sizes.typical, *data_sizes.typical)
     lowest_data_sizes = (data_sizes.smallest,) * len(data_sizes.typical)
     smallest = (*sizes.smallest, *lowest_data_sizes)
     lowest: tuple[int, ...] = (*((SMALLEST,) * len(sizes.typical)), *lowest_data_sizes)
+    # Something may be different for small sizes, or where another size is the lesser one: leave these out.
+    choices = [
+        (least, turned)
+        for least in dict.fromkeys([lowest, lowest if sizes.before is None else smallest])
+        for turned in ([True, False] if len(typical) > 1 else [False])
+    ]
+    failures: list[str] = []
 
     def allowed(point: tuple[int, ...]) -> bool:
-        names = {f"s{number}": size for number, size in enumerate(point)}
-        return all(eval(condition, {"max": max, "min": min}, names) for condition in conditions)
+        return meets(point, conditions)
 
     for _ in range(ATTEMPTS):
-        points = leg_points(typical, lowest, allowed, divisors)
+        least, turned = choices[0]
+        points = leg_points(typical, least, allowed, divisors, turned)
         if points is None:
             raise Abandoned("too few other sizes meet what Python asks of them")
         states = generator_states()
@@ -107,13 +114,15 @@ def rehearse(
                 return _rehearse(function, args, kwargs, name, captured, sizes, data_sizes, points)
         except (Abandoned, Mismatch) as stop:
             if isinstance(stop, Abandoned) and stop.condition is not None:
-                conditions.append(compile(stop.condition, "<condition>", "eval"))
+                conditions.append(stop.condition)
             elif isinstance(stop, Abandoned) and any(divisors.get(n, 0) < by for n, by in stop.divisors.items()):
                 divisors.update({n: max(by, divisors.get(n, 0)) for n, by in stop.divisors.items()})
-            elif sizes.before is None or lowest == smallest:
-                raise
-            else:  # Something is different for small sizes: leave them out.
-                lowest = smallest
+            else:
+                failures.append(str(stop))
+                order_matters = len(failures) != 2 or failures[0] != failures[1]
+                choices = [(least, turned) for least, turned in choices[1:] if turned or order_matters]
+                if not choices:
+                    raise
         finally:
             put_back(states)
     raise Abandoned("Python asks too much about sizes")
@@ -338,14 +347,14 @@ def _open_joint(
         raise Abandoned("other gradients are wanted for other sizes")
     if any(rounds_open_sizes(graphs, node) for node in range(len(graphs[0].nodes))):
         raise Abandoned("an op rounds sizes that are open")
-    template, ruled = (
-        make_graph_template(each, TemplateMaker(run.fit)) for each in (graphs, [ruled_part(graph) for graph in graphs])
-    )
+    template = make_graph_template(graphs, TemplateMaker(run.fit))
+    ruled = make_graph_template(ruled_parts(graphs, run.fit, run.conditions), TemplateMaker(run.fit))
     lowest = [
         f"s{number} >= {min(column)}"
         for number, column in enumerate(zip(*run.points, strict=True))
         if min(column) > SMALLEST
     ]
+    lowest += [condition for condition, _ in order_of(run.points)]
     inputs = replace(template, inputs=template.inputs[: joints[0].primals])
     maker = TemplateMaker(run.fit)
     shapes = maker.make([joint.shapes for joint in joints])
