@@ -7,7 +7,7 @@ these are open; so does a first call with sizes that the user says are dynamic.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ from dsjit.trace.shapes.data_sizes import DataSizes, find_data_sizes
 from dsjit.trace.shapes.lockstep import Abandoned
 from dsjit.trace.shapes.open_sizes import NO_SIZES, Met, OpenSizes, changed_sizes, chosen_sizes
 from dsjit.trace.shapes.rehearsal import Rehearsal, rehearse
+from dsjit.trace.shapes.unread_inputs import without_unread_inputs
 
 __all__ = ["OpenCalls", "SizeMarks"]
 
@@ -134,7 +135,7 @@ class OpenCalls:
             return found
         served = shapes.broken_condition(sizes.before) is None
         template = shapes.template if found.joint is None else found.joint.template
-        if served and graph_structure(template.at(sizes.before)) != graph_structure(before):
+        if served and _structure(template.at(sizes.before)) != _structure(before):
             self.reasons.append(f"for the sizes {sizes.before} the program would be another one")
             return None
         return found
@@ -164,6 +165,10 @@ class OpenCalls:
             if len(sizes.typical) > 1:
                 for number in range(len(sizes.typical)):
                     yield sizes.only(number), None
+
+
+def _structure(graph: Graph) -> Hashable:
+    return graph_structure(without_unread_inputs(graph))
 
 
 def _choices_of_data_sizes(recording: Recording) -> list[DataSizes]:

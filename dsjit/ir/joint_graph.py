@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 
-from dsjit.ir.graph import Graph, TensorType
+from dsjit.ir.graph import Graph, TensorType, Value
 from dsjit.ir.graph_template import GraphTemplate
 from dsjit.ir.polynomial import Polynomial
 from dsjit.ir.template import Template, fill
@@ -51,6 +51,17 @@ class JointGraph:
         """Under which checkpoints the nodes were recorded, in order; empty without any."""
         found = tuple([node.source.region for node in self.graph.nodes])
         return found if any(found) else ()
+
+    def with_primals(self, values: tuple[Value, ...]) -> JointGraph:
+        """The same with more primals behind its own, which nobody reads."""
+        end, inputs, nothing = self.primals, self.graph.inputs, (None,) * len(values)
+        return replace(
+            self,
+            graph=replace(self.graph, inputs=(*inputs[:end], *values, *inputs[end:])),
+            primals=end + len(values),
+            gradients=(*self.gradients[:end], *nothing, *self.gradients[end:]),
+            shapes=(*self.shapes[:end], *nothing, *self.shapes[end:]),
+        )
 
     @property
     def structure(self) -> Hashable:

@@ -58,7 +58,8 @@ class Capture:
     guard: when the segments (or, without them, the verdict) hold again; None when that cannot be told.
     inputs, places: ids of the Values that the guard's tensors are, in its order, and where it finds them: a path, or
         the paths of all inputs that lie in one memory. recipe: for the result and the effects.
-    tensors: the inputs, with their paths, and what they were. observer: of the call, which knows its effects.
+    tensors: those that the guard knows, read or not, with their paths, and what they were. observer: of the call, which
+        knows its effects.
     joint: forward and backward, where gradients are wanted; the only segment is then the forward.
     effects: what `recipe` does to Python, told in words.
     given: the input tensors, in the order of `inputs`. recording: of the run, from which the segments were cut.
@@ -270,8 +271,7 @@ def _finish(result: Any, observer: Observer, recorder: Recorder, journal: Journa
     guard = observer.build_guard(paths, ended.written, shared=shared)
     places = (*paths, *(tuple([paths[number] for number in region.members]) for region in regions))
     ids = tuple([value.id for value, _ in inputs] + [region.value.id for region in regions])
-    wanted = {id(tensor) for _, tensor in inputs}
-    tensors = tuple([met for met in observer.tensors_met() if id(met[1]) in wanted])
+    tensors = observer.tensors_met()
     told = [EffectLine(str(event), None, event.source) for event, _ in journal.events]
     effects = (*told, *map(EffectLine.of, observer.effects))
     recipe = description.recipe(ended.returned)

@@ -16,6 +16,7 @@ from typing import Any, Final
 import torch
 
 from dsjit.errors import CaptureError
+from dsjit.ir.graph import TensorType
 from dsjit.ir.graph_template import make_graph_template
 from dsjit.ir.joint_graph import JointGraph, JointTemplate
 from dsjit.ir.polynomial import Polynomial
@@ -32,8 +33,9 @@ from dsjit.trace.looks.outcome import SMALLEST, OutcomeKind
 from dsjit.trace.looks.python_state import Leg, StateWatch
 from dsjit.trace.looks.segments import Segment
 from dsjit.trace.observe import Observer
+from dsjit.trace.reads.paths import Path
 from dsjit.trace.recording.generator import GeneratorWatch
-from dsjit.trace.recording.memory import CannotTrace
+from dsjit.trace.recording.memory import CannotTrace, tensor_type
 from dsjit.trace.recording.one_thread import OneThread
 from dsjit.trace.recording.recorder import Recorder
 from dsjit.trace.recording.source import SourceFinder
@@ -43,6 +45,7 @@ from dsjit.trace.shapes.open_segments import SegmentOpener, rounds_open_sizes
 from dsjit.trace.shapes.open_shapes import OpenShapes
 from dsjit.trace.shapes.open_sizes import OpenSizes, resize
 from dsjit.trace.shapes.size_rules import meets, order_of, ruled_parts
+from dsjit.trace.shapes.unread_inputs import with_inputs
 from dsjit.trace.training.checkpoints import CheckpointWatch
 from dsjit.trace.training.gradients import BackwardInThisThread
 from dsjit.trace.training.optimizers import OptimizerWatch
@@ -284,12 +287,15 @@ def _conclude(
     recorders = (lead, *run.legs)
     everything = [items, *[[every[number] for every in followers] for number in range(len(run.legs))]]
     ended = [conclude(each, mine, name) for each, mine in zip(recorders, everything, strict=True)]
-    joints = [each.joint for each in ended if each.joint is not None]
     if any(each.memory.regions for each in recorders):
         raise Abandoned("it writes to memory that its inputs share")
-    if not _is_as_captured(ended[0], captured) or len(joints) not in (0, len(ended)):
+    if not _is_as_captured(ended[0], captured) or sum(each.joint is not None for each in ended) not in (0, len(ended)):
         raise Abandoned("with open sizes the program would be another one")
     paths = [observer.path_of(tensor) for _, tensor in lead.memory.inputs]
+    unread = [path for path in sizes.inputs if path not in paths]
+    if unread and len(ended[0].segments) == 1:
+        ended = with_inputs(ended, _types_at(unread, captured, run))
+        paths += unread
     positions = {path: number for number, path in enumerate(paths)}
     try:
         places = tuple([(positions[path], dim) for path, dim in sizes.sources])
@@ -298,6 +304,8 @@ def _conclude(
     recordings = [each.recording for each in ended if each.recording is not None]
     if len(recordings) != len(ended):
         raise Abandoned("the recording is incomplete")
+    inputs = tuple([value.id for value in recordings[0].inputs])
+    joints = [each.joint for each in ended if each.joint is not None]
     if joints:
         template, shapes_of_all = _open_joint(joints, run, places)
         maker = TemplateMaker(run.fit)
@@ -306,7 +314,7 @@ def _conclude(
             guard=observer.build_guard(
                 [path for path in paths if path is not None], ended[0].written, shapes=shapes_of_all
             ),
-            inputs=tuple([value.id for value, _ in lead.memory.inputs]),
+            inputs=inputs,
             places=tuple(paths),
             segments=(replace(ended[0].segments[0], sizes=shapes_of_all),),
             description=description,
@@ -329,13 +337,22 @@ def _conclude(
     shapes = opener.shapes_of_inputs(recordings) if places else None
     return Rehearsal(
         guard=observer.build_guard([path for path in paths if path is not None], ended[0].written, shapes=shapes),
-        inputs=tuple([value.id for value, _ in lead.memory.inputs]),
+        inputs=inputs,
         places=tuple(paths),
         segments=segments,
         description=description,
         returned=returned,
         sizes=tuple([polynomial.only(opener.last_variables) for polynomial in maker.sizes]),
     )
+
+
+def _types_at(paths: Sequence[Path], captured: Capture, run: Lockstep) -> list[list[TensorType]]:
+    """The types that these tensors of the call have in each run."""
+    tensors = {path: tensor for path, tensor, _ in captured.tensors}
+    rows = [[tensor_type(tensors[path]) for path in paths]]
+    return rows + [
+        [tensor_type(run.follower(tensors[path], number)) for path in paths] for number in range(1, len(run.points))
+    ]
 
 
 def _open_joint(
