@@ -29,6 +29,9 @@ FEWEST_QUOTIENTS: Final = 4
 _DIVISORS: Final = (2, 3, 4, 8, 16)
 """What sizes may be divided by where nobody says so (the steps of slices)."""
 
+_UNITS: Final = (8, 16, 32, 64, 128)
+"""Of what sizes may be rounded to multiples (rows of a buffer that a GPU's attention fills)."""
+
 _CANDIDATES: Final = {1: None, 2: 70, 3: 12}
 """Of how many monomials (in the order of their degrees) a sum of so many terms may be."""
 
@@ -144,11 +147,13 @@ class PolynomialFit:
     """Finds polynomials from their values at `points`, which all have as many coordinates. At least 3 points.
 
     quotients: those that may take part. rounds: whether others may that nobody knows of so far.
+    hints: units, by the numbers of sizes, to multiples of which these seem to be rounded: other points would tell.
     """
 
     points: tuple[tuple[int, ...], ...]
     quotients: tuple[Quotient, ...] = ()
     rounds: bool = False
+    hints: dict[int, int] = field(default_factory=dict)
     _monomials: list[tuple[tuple[int, ...], tuple[int, ...]]] = field(init=False)
     _known: dict[tuple[int, ...], Polynomial | None] = field(init=False)
 
@@ -187,16 +192,20 @@ class PolynomialFit:
         return len({quotient.at(point) for point in self.points}) >= FEWEST_QUOTIENTS
 
     def _rounded(self, values: tuple[int, ...]) -> Quotient | None:
-        """The one quotient of a size, or of a size and a little more, that has these values."""
+        """The one quotient of a size, or of a size and a little more, that has these values, or is how many times a
+        unit they are."""
         count = len(self.points[0])
+        ways = [(divisor, more, 1) for divisor in _DIVISORS for more in range(divisor)]
+        ways += [(unit, more, unit) for unit in _UNITS for more in (0, unit - 1)]
         found: list[Quotient] = []
-        for number, divisor in itertools.product(range(count), _DIVISORS):
+        for number, (divisor, more, unit) in itertools.product(range(count), ways):
             own = tuple([int(each == number) for each in range(count)])
-            for more in range(divisor):
-                dividend = Polynomial(((own, 1), ((0,) * count, more)) if more else ((own, 1),))
-                quotient = Quotient(dividend, divisor)
-                if values == tuple([quotient.at(point) for point in self.points]):
-                    found.append(quotient)
+            dividend = Polynomial(((own, 1), ((0,) * count, more)) if more else ((own, 1),))
+            quotient = Quotient(dividend, divisor)
+            if values == tuple([unit * quotient.at(point) for point in self.points]):
+                found.append(quotient)
+                if unit > 1 and not self.is_telling(quotient):
+                    self.hints[number] = max(unit, self.hints.get(number, 0))
         if len(found) != 1 or not self.is_telling(found[0]):
             return None
         remainders = {found[0].dividend.at(point) % found[0].divisor for point in self.points}

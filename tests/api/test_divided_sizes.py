@@ -75,6 +75,37 @@ def test_a_divided_size_is_open(name: str, grad: bool) -> None:
     assert behind.counters.traces <= most
 
 
+@torch.library.custom_op("dsjit_tests::sums_in_blocks", mutates_args=())
+def sums_in_blocks(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As attention on GPUs does, it gives a row of sums that is padded to a multiple of 32."""
+    return x * 2, torch.cat([x.sum(0), x.new_zeros(-x.shape[1] % 32)])
+
+
+@sums_in_blocks.register_fake
+def _(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(x), x.new_empty(-(-x.shape[1] // 32) * 32)
+
+
+@pytest.mark.parametrize(
+    "lengths", [(100, 128, 160, 77, 33, 31, 64, 500), (20, 25, 40, 50, 70, 33, 90, 7, 31, 64, 300)]
+)
+@pytest.mark.parametrize("grows", [False, True])
+def test_what_an_op_pads_to_a_multiple_is_open(lengths: tuple[int, ...], grows: bool) -> None:
+    def function(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        double, sums = sums_in_blocks(x.sin())
+        return double.cos(), sums * 3
+
+    jitted = dsjit.jit(function)
+    for number, length in enumerate(lengths):
+        x = torch.randn(3 + number * grows, length)
+        for one, other in zip(function(x), jitted(x), strict=True):
+            torch.testing.assert_close(one, other)
+    behind = jitted_of(jitted)
+    assert behind is not None
+    assert behind.counters.calls_eager == 0
+    assert behind.counters.traces <= 3  # one of them for lengths of one block
+
+
 def test_a_rule_that_holds_for_few_sizes_alone_serves_these() -> None:
     """The next multiple of 512 is 512 for all sizes that were tried."""
 

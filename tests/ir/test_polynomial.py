@@ -41,6 +41,21 @@ def test_a_quotient_that_nobody_told_of_is_found_when_it_is_the_only_one() -> No
     assert PolynomialFit(even, rounds=True).find(tuple([(size + 1) // 2 for (size,) in even])) is None
 
 
+@pytest.mark.parametrize("unit", [32, 64])
+@pytest.mark.parametrize("up", [True, False])
+def test_multiples_of_a_unit_are_found_where_sizes_are_far_enough_apart(unit: int, up: bool) -> None:
+    def rounded(size: int) -> int:
+        return (size + (unit - 1) * up) // unit * unit
+
+    far = PolynomialFit(((200,), (134,), (50,), (68,), (301,)), rounds=True)
+    found = far.find(tuple([rounded(size) for (size,) in far.points]))
+    assert found is not None
+    assert [found.at((size,)) for size in range(2, 300)] == [rounded(size) for size in range(2, 300)]
+    near = PolynomialFit(((unit + 8,), (unit - 5,), (9,), (7,), (unit - 8,)), rounds=True)
+    assert near.find(tuple([rounded(size) for (size,) in near.points])) is None
+    assert near.hints == {0: unit}
+
+
 def test_names_and_variables_reach_into_quotients() -> None:
     inner = Quotient(Polynomial((((0, 1), 1),)), 4)
     outer = Quotient(Polynomial((((0, 0, 1), 1), ((1, 0, 0), 1)), (inner,)), 2)

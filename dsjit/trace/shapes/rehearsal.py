@@ -228,6 +228,10 @@ def _rehearse(
             raise Abandoned(problems[0])
         run.share_looks()
         return _conclude(result, observer, run, name, captured, sizes, data_sizes)
+    except Mismatch as stop:
+        if run.fit.hints:
+            raise Abandoned(str(stop), divisors=run.fit.hints) from None
+        raise
     except CaptureError as error:
         raise Abandoned(str(error)) from None
     except (TemplateError, CannotTrace) as stop:
