@@ -94,9 +94,13 @@ def _keywords(node: Node) -> dict[str, Any]:
 
 
 def _holds_far_away(template: GraphTemplate, count: int, allowed: Callable[[tuple[int, ...]], bool]) -> bool:
-    return all(
-        has_stated_shapes(template.at(point).nodes[0]) for point in _far_points(template, count) if allowed(point)
-    )
+    nodes = [template.at(point).nodes[0] for point in _far_points(template, count) if allowed(point)]
+    return all(has_stated_shapes(node) for node in nodes if not _is_empty(node))
+
+
+def _is_empty(node: Node) -> bool:
+    """Whether a size is less than 1: no program for many sizes serves that."""
+    return any(size < 1 for value in (*node.inputs(), *node.outputs) for size in value.type.shape)
 
 
 def _far_points(template: GraphTemplate, count: int) -> Iterator[tuple[int, ...]]:
