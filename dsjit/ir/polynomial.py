@@ -32,6 +32,9 @@ _DIVISORS: Final = (2, 3, 4, 8, 16)
 _UNITS: Final = (8, 16, 32, 64, 128)
 """Of what sizes may be rounded to multiples (rows of a buffer that a GPU's attention fills)."""
 
+_FEW_REMAINDERS: Final = 4
+"""Of a quotient: the legs of a rehearsal have them all, when it is known that a size is divided."""
+
 _CANDIDATES: Final = {1: None, 2: 70, 3: 12}
 """Of how many monomials (in the order of their degrees) a sum of so many terms may be."""
 
@@ -147,14 +150,18 @@ class PolynomialFit:
     """Finds polynomials from their values at `points`, which all have as many coordinates. At least 3 points.
 
     quotients: those that may take part. rounds: whether others may that nobody knows of so far.
-    hints: units, by the numbers of sizes, to multiples of which these seem to be rounded: other points would tell.
+    hints: what sizes, by their numbers, seem to be divided by: points with other quotients and remainders would tell.
+    guessed: quotients that nobody told of, of which the points do not have every remainder. Two such quotients of one
+        size may be an affine form of each other at these points, so that they are only ever taken for themselves.
     """
 
     points: tuple[tuple[int, ...], ...]
     quotients: tuple[Quotient, ...] = ()
     rounds: bool = False
     hints: dict[int, int] = field(default_factory=dict)
+    guessed: frozenset[Quotient] = frozenset()
     _monomials: list[tuple[tuple[int, ...], tuple[int, ...]]] = field(init=False)
+    _told: list[tuple[tuple[int, ...], tuple[int, ...]]] = field(init=False)
     _known: dict[tuple[int, ...], Polynomial | None] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -168,6 +175,9 @@ class PolynomialFit:
         self._monomials = [
             (exponents, tuple([_monomial(exponents, point) for point in points])) for exponents in ordered
         ]
+        first = len(self.points[0])
+        guessed = [first + number for number, quotient in enumerate(self.quotients) if quotient in self.guessed]
+        self._told = [each for each in self._monomials if not any(each[0][number] for number in guessed)]
 
     def admit(self, quotient: Quotient) -> None:
         """From now on, this one may take part, too."""
@@ -182,6 +192,8 @@ class PolynomialFit:
             if found is None and self.rounds:
                 quotient = self._rounded(values)
                 if quotient is not None:
+                    if not self._has_all_remainders(quotient):
+                        self.guessed |= {quotient}
                     self.admit(quotient)
                     found = self._search(values)
             self._known[values] = found
@@ -208,8 +220,18 @@ class PolynomialFit:
                     self.hints[number] = max(unit, self.hints.get(number, 0))
         if len(found) != 1 or not self.is_telling(found[0]):
             return None
-        remainders = {found[0].dividend.at(point) % found[0].divisor for point in self.points}
-        return found[0] if len(remainders) > 1 else None
+        (quotient,) = found
+        if quotient.divisor <= _FEW_REMAINDERS and not self._has_all_remainders(quotient):
+            (number,) = quotient.dividend.variables
+            self.hints[number] = max(quotient.divisor, self.hints.get(number, 0))
+            return None
+        return quotient if len(self._remainders(quotient)) > 1 else None
+
+    def _remainders(self, quotient: Quotient) -> set[int]:
+        return {quotient.dividend.at(point) % quotient.divisor for point in self.points}
+
+    def _has_all_remainders(self, quotient: Quotient) -> bool:
+        return len(self._remainders(quotient)) == quotient.divisor
 
     def _search(self, values: tuple[int, ...]) -> Polynomial | None:
         if not any(values):
@@ -217,7 +239,7 @@ class PolynomialFit:
         limit = min(MAX_TERMS, len(self.points) - 2)
         for count in range(1, limit + 1):
             # Many terms explain many things: let them be simple ones.
-            candidates = self._monomials[: _CANDIDATES[count]]
+            candidates = self._monomials[: _CANDIDATES[count]] if count == 1 else self._told[: _CANDIDATES[count]]
             for chosen in itertools.combinations(candidates, count):
                 factors = _solve([row for _, row in chosen], values)
                 if factors is not None and all(factors):

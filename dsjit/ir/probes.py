@@ -57,13 +57,13 @@ def _divided_points(
     found: list[FreePoint] = []
     taken = set(avoid)
     for number, point in enumerate(points):
-        for small, shift in itertools.product((0, _SMALL), range(_FARTHEST)):
+        for small, shift, shorter in itertools.product((0, _SMALL), range(_FARTHEST), (0, 1)):
             sizes_there = [size + shift * (place in divided) for place, size in enumerate(point)]
-            moved = _free_point(sizes_there, quotients, number)
+            moved = _free_point(sizes_there, quotients, number, shorter)
             if moved is None or not taken.isdisjoint(moved):
                 continue
             values = {size.at(moved) for size in sizes}
-            fresh = all(_is_fresh(quotient, moved, found) for quotient in quotients)
+            fresh = all(_is_fresh(quotient, moved, found) and not _divides(quotient, moved) for quotient in quotients)
             known = avoid if not small else [each for each in avoid if each > small]
             if fresh and len(values) == len(set(sizes)) and values.isdisjoint(known):
                 found.append(moved)
@@ -81,13 +81,21 @@ def _is_fresh(quotient: Quotient, point: FreePoint, former: Sequence[FreePoint])
     return not former or quotient.remainder is not None or _rest(quotient, point) != _rest(quotient, former[-1])
 
 
+def _divides(quotient: Quotient, point: FreePoint) -> bool:
+    """Whether so many parts are a size, where they are none in general: rows of steps would be one long row then."""
+    return quotient.remainder is None and quotient.divisor * quotient.at(point) in point
+
+
 def _rest(quotient: Quotient, point: FreePoint) -> int:
     return quotient.dividend.at(point) - quotient.divisor * quotient.at(point)
 
 
-def _free_point(sizes: Sequence[int], quotients: Sequence[Quotient], number: int) -> FreePoint | None:
+def _free_point(sizes: Sequence[int], quotients: Sequence[Quotient], number: int, shorter: int) -> FreePoint | None:
     """These sizes, with quotients that leave a remainder: where that can only be 1 (of halves), it is 3 at every other
-    point, by its `number`, as if one half were shorter. None where they do not."""
+    point, by its `number`, as if one half were shorter. None where they leave none.
+
+    shorter: by how much all quotients are less than that, besides.
+    """
     point = FreePoint(sizes)
     point.quotients = chosen = {}
     for quotient in quotients:
@@ -95,8 +103,8 @@ def _free_point(sizes: Sequence[int], quotients: Sequence[Quotient], number: int
         remainder = value % divisor
         if remainder != (quotient.remainder if quotient.remainder is not None else remainder or None):
             return None
-        if quotient.remainder is None and divisor == 2 and number % 2:
-            remainder += divisor
+        if quotient.remainder is None:
+            remainder += (shorter + (divisor == 2 and number % 2)) * divisor
         chosen[quotient] = (value - remainder) // divisor
     return point
 
