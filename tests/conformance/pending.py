@@ -28,7 +28,6 @@ PENDING: Final[frozenset[str]] = frozenset(
         "growing_state.groups_are_appended_to",
         "growing_state.nested_tables_count",
         "growing_state.scores_are_kept_in_a_heap_and_in_order",
-        "growing_state.tensors_grow_in_a_dictionary",
         "growing_state.text_is_formatted_in_every_way",
         "growing_state.the_last_of_several_histories_grows",
         "lost_effects.containers_of_nested_classes",
