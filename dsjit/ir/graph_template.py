@@ -65,8 +65,9 @@ class GraphTemplate:
     def canonical(self) -> tuple[Graph, ...]:
         """Graphs for sizes that are the same for each template: templates are equal when these are."""
         count = max(self.variables, default=-1) + 1
-        bases = (911, 2012, 3013) if self.quotients else (911, 2011)  # which leave different remainders
-        return tuple([self.at([base + number for number in range(count)]) for base in bases])
+        # No size is an affine form of another one at all points, and remainders differ.
+        rows = ((911, 172, 31), (2012, 397, 17), (3013, 611, 7))
+        return tuple([self.at([a + b * n + c * n * n for n in range(count)]) for a, b, c in rows])
 
     def input_types(self, point: Sequence[int]) -> tuple[TensorType, ...]:
         """The types of the inputs for these sizes."""

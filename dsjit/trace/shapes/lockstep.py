@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import builtins
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any, Final
@@ -200,6 +200,8 @@ class Lockstep(TorchFunctionMode):
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if function in _INDEXING:
+            self._note_whole_slices(*args[:2])
         lead_args, lead_kwargs = self.in_run(args, 0), self.in_run(kwargs, 0)
         try:
             result = function(*lead_args, **lead_kwargs)
@@ -227,6 +229,16 @@ class Lockstep(TorchFunctionMode):
                 reason = f"{_name_of(function)} fails for the sizes {self.points[number]} ({error})"
                 raise self.abandon(reason) from None
         return self._unite(results)
+
+    def _note_whole_slices(self, tensor: torch.Tensor, index: Any) -> None:
+        """`x[:, :12]` is no op where x has no more columns: that it has not is a condition then."""
+        runs = [self.in_run(tensor, number).shape for number in range(len(self.points))]
+        for dim, stop in _ends_of_slices(tensor.dim(), index):
+            sizes, stops = [shape[dim] for shape in runs], [self.in_run(stop, number) for number in range(len(runs))]
+            whole = [size <= end for size, end in zip(sizes, stops, strict=True)]
+            if any(whole) and len({*sizes}) + len({*stops}) > 2:
+                size = _SYMBOL(self._size(tuple(sizes))) if len({*sizes}) > 1 else sizes[0]
+                bool(size <= stop)
 
     def _read_in_legs(self, tensor: torch.Tensor) -> None:
         """The lead looked at `tensor`: the legs record that it was read."""
@@ -333,6 +345,27 @@ class Lockstep(TorchFunctionMode):
                 recorder.looks = [_in_terms_of(look, values) for look in self.lead.looks]
             except KeyError:
                 raise self.abandon("Python looks at other tensors for other sizes") from None
+
+
+_INDEXING: Final = frozenset({torch.Tensor.__getitem__, torch.Tensor.__setitem__})
+
+
+def _ends_of_slices(count: int, index: Any) -> Iterator[tuple[int, Any]]:
+    """The dimensions of which an index takes all up to an end, and where that is. count: of dimensions."""
+    items = index if type(index) is tuple else (index,)
+    taken = [_dimensions_taken(item) for item in items]
+    dim = 0
+    for item, own in zip(items, taken, strict=True):
+        if type(item) is slice and item.stop is not None and item.step in (None, 1) and item.start in (None, 0):
+            yield dim, item.stop
+        dim += count - sum(taken) if item is Ellipsis else own
+
+
+def _dimensions_taken(item: Any) -> int:
+    if item is None or item is Ellipsis or type(item) is bool:
+        return 0
+    masks = isinstance(item, torch.Tensor) and item.dtype in (torch.bool, torch.uint8)
+    return item.dim() if masks else 1
 
 
 def _name_of(function: Any) -> str:

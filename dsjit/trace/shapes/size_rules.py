@@ -119,6 +119,21 @@ def _split(node: Node, recorded: Node) -> bool:
     return sum(pieces) == shape[dim] and all(piece == length for piece in whole) and 0 < pieces[-1] <= length
 
 
+def _windows(node: Node, recorded: Node) -> bool:
+    full = bind_arguments(node.op, node.args, dict(node.kwargs))
+    shape = node.args[0].type.shape
+    dim = _wrap(full["dimension"], len(shape))
+    length: int = node.output.type.shape[dim]
+    return bool(length == (shape[dim] - full["size"]) // full["step"] + 1)
+
+
+def _pieces(node: Node, recorded: Node) -> bool:
+    full = bind_arguments(node.op, node.args, dict(node.kwargs))
+    shape = node.args[0].type.shape
+    sizes: Sequence[int] = full["split_sizes"]
+    return bool(sum(sizes) == shape[_wrap(full.get("dim") or 0, len(shape))] and min(sizes) >= 0)
+
+
 def _arange(node: Node, recorded: Node) -> bool:
     full = bind_arguments(node.op, node.args, dict(node.kwargs))
     start, end, step = full.get("start") or 0, full["end"], full.get("step") or 1
@@ -149,6 +164,8 @@ _RULES: Final[dict[Any, Callable[[Node, Node], bool]]] = {
     aten.select.int: _select,
     aten.diagonal.default: _diagonal,
     aten.split.Tensor: _split,
+    aten.split_with_sizes.default: _pieces,
+    aten.unfold.default: _windows,
     aten.arange.default: _arange,
     aten.arange.start: _arange,
     aten.arange.start_step: _arange,
