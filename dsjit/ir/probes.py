@@ -65,13 +65,22 @@ def _divided_points(
             values = {size.at(moved) for size in sizes}
             fresh = all(_is_fresh(quotient, moved, found) and not _divides(quotient, moved) for quotient in quotients)
             known = avoid if not small else [each for each in avoid if each > small]
-            if fresh and len(values) == len(set(sizes)) and values.isdisjoint(known):
+            apart = fresh and len(values) == len(set(sizes)) and values.isdisjoint(known)
+            last = number == len(points) - 1
+            if apart and (not last or _are_independent([*found, moved], quotients)):
                 found.append(moved)
                 taken.update(moved)
                 break
         else:
             return None
     return tuple(found)
+
+
+def _are_independent(points: Sequence[FreePoint], quotients: Sequence[Quotient]) -> bool:
+    """Whether no size or quotient is an affine form of two others."""
+    columns = [list(column) for column in zip(*points, strict=True)]
+    columns += [[each.at(point) for point in points] for each in quotients if each.remainder is None]
+    return all(_tells_apart(column, columns[:place]) for place, column in enumerate(columns))
 
 
 def _is_fresh(quotient: Quotient, point: FreePoint, former: Sequence[FreePoint]) -> bool:
