@@ -32,8 +32,8 @@ _DIVISORS: Final = (2, 3, 4, 8, 16)
 _UNITS: Final = (8, 16, 32, 64, 128)
 """Of what sizes may be rounded to multiples (rows of a buffer that a GPU's attention fills)."""
 
-_FEW_REMAINDERS: Final = 4
-"""Of a quotient: the legs of a rehearsal have them all, when it is known that a size is divided."""
+_FEW_REMAINDERS: Final = 6
+"""Divisors up to this: the legs of a rehearsal have all remainders, when it is known that a size is divided."""
 
 _CANDIDATES: Final = {1: None, 2: 70, 3: 12}
 """Of how many monomials (in the order of their degrees) a sum of so many terms may be."""
@@ -203,6 +203,12 @@ class PolynomialFit:
         """Whether the points tell this quotient from other rules, but for its remainder."""
         return len({quotient.at(point) for point in self.points}) >= FEWEST_QUOTIENTS
 
+    def lacks_remainders(self, quotient: Quotient) -> bool:
+        """Whether the points have not every remainder, where they could: code of torch's own may round in another way,
+        which only differs at some of them."""
+        few = quotient.remainder is None and quotient.divisor <= _FEW_REMAINDERS
+        return few and not self._has_all_remainders(quotient)
+
     def _rounded(self, values: tuple[int, ...]) -> Quotient | None:
         """The one quotient of a size, or of a size and a little more, that has these values, or is how many times a
         unit they are."""
@@ -221,7 +227,7 @@ class PolynomialFit:
         if len(found) != 1 or not self.is_telling(found[0]):
             return None
         (quotient,) = found
-        if quotient.divisor <= _FEW_REMAINDERS and not self._has_all_remainders(quotient):
+        if self.lacks_remainders(quotient):
             (number,) = quotient.dividend.variables
             self.hints[number] = max(quotient.divisor, self.hints.get(number, 0))
             return None

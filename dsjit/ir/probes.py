@@ -173,7 +173,8 @@ def _leg_points(
             for place, (size, least) in enumerate(zip(sizes, lowest, strict=True)):
                 wanted = max(round(size * target), least) + attempt
                 if place in divisors:
-                    wanted = least + (number + 1) * (divisors[place] + 1) + attempt
+                    # Steps that are no multiples of another divisor, either.
+                    wanted = least + (number + 1) * (divisors[place] + 1) + max(number - 2, 0) + attempt
                 wanted += stretch * place * place * (len(points) ** 2 % 7)
                 point.append(_near(wanted, taken | set(point)) if target or attempt else least)
             if tuple(point) not in points and allowed(tuple(point)):
@@ -195,7 +196,9 @@ _ATTEMPTS: Final = (0, 3, 6, 9, *sorted(set(range(1, 65)) - {3, 6, 9}))
 _BEFORE_TURNED: Final = 2
 """Points around the sizes that come first."""
 
-_SMALLEST_TURNED: Final = 5
+_SMALLEST_TURNED: Final = 2
+_STEP_TURNED: Final = 4
+"""Rules for two sizes of which one is less than the other may agree where they are next to each other."""
 
 _FARTHEST: Final = 512
 """How far sizes that are divided are from those that were asked for."""
@@ -215,7 +218,7 @@ def _add_turned(
     for attempt in _ATTEMPTS:
         point, size = [0] * len(lowest), _SMALLEST_TURNED + attempt
         for place in sorted(range(len(lowest)), key=lambda place: (points[0][place], place), reverse=True):
-            point[place] = size = _near(max(size + 1 + stretch * place, lowest[place]), taken)
+            point[place] = size = _near(max(size + _STEP_TURNED + stretch * place, lowest[place]), taken)
         if allowed(tuple(point)):
             points.append(tuple(point))
             taken.update(point)

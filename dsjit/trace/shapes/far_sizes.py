@@ -27,6 +27,9 @@ _FARTHEST: Final = 1 << 16
 
 _SMALL: Final = 3
 
+_REMAINDERS: Final = 4
+_ATTEMPTS: Final = 64
+
 
 def size_dependent_nodes(
     graphs: Sequence[Graph], fit: PolynomialFit, allowed: Callable[[tuple[int, ...]], bool]
@@ -94,8 +97,15 @@ def _keywords(node: Node) -> dict[str, Any]:
 
 
 def _holds_far_away(template: GraphTemplate, count: int, allowed: Callable[[tuple[int, ...]], bool]) -> bool:
-    nodes = [template.at(point).nodes[0] for point in _far_points(template, count) if allowed(point)]
+    near = [next(filter(allowed, _around(point)), None) for point in _far_points(template, count)]
+    nodes = [template.at(point).nodes[0] for point in near if point is not None]
     return all(has_stated_shapes(node) for node in nodes if not _is_empty(node))
+
+
+def _around(point: tuple[int, ...]) -> Iterator[tuple[int, ...]]:
+    """The point, and others close to it, with other remainders."""
+    for shift in range(_ATTEMPTS):
+        yield tuple([size + shift // _REMAINDERS**place % _REMAINDERS for place, size in enumerate(point)])
 
 
 def _is_empty(node: Node) -> bool:

@@ -93,6 +93,7 @@ class Lockstep(TorchFunctionMode):
 
     resized: by id of an input of the lead, the tensors that the legs take in its place.
     data_sizes: what ops decide by data in the lead, the first of them being the size of number `first`.
+    divisors: what the points were chosen for, as `Abandoned` has them.
     conditions: what Python asked about sizes, as expressions that were true, and how many looks came before.
     """
 
@@ -104,6 +105,7 @@ class Lockstep(TorchFunctionMode):
         resized: Mapping[int, tuple[torch.Tensor, ...]],
         data_sizes: DataSizes,
         first: int,
+        divisors: Mapping[int, int] = MappingProxyType({}),
     ) -> None:
         super().__init__()
         self.points = points
@@ -113,6 +115,7 @@ class Lockstep(TorchFunctionMode):
         self.resized = resized
         self.conditions: dict[str, int] = {}
         self._first = first
+        self._divisors = divisors
         for number, leg in enumerate(legs, start=1):
             leg.call = _LegCalls(data_sizes, points[number][first:]).run
         self.failed: Abandoned | None = None
@@ -167,7 +170,8 @@ class Lockstep(TorchFunctionMode):
             self.conditions.setdefault(f"({dividend.text} % {by}) == {remainder}", len(self.lead.looks))
         quotient = Quotient(rule, by, remainder)
         found = {quotient.at(point) for point in self.points}
-        if self.fit.is_telling(quotient):
+        asked = all(self._divisors.get(number) == by for number in rule.variables if number < self._first)
+        if self.fit.is_telling(quotient) and (asked or not self.fit.lacks_remainders(quotient)):
             self.fit.admit(quotient)
         elif by <= LARGEST_DIVISOR and any(number < self._first for number in rule.variables):
             divisors = {number: by for number in rule.variables if number < self._first}

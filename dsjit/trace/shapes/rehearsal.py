@@ -114,7 +114,7 @@ def rehearse(
         assert captured.observer is not None
         try:
             with rewound(captured.observer.before), _unwritten(captured):
-                return _rehearse(function, args, kwargs, name, captured, sizes, data_sizes, points)
+                return _rehearse(function, args, kwargs, name, captured, sizes, data_sizes, points, divisors)
         except (Abandoned, Mismatch) as stop:
             if isinstance(stop, Abandoned) and stop.condition is not None:
                 conditions.append(stop.condition)
@@ -157,6 +157,7 @@ def _rehearse(
     sizes: OpenSizes,
     data_sizes: DataSizes,
     points: tuple[tuple[int, ...], ...],
+    divisors: Mapping[int, int],
 ) -> Rehearsal:
     observer = Observer(function, args, kwargs)
     sources = SourceFinder()
@@ -193,7 +194,7 @@ def _rehearse(
             recorder.on_generator(what, value)
 
     checkpoints = CheckpointWatch(recorders, lambda: None)  # the captured call has been told
-    run = Lockstep(points, lead, legs, resized, data_sizes, len(sizes.typical))
+    run = Lockstep(points, lead, legs, resized, data_sizes, len(sizes.typical), divisors)
     followers = [(leg, functools.partial(run.in_run, number=number)) for number, leg in enumerate(legs, start=1)]
     updates = OptimizerWatch(lead, observer, followers)
     others = [Leg(leg.memory, functools.partial(run.follower, number=number)) for number, leg in enumerate(legs, 1)]
