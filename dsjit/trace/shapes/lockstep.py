@@ -236,11 +236,16 @@ class Lockstep(TorchFunctionMode):
 
     def _note_whole_slices(self, tensor: torch.Tensor, index: Any) -> None:
         """`x[:, :12]` is no op where x has no more columns: that it has not is a condition then."""
-        runs = [self.in_run(tensor, number).shape for number in range(len(self.points))]
-        for dim, stop in _ends_of_slices(tensor.dim(), index):
-            sizes, stops = [shape[dim] for shape in runs], [self.in_run(stop, number) for number in range(len(runs))]
-            whole = [size <= end for size, end in zip(sizes, stops, strict=True)]
-            if any(whole) and len({*sizes}) + len({*stops}) > 2:
+        runs = range(len(self.points))
+        shapes = [self.in_run(tensor, number).shape for number in runs]
+        for dim, start, stop in _bounds_of_slices(tensor.dim(), index):
+            starts, stops = [[self.in_run(bound, number) for number in runs] for bound in (start, stop)]
+            sizes = [shape[dim] for shape in shapes]
+            if not any(first == 0 and size <= end for first, size, end in zip(starts, sizes, stops, strict=True)):
+                continue
+            if len({*starts}) > 1:
+                bool(start == 0)
+            if len({*sizes}) > 1 or len({*stops}) > 1:
                 size = _SYMBOL(self._size(tuple(sizes))) if len({*sizes}) > 1 else sizes[0]
                 bool(size <= stop)
 
@@ -354,14 +359,16 @@ class Lockstep(TorchFunctionMode):
 _INDEXING: Final = frozenset({torch.Tensor.__getitem__, torch.Tensor.__setitem__})
 
 
-def _ends_of_slices(count: int, index: Any) -> Iterator[tuple[int, Any]]:
-    """The dimensions of which an index takes all up to an end, and where that is. count: of dimensions."""
+def _bounds_of_slices(count: int, index: Any) -> Iterator[tuple[int, Any, Any]]:
+    """The dimensions of which an index takes what lies between two numbers, and these. count: of dimensions."""
     items = index if type(index) is tuple else (index,)
     taken = [_dimensions_taken(item) for item in items]
     dim = 0
     for item, own in zip(items, taken, strict=True):
-        if type(item) is slice and item.stop is not None and item.step in (None, 1) and item.start in (None, 0):
-            yield dim, item.stop
+        if type(item) is slice and (item.step is None or (type(item.step) is int and item.step == 1)):
+            start = 0 if item.start is None else item.start
+            if all(type(bound) in (int, torch.SymInt) for bound in (start, item.stop)):
+                yield dim, start, item.stop
         dim += count - sum(taken) if item is Ellipsis else own
 
 
