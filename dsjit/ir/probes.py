@@ -57,9 +57,9 @@ def _divided_points(
     found: list[FreePoint] = []
     taken = set(avoid)
     for number, point in enumerate(points):
-        for small, shift, shorter in itertools.product((0, _SMALL), range(_FARTHEST), (0, 1)):
+        for small, shift in itertools.product((0, _SMALL), range(_FARTHEST)):
             sizes_there = [size + shift * (place in divided) for place, size in enumerate(point)]
-            moved = _free_point(sizes_there, quotients, number, shorter)
+            moved = _free_point(sizes_there, quotients, number)
             if moved is None or not taken.isdisjoint(moved):
                 continue
             values = {size.at(moved) for size in sizes}
@@ -99,21 +99,22 @@ def _rest(quotient: Quotient, point: FreePoint) -> int:
     return quotient.dividend.at(point) - quotient.divisor * quotient.at(point)
 
 
-def _free_point(sizes: Sequence[int], quotients: Sequence[Quotient], number: int, shorter: int) -> FreePoint | None:
-    """These sizes, with quotients that leave a remainder: where that can only be 1 (of halves), it is 3 at every other
-    point, by its `number`, as if one half were shorter. None where they leave none.
+def _free_point(sizes: Sequence[int], quotients: Sequence[Quotient], number: int) -> FreePoint | None:
+    """These sizes, with their quotients; None where one does not leave the remainder that it must.
 
-    shorter: by how much all quotients are less than that, besides.
+    Halves leave no two remainders by which they could be told from other rules: at every other point, by its `number`,
+    they are one less than they are. At the others they are what they are, so that no bound is taken for one that is
+    always kept.
     """
     point = FreePoint(sizes)
     point.quotients = chosen = {}
     for quotient in quotients:
         value, divisor = quotient.dividend.at(point), quotient.divisor
         remainder = value % divisor
-        if remainder != (quotient.remainder if quotient.remainder is not None else remainder or None):
+        if quotient.remainder not in (None, remainder):
             return None
-        if quotient.remainder is None:
-            remainder += (shorter + (divisor == 2 and number % 2)) * divisor
+        if quotient.remainder is None and divisor == 2 and number % 2:
+            remainder += divisor
         chosen[quotient] = (value - remainder) // divisor
     return point
 
