@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
+from dsjit.ir.polynomial import Polynomial, Quotient
 from dsjit.ir.probes import leg_points, probe_points
 
 TYPICAL = [(19,), (19, 7, 6), (5, 5, 5), (64, 65), (2, 3, 4, 5), (128, 17, 18, 768)]
@@ -60,3 +61,16 @@ def test_the_order_is_kept_when_asked() -> None:
     points = leg_points((8, 16), (2, 2), lambda point: True, turned=False)
     assert points is not None
     assert all(first <= second for first, second in points)
+
+
+@pytest.mark.parametrize(("divisor", "more"), [(2, 0), (2, 1), (3, 0), (3, 2), (8, 7)])
+def test_probes_of_a_divided_size_keep_what_a_quotient_is_bounded_by(divisor: int, more: int) -> None:
+    size = Polynomial((((1,), 1),))
+    quotient = Quotient(Polynomial((((1,), 1), ((0,), more))) if more else size, divisor)
+    points = probe_points((16,), [0, 1, divisor], (size, Polynomial((((0, 1), 1),), (quotient,))))
+    assert points is not None
+    found = [(point[0], quotient.at(point)) for point in points]
+    honest = [(value + more) // divisor == part for value, part in found]
+    assert honest[0] and all(honest[::2])
+    assert all(honest) or divisor == 2
+    assert all(divisor * part != value for value, part in found)
