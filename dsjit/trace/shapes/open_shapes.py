@@ -15,7 +15,7 @@ from dsjit.ir.template import Made, Open, Template, compile_filling
 from dsjit.trace.looks.outcome import SMALLEST
 from dsjit.trace.reads.facts import Fact, TensorOf
 from dsjit.trace.reads.paths import Path
-from dsjit.trace.shapes.size_rules import keeps_shape_rules
+from dsjit.trace.shapes.size_rules import keeps_shape_rules, meets
 
 __all__ = ["OpenShapes"]
 
@@ -38,7 +38,6 @@ class OpenShapes:
     smallest: int = SMALLEST
     _inputs: tuple[int, ...] = field(init=False)
     _extents: tuple[tuple[Polynomial, int], ...] = field(init=False)
-    _compiled: tuple[Any, ...] = field(init=False)
     _layouts: Callable[..., tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]] = field(init=False)
     _allows: Callable[..., bool] = field(init=False)
     _known: dict[Any, bool] = field(default_factory=dict)
@@ -50,7 +49,6 @@ class OpenShapes:
         _open_extents(self.template.structure, extents)
         polynomials = [self.template.sizes[number] for number in extents]
         self._extents = tuple([(each, self.smallest if each.is_variable else SMALLEST) for each in polynomials])
-        self._compiled = tuple([compile(text, "<condition>", "eval") for text in self.conditions])
         layouts = [_layout(inputs[number]) for number in self._inputs]
         self._layouts = compile_filling(layouts, self.template.sizes, len(self.sources))
         ranges = [f"{extent} >= {smallest}" for extent, smallest in self._extents]
@@ -133,11 +131,7 @@ class OpenShapes:
 
     def broken_condition(self, point: Sequence[int]) -> str | None:
         """The first condition that does not hold for these sizes."""
-        names = {f"s{number}": size for number, size in enumerate(point)}
-        for text, code in zip(self.conditions, self._compiled, strict=True):
-            if not eval(code, {"max": max, "min": min}, names):
-                return text
-        return None
+        return next((condition for condition in self.conditions if not meets(point, [condition])), None)
 
     def describe(self) -> list[str]:
         """The conditions, one a line."""
